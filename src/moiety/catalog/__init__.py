@@ -1,0 +1,1 @@
+"""Data: models, clusters, devices, workloads and calibrations, each with its source."""

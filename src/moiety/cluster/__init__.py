@@ -1,0 +1,1 @@
+"""Where it runs: devices, nodes and the links between them."""

@@ -1,0 +1,192 @@
+"""The files that people name: the only module that opens them. Writing is all or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moiety.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+MAX_TEXT_BYTES = 64 * 10**6
+MAX_DATA_BYTES = 2 * 10**9
+
+
+def read_bytes(path: Path | str, *, limit: int = MAX_DATA_BYTES) -> bytes:
+    """Return what the file holds; raise InputError when it cannot be opened or holds more than `limit` bytes."""
+    source = str(path)
+    try:
+        with Path(path).open("rb") as stream:
+            data = stream.read(limit + 1)
+    except FileNotFoundError:
+        raise InputError("there is no such file", source=source) from None
+    except IsADirectoryError:
+        raise InputError("is a folder, not a file", source=source) from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read: {_reason(error)}", source=repr(source)) from None
+    if len(data) > limit:
+        raise InputError(f"is larger than {limit:,} bytes", source=source)
+    return data
+
+
+def read_text(path: Path | str, *, limit: int = MAX_TEXT_BYTES) -> str:
+    """Return the file's text, without a byte-order mark; raise InputError also for what is not UTF-8 text."""
+    data = read_bytes(path, limit=limit)
+    if b"\0" in data:
+        raise InputError("is binary, not text", source=str(path))
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"is not UTF-8 text: byte {error.start} is 0x{data[error.start]:02x}", source=str(path)
+        ) from None
+
+
+def resolve_input(
+    argument: str, *, in_folder: str | None = None, suffixes: Collection[str] = (), known: Collection[str] = ()
+) -> Path | None:
+    """Return the file that an argument names, or None where it can only be a catalogue name.
+
+    A folder stands for the one file in it that matches `in_folder` (`config.json`, `*_deployment_method.json`). A
+    word without a separator or one of `suffixes` is a catalogue name, unless it is not `known` there and a file of
+    that name exists. Raises InputError for a folder without such a file, or with several.
+    """
+    spelled_as_path = any(mark in argument for mark in ("/", os.sep)) or argument.endswith(tuple(suffixes))
+    spelled_as_path = spelled_as_path or argument in {".", "..", "~"}
+    if not argument or (argument in known and not spelled_as_path):
+        return None
+    path = Path(argument)
+    try:
+        path = path.expanduser()
+        if path.is_dir() and (spelled_as_path or (in_folder and any(path.glob(in_folder)))):
+            return _only_file(path, in_folder)
+        return path if spelled_as_path or (path.exists() and not path.is_dir()) else None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"cannot be read: {_reason(error)}", source=repr(argument)) from None
+
+
+def _only_file(folder: Path, pattern: str | None) -> Path:
+    if pattern is None:
+        raise InputError("is a folder, not a file", source=str(folder))
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise InputError(f"the folder holds no {pattern}", source=str(folder))
+    if len(found) > 1:
+        names = ", ".join(each.name for each in found[:5])
+        raise InputError(f"the folder holds {len(found)} files {pattern}", source=str(folder), remedy=f"name {names}")
+    return found[0]
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
+@dataclass(slots=True)
+class _Writing:
+    """What has been done so far, so that it can be undone."""
+
+    made_folders: list[Path] = field(default_factory=list[Path])
+    temporaries: dict[str, Path] = field(default_factory=dict[str, Path])
+    backups: dict[str, Path] = field(default_factory=dict[str, Path])
+    placed: list[Path] = field(default_factory=list[Path])
+
+    def undo(self) -> None:
+        """Put everything back as it was, as far as the file system lets us."""
+        for target in reversed(self.placed):
+            backup = self.backups.get(target.name)
+            with contextlib.suppress(OSError):
+                if backup is None:
+                    target.unlink()
+                else:
+                    backup.replace(target)
+        # A backup that is still another name of its target stays when it is moved there: it goes here.
+        for leftover in (*self.temporaries.values(), *self.backups.values()):
+            with contextlib.suppress(OSError):
+                leftover.unlink()
+        for folder in reversed(self.made_folders):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def write_all(folder: Path | str, contents: Mapping[str, str | bytes]) -> tuple[Path, ...]:
+    """Write the files, by name, into the folder (made where it is missing) and return their paths.
+
+    All of them appear whole, or none: what was there before is put back when anything fails. Raises InputError for a
+    name that is not a plain file name, OutputError when the folder or a file cannot be written.
+    """
+    target_folder = Path(folder)
+    for name in contents:
+        if name in {"", ".", ".."} or "/" in name or os.sep in name or "\0" in name:
+            raise InputError("a file name must not be empty or contain a separator", field="name", value=name)
+    writing = _Writing()
+    current = target_folder
+    try:
+        _make_folder(target_folder, writing)
+        mark = f".moiety-{os.getpid()}-{os.urandom(4).hex()}"
+        for index, (name, content) in enumerate(contents.items()):
+            current = target_folder / name
+            _write_temporary(target_folder / f"{mark}-{index}.part", name, content, writing)
+        for index, name in enumerate(contents):
+            current = target_folder / name
+            _place(current, target_folder / f"{mark}-{index}.old", writing)
+        _sync(target_folder)
+    except (OSError, ValueError) as error:
+        writing.undo()
+        raise OutputError(f"{current}: cannot be written: {_reason(error)}; nothing was changed") from None
+    except BaseException:  # an interrupt from the keyboard: leave nothing half-written, then stop
+        writing.undo()
+        raise
+    for backup in writing.backups.values():
+        with contextlib.suppress(OSError):
+            backup.unlink()
+    return tuple(target_folder / name for name in contents)
+
+
+def _make_folder(folder: Path, writing: _Writing) -> None:
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir()
+        writing.made_folders.append(each)
+    if not folder.is_dir():
+        raise NotADirectoryError(0, "it is a file, not a folder")
+
+
+def _write_temporary(path: Path, name: str, content: str | bytes, writing: _Writing) -> None:
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    writing.temporaries[name] = path
+    with path.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _place(target: Path, backup: Path, writing: _Writing) -> None:
+    """Move the finished file to its name; what is there already is kept beside until all are in place."""
+    if target.is_dir():
+        raise IsADirectoryError(0, "there is a folder of that name")
+    existed = os.path.lexists(target)
+    if existed:
+        writing.backups[target.name] = backup
+    writing.placed.append(target)
+    if existed:
+        try:
+            os.link(target, backup, follow_symlinks=False)
+        except OSError:  # a file system without hard links
+            target.replace(backup)
+    writing.temporaries[target.name].replace(target)
+    del writing.temporaries[target.name]
+
+
+def _sync(folder: Path) -> None:
+    """Make the names last through a power cut, where the system offers that for folders."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
