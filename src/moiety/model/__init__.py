@@ -1,0 +1,1 @@
+"""Models: the shape of a language model, its readers and its catalogue."""

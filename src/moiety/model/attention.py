@@ -1,0 +1,119 @@
+"""The kinds of attention a layer can have, with their parameters and the cache each token leaves behind."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from moiety.records import Record
+
+Count = Annotated[int, Field(gt=0, le=2**40)]
+
+
+class GroupedQueryAttention(Record):
+    """Softmax attention whose key/value heads are shared by groups of query heads (Ainslie et al. 2023).
+
+    Multi-head attention is the case `num_kv_heads == num_heads`.
+    """
+
+    kind: Literal["gqa"] = "gqa"
+    num_heads: Count
+    num_kv_heads: Count
+    head_dim: Count
+    sliding_window: Count | None = None
+    """Tokens a query sees at most (sliding window or chunk); None: all of them."""
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: Literal["none", "head", "full"] = "none"
+    """RMS norm weights on queries and keys: none, one vector of `head_dim` each, or one over all heads each."""
+    output_gate: bool = False
+    """The query projection also emits a gate of its own size for the attention output (Qwen3-Next)."""
+    sinks: bool = False
+    """One learned sink logit per head (gpt-oss)."""
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Return the number of parameters of this attention, its input norm excluded."""
+        queries = self.num_heads * self.head_dim
+        keys = self.num_kv_heads * self.head_dim
+        emitted = queries * (2 if self.output_gate else 1)
+        count = hidden_size * (emitted + 2 * keys) + queries * hidden_size
+        count += (emitted + 2 * keys) if self.qkv_bias else 0
+        count += hidden_size if self.output_bias else 0
+        count += {"none": 0, "head": 2 * self.head_dim, "full": queries + keys}[self.qk_norm]
+        return count + (self.num_heads if self.sinks else 0)
+
+    def cache_elements_per_token(self) -> int:
+        """Return how many elements each token adds to the KV cache of one layer."""
+        return 2 * self.num_kv_heads * self.head_dim
+
+
+class MultiHeadLatentAttention(Record):
+    """DeepSeek's multi-head latent attention: keys and values are read from one compressed vector per token."""
+
+    kind: Literal["mla"] = "mla"
+    num_heads: Count
+    q_lora_rank: Count | None
+    """Rank of the query's down-projection; None: queries are projected directly."""
+    kv_lora_rank: Count
+    qk_nope_head_dim: Count
+    qk_rope_head_dim: Count
+    v_head_dim: Count
+    projection_bias: bool = False
+    """Bias on the two down-projections and the output projection (`attention_bias`)."""
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Return the number of parameters of this attention, its input norm excluded."""
+        qk_head_dim = self.qk_nope_head_dim + self.qk_rope_head_dim
+        queries = self.num_heads * qk_head_dim
+        bias = int(self.projection_bias)
+        if self.q_lora_rank is None:
+            count = hidden_size * queries
+        else:
+            count = (hidden_size + bias) * self.q_lora_rank + self.q_lora_rank + self.q_lora_rank * queries
+        compressed = self.kv_lora_rank + self.qk_rope_head_dim
+        count += (hidden_size + bias) * compressed + self.kv_lora_rank
+        count += self.kv_lora_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        return count + self.num_heads * self.v_head_dim * hidden_size + bias * hidden_size
+
+    def cache_elements_per_token(self) -> int:
+        """Return how many elements each token adds to the KV cache of one layer: the latent and its rope part."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+
+class LinearAttention(Record):
+    """Attention with a state of fixed size instead of a growing cache (gated delta net, lightning attention)."""
+
+    kind: Literal["linear"] = "linear"
+    variant: Literal["gated_delta", "lightning"]
+    num_key_heads: Count
+    num_value_heads: Count
+    key_head_dim: Count
+    value_head_dim: Count
+    conv_kernel_size: int = Field(default=0, ge=0)
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Return the number of parameters of this attention, its input norm excluded."""
+        keys = self.num_key_heads * self.key_head_dim
+        values = self.num_value_heads * self.value_head_dim
+        if self.variant == "lightning":
+            # qkv, output gate and output projections, and a norm over the values
+            return hidden_size * (2 * keys + values) + 2 * hidden_size * values + values
+        # qkvz and ba projections, depthwise convolution over qkv, dt_bias and A_log per value head, gated norm, output
+        count = hidden_size * (2 * keys + 2 * values) + hidden_size * 2 * self.num_value_heads
+        count += (2 * keys + values) * self.conv_kernel_size + 2 * self.num_value_heads + self.value_head_dim
+        return count + values * hidden_size
+
+    def cache_elements_per_token(self) -> int:
+        """Return 0: the state does not grow with the tokens."""
+        return 0
+
+    def state_elements(self) -> int:
+        """Return the elements of state that each sequence keeps in one layer."""
+        keys = self.num_key_heads * self.key_head_dim
+        values = self.num_value_heads * self.value_head_dim
+        convolution = (2 * keys + values) * max(self.conv_kernel_size - 1, 0)
+        return self.num_value_heads * self.key_head_dim * self.value_head_dim + convolution
+
+
+Attention = Annotated[GroupedQueryAttention | MultiHeadLatentAttention | LinearAttention, Field(discriminator="kind")]

@@ -1,0 +1,136 @@
+"""Model: the shape of a language model, layer by layer; numbers only, no weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Self, cast
+
+from pydantic import Field, ModelWrapValidatorHandler, computed_field, model_validator
+
+from moiety.dtypes import Dtype
+from moiety.model.attention import Attention, Count
+from moiety.model.feed_forward import FeedForward, MoeFeedForward
+from moiety.records import Record
+
+
+class Block(Record):
+    """One kind of layer: attention, then a feed-forward part, each behind a norm."""
+
+    attention: Attention
+    feed_forward: FeedForward
+    num_norms: int = Field(default=2, ge=0)
+    """Norm vectors of `hidden_size` in the layer, those inside the attention excluded."""
+
+    def num_parameters(self, hidden_size: int) -> int:
+        """Return the number of parameters of one such layer."""
+        return (
+            self.attention.num_parameters(hidden_size)
+            + self.feed_forward.num_parameters(hidden_size)
+            + self.num_norms * hidden_size
+        )
+
+    def num_active_parameters(self, hidden_size: int) -> int:
+        """Return the number of parameters of one such layer that one token uses."""
+        inactive = self.feed_forward.num_parameters(hidden_size) - self.feed_forward.num_active_parameters(hidden_size)
+        return self.num_parameters(hidden_size) - inactive
+
+
+class Model(Record):
+    """The shape of a decoder-only language model.
+
+    `blocks` are its distinct kinds of layer and `layer_blocks` says for each layer, in order, which of them it is.
+    """
+
+    name: str
+    architecture: str
+    """Hugging Face `model_type` (of the text part)."""
+    hidden_size: Count
+    vocab_size: Count
+    blocks: tuple[Block, ...] = Field(min_length=1)
+    layer_blocks: tuple[int, ...] = Field(min_length=1)
+    tie_word_embeddings: bool = False
+    max_position_embeddings: Count | None = None
+    num_mtp_layers: int = Field(default=0, ge=0, le=10_000)
+    """Multi-token-prediction layers that the checkpoint carries beside `layer_blocks`; not counted as parameters."""
+    weight_dtype: Dtype = "bf16"
+    """Format of the dense weights in the checkpoint."""
+    expert_dtype: Dtype = "bf16"
+    """Format of the routed experts' weights in the checkpoint."""
+    source: str = ""
+    """Where the numbers come from."""
+    warnings: tuple[str, ...] = ()
+    """What was assumed when the model was read."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _agrees_with_computed(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Recompute the stored parameter counts, and refuse a record that carries others."""
+        if not isinstance(data, dict):
+            return handler(data)
+        fields = dict(cast("dict[object, object]", data))
+        stored = {key: fields.pop(key) for key in ("num_parameters", "num_active_parameters") if key in fields}
+        model = handler(fields)
+        for key, value in stored.items():
+            computed = getattr(model, key)
+            if isinstance(value, bool) or not isinstance(value, int) or value != computed:
+                msg = f"{key} is stored as {value!r}, but the layers have {computed:,}; remove it or restore the file"
+                raise ValueError(msg)
+        return model
+
+    @model_validator(mode="after")
+    def _is_possible(self) -> Self:
+        wrong = [index for index in self.layer_blocks if not 0 <= index < len(self.blocks)]
+        if wrong:
+            msg = f"layer_blocks names block {wrong[0]}, but there are {len(self.blocks)}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def num_layers(self) -> int:
+        """Number of layers."""
+        return len(self.layer_blocks)
+
+    @property
+    def layers(self) -> tuple[Block, ...]:
+        """The layers, in order."""
+        return tuple(self.blocks[index] for index in self.layer_blocks)
+
+    @property
+    def num_moe_layers(self) -> int:
+        """Number of layers whose feed-forward part is a mixture of experts."""
+        return sum(isinstance(block.feed_forward, MoeFeedForward) for block in self.layers)
+
+    @property
+    def moe(self) -> MoeFeedForward | None:
+        """The mixture of experts of the first MoE layer, None for a dense model."""
+        return next((b.feed_forward for b in self.layers if isinstance(b.feed_forward, MoeFeedForward)), None)
+
+    @property
+    def head_parameters(self) -> int:
+        """Parameters of the output head of its own: 0 where it is tied to the embedding."""
+        return 0 if self.tie_word_embeddings else self.hidden_size * self.vocab_size
+
+    @computed_field
+    @property
+    def num_parameters(self) -> int:
+        """Number of parameters, equal to what `transformers` builds."""
+        layers = sum(
+            number * self.blocks[index].num_parameters(self.hidden_size)
+            for index, number in Counter(self.layer_blocks).items()
+        )
+        return self.hidden_size * self.vocab_size + layers + self.hidden_size + self.head_parameters
+
+    @computed_field
+    @property
+    def num_active_parameters(self) -> int:
+        """Number of parameters that multiply one token: `top_k` experts a layer, the head, no embedding table."""
+        inactive = sum(
+            number
+            * (
+                self.blocks[index].num_parameters(self.hidden_size)
+                - self.blocks[index].num_active_parameters(self.hidden_size)
+            )
+            for index, number in Counter(self.layer_blocks).items()
+        )
+        lookup = 0 if self.tie_word_embeddings else self.hidden_size * self.vocab_size
+        return self.num_parameters - inactive - lookup

@@ -1,0 +1,120 @@
+"""Random legal configs of every architecture that is read exactly, with any of the optional keys left out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import strategies as st
+
+LINEAR = {"linear_attention", "full_attention"}
+SLIDING = {"sliding_attention", "full_attention"}
+LAYER_KINDS: dict[str, set[str]] = {
+    "qwen2": SLIDING,
+    "qwen3": SLIDING,
+    "qwen2_moe": SLIDING,
+    "gpt_oss": SLIDING,
+    "qwen3_next": LINEAR,
+    "qwen3_5_text": LINEAR,
+    "qwen3_5_moe_text": LINEAR,
+    "minimax": LINEAR,
+    "llama4_text": {"chunked_attention", "full_attention"},
+}
+"""What `layer_types` may say, by architecture."""
+OF_TEXT_PART = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "llama4": "llama4_text"}
+LATENT = {"deepseek_v2", "deepseek_v3", "kimi_k2"}
+DENSE = {"llama", "mistral", "qwen2", "qwen3", "qwen3_5_text"}
+WIDTH_IS_EXPERTS = {"mixtral", "olmoe", "granitemoe", "gpt_oss", "minimax", "minimax_m2", "llama4_text"}
+AS_MANY_KV_HEADS = {"llama", "olmoe", "granitemoe"}
+"""Architectures that take as many key/value heads as query heads where the file is silent; others a divisor of 32."""
+
+width = st.integers(1, 48)
+few = st.integers(1, 4)
+
+
+@st.composite
+def random_config(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
+    """Return a legal config of `model_type`, a wrapper around its text part where that is how it is published."""
+    if model_type in OF_TEXT_PART:
+        text = draw(random_config(OF_TEXT_PART[model_type]))
+        return {"model_type": model_type, "text_config": text, "vision_config": {}}
+    layers = draw(st.integers(1, 6))
+    config = draw(_shape(model_type, layers)) | draw(_optional(model_type, layers))
+    config["model_type"] = model_type
+    return config
+
+
+@st.composite
+def _shape(draw: st.DrawFn, model_type: str, layers: int) -> dict[str, Any]:
+    kv_heads, group = draw(few), draw(few)
+    config: dict[str, Any] = {
+        "num_hidden_layers": layers,
+        "num_attention_heads": kv_heads * group,
+        "num_key_value_heads": kv_heads,
+        "hidden_size": kv_heads * group * 2 * draw(few),
+        "vocab_size": draw(st.integers(2, 99)),
+        "intermediate_size": draw(width),
+    }
+    if model_type == "llama4_text":
+        config["intermediate_size_mlp"] = draw(width)
+    if draw(st.booleans()):
+        del config["num_key_value_heads"]
+        if model_type not in AS_MANY_KV_HEADS:
+            config |= {"num_attention_heads": 32, "hidden_size": 32 * 2 * draw(few)}
+    if model_type not in DENSE:
+        config |= draw(_experts(model_type))
+    return config
+
+
+@st.composite
+def _experts(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
+    groups, size = draw(few), draw(few)
+    chosen = draw(st.integers(1, groups))
+    of_deepseek = model_type in LATENT | {"glm4_moe"}
+    config: dict[str, Any] = {
+        "n_routed_experts" if of_deepseek else "num_local_experts": groups * size,
+        "num_experts_per_tok": draw(st.integers(1, chosen * size)),
+    }
+    if model_type in {"qwen2_moe", "olmoe", "qwen3_next", "qwen3_5_moe_text"}:
+        config["num_experts"] = config.pop("num_local_experts")
+    if of_deepseek:
+        config |= {"n_group": groups, "topk_group": chosen}
+    if model_type not in WIDTH_IS_EXPERTS:
+        config["moe_intermediate_size"] = draw(width)
+    return config
+
+
+@st.composite
+def _optional(draw: st.DrawFn, model_type: str, layers: int) -> dict[str, Any]:
+    choices = dict(_everywhere(layers))
+    kinds = LAYER_KINDS.get(model_type)
+    if kinds:
+        kind = st.sampled_from(sorted(kinds))
+        choices["layer_types"] = st.lists(kind, min_size=layers, max_size=layers)
+    if model_type in {"llama", "olmoe", *LATENT, "granitemoe"}:
+        del choices["head_dim"]
+    taken = draw(st.sets(st.sampled_from(sorted(choices))))
+    return {key: draw(choices[key]) for key in sorted(taken)}
+
+
+def _everywhere(layers: int) -> dict[str, st.SearchStrategy[Any]]:
+    flags = ("attention_bias", "mlp_bias", "qkv_bias", "tie_word_embeddings", "use_sliding_window")
+    widths = (
+        "kv_lora_rank",
+        "q_lora_rank",
+        "qk_nope_head_dim",
+        "v_head_dim",
+        "linear_key_head_dim",
+        "linear_value_head_dim",
+        "shared_expert_intermediate_size",
+    )
+    counts = ("decoder_sparse_step", "interleave_moe_layer_step", "linear_conv_kernel_dim", "n_shared_experts")
+    return {
+        **dict.fromkeys(flags, st.booleans()),
+        **dict.fromkeys(widths, width),
+        **dict.fromkeys(counts, few),
+        "head_dim": width.map(lambda half: 2 * half),
+        "qk_rope_head_dim": width.map(lambda half: 2 * half),
+        "first_k_dense_replace": st.integers(0, layers),
+        "mlp_only_layers": st.lists(st.integers(0, layers - 1), unique=True),
+        "max_position_embeddings": st.integers(1, 10**6),
+    }
