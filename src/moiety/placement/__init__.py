@@ -1,0 +1,1 @@
+"""Where each expert lives, and how evenly that loads the ranks."""

@@ -1,0 +1,303 @@
+"""Plan, the waist: everything above it decides, everything below it uses the decision."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from moiety.cluster.cluster import Cluster
+from moiety.dtypes import Dtype
+from moiety.model.model import Model
+from moiety.placement.placement import Placement
+from moiety.records import Record
+from moiety.strategy.strategy import Strategy
+from moiety.workload.workload import Workload
+
+SCHEMA_VERSION = 1
+
+Phase = Literal["prefill", "decode", "mixed", "training"]
+Engine = Literal["moiety", "vllm", "sglang", "tensorrt-llm"]
+AllToAll = Literal["flat", "dedup", "hierarchical"]
+Basis = Literal["measured", "fitted", "datasheet", "assumed", "computed"]
+Count = Annotated[int, Field(ge=0)]
+Amount = Annotated[float, Field(ge=0)]
+
+
+class DtypePolicy(Record):
+    """Number format of each class of data."""
+
+    weights: Dtype = "bf16"
+    """Dense weights: attention, dense layers, shared experts."""
+    experts: Dtype = "bf16"
+    """Routed experts' weights."""
+    activations: Dtype = "bf16"
+    critical: Dtype = "fp32"
+    """Router logits, softmax, norms and reductions."""
+    kv_cache: Dtype = "bf16"
+    dispatch: Dtype = "bf16"
+    """Tokens on their way to the experts."""
+    combine: Dtype = "bf16"
+    """Expert outputs on their way back."""
+
+
+class Options(Record):
+    """The switches of a plan; each changes what the graph holds or how it is timed."""
+
+    placement: Literal["linear"] = "linear"
+    redundant_experts: Count = 0
+    """Expert slots beyond one copy of each."""
+    all_to_all: AllToAll = "hierarchical"
+    """flat: one row per token and expert; dedup: one per token and rank; hierarchical: one per token and node."""
+    two_batch_overlap: bool = True
+    """Two micro-batches at a time, one computing while the other communicates."""
+    priority_scheduling: bool = True
+    """What waits for a stream or a link goes by what depends on it, the longest chain of work first, and bulk transfers
+    follow in chunks; otherwise everything goes in the order of its arrival."""
+    activation_checkpointing: bool = True
+    """Training: layers recompute their activations in the backward pass; which ones, the memory plan says."""
+    dense_parameter_sharding: bool = False
+    """Dense parameters are sharded over the attention data-parallel groups and gathered layer by layer (ZeRO-3)."""
+    arena: bool = True
+    """Activation buffers are packed into one arena by their lifetimes."""
+    flash_attention: bool = True
+    """Attention never writes its score matrix to memory."""
+    fused_kernels: bool = True
+    """Activation function, permutation and quantisation run inside the products' kernels."""
+    dtypes: DtypePolicy = DtypePolicy()
+
+
+class Schedule(Record):
+    """What one step of a pool does, for each attention data-parallel group (`tp` GPUs, all stages)."""
+
+    num_microbatches: Annotated[int, Field(gt=0)]
+    prefill_tokens: Count
+    """Prompt tokens (or training tokens) of one micro-batch."""
+    prompt_tokens: Count
+    """Length of the prompts those tokens belong to."""
+    decode_sequences: Count
+    """Sequences of one micro-batch that emit one token each."""
+    context_tokens: Count
+    """Mean length of those sequences so far."""
+
+    @property
+    def tokens_per_microbatch(self) -> int:
+        """Tokens that run through the layers in one micro-batch."""
+        return self.prefill_tokens + self.decode_sequences
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens that run through the layers in one step."""
+        return self.num_microbatches * self.tokens_per_microbatch
+
+
+class Buffer(Record):
+    """One activation buffer of a step: when it lives, in ops, and where in the arena it lies."""
+
+    name: str
+    size_bytes: Count
+    first_op: Count
+    last_op: Count
+    offset_bytes: Count
+
+
+class Arena(Record):
+    """The activation buffers of one GPU's step, packed."""
+
+    buffers: tuple[Buffer, ...]
+    """Buffers of the layer that sets the peak."""
+    peak_bytes: Count
+    """Size of the arena."""
+    live_bytes: Count
+    """Most bytes that live at once: no packing can be smaller."""
+    unplanned_peak_bytes: Count
+    """Peak of a first-fit allocator that sees one request at a time."""
+
+    @property
+    def fragmentation(self) -> float:
+        """Share of the arena that no buffer needs at the peak."""
+        return 1 - self.live_bytes / self.peak_bytes if self.peak_bytes else 0.0
+
+
+class MemoryPlan(Record):
+    """Bytes on the fullest GPU of a pool, by kind."""
+
+    stage: Count
+    """The pipeline stage of that GPU."""
+    bytes_by_kind: dict[str, Count]
+    capacity_bytes: Count
+    checkpointed_layers: tuple[int, ...] = ()
+    arena: Arena | None = None
+
+    @property
+    def total_bytes(self) -> int:
+        """Sum over the kinds."""
+        return sum(self.bytes_by_kind.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the sum is within the device's memory."""
+        return self.total_bytes <= self.capacity_bytes
+
+    @property
+    def biggest(self) -> str:
+        """The kind that takes most."""
+        return max(self.bytes_by_kind, key=lambda kind: (self.bytes_by_kind[kind], kind))
+
+
+class Figure(Record):
+    """A projected number and what it rests on, the weakest of its inputs named."""
+
+    value: float
+    basis: Basis
+    note: str = ""
+
+
+class Projection(Record):
+    """What a plan is expected to do. Every field has an entry of the same name in `provenance`."""
+
+    throughput_tokens_per_s: Amount
+    """Prompt tokens (prefill), output tokens (decode, mixed) or trained tokens (training) over the whole cluster."""
+    throughput_tokens_per_s_per_gpu: Amount
+    ttft_s: Amount | None
+    tpot_s: Amount | None
+    step_s: Amount
+    model_flops_utilization: Amount
+    exposed_communication_fraction: Amount
+    """Share of the step in which communication runs and nothing computes."""
+    overlap_fraction: Amount
+    """Share of the communication time that is hidden behind computation."""
+    memory_bytes_per_gpu: dict[str, Count]
+    cross_node_bytes_per_token: Amount
+    """Bytes of dispatch and combine that cross nodes, per token, all layers."""
+    power_w_per_gpu: Amount
+    tokens_per_joule: Amount
+    provenance: dict[str, Basis]
+
+
+class Pool(Record):
+    """Consecutive GPUs that run the same strategy for the same phase. An aggregated plan has one pool."""
+
+    role: Phase
+    first_rank: Count
+    strategy: Strategy
+    schedule: Schedule
+    placement: Placement | None
+    """None for a model without experts."""
+    memory: MemoryPlan | None = None
+    projection: Projection | None = None
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of the pool."""
+        return self.strategy.num_gpus
+
+
+class RankedStrategy(Record):
+    """One line of the search's result."""
+
+    rank: Annotated[int, Field(gt=0)]
+    strategy: str
+    mode: Literal["aggregated", "disaggregated"]
+    all_to_all: AllToAll
+    two_batch_overlap: bool
+    throughput_tokens_per_s_per_gpu: Amount
+    ttft_s: Amount | None
+    tpot_s: Amount | None
+    step_s: Amount
+    meets_slo: bool
+    why_not: str
+    """Why it is not the chosen one; empty for the chosen one."""
+
+
+class ParetoPoint(Record):
+    """A strategy under a load, such that no other point has more throughput per GPU at lower latency."""
+
+    strategy: str
+    load: Annotated[int, Field(gt=0)]
+    """Requests in flight (decode, mixed) or tokens in flight (prefill, training)."""
+    throughput_tokens_per_s_per_gpu: Amount
+    latency_s: Amount
+    """Time per output token; to the first token for prefill; of the step for training."""
+
+
+class RejectedRule(Record):
+    """A rule that kept strategies out of the ranking, with an example."""
+
+    rule: str
+    num_strategies: Count
+    example: str
+    reason: str
+
+
+class SearchSummary(Record):
+    """What the search looked at."""
+
+    num_enumerated: Count
+    num_legal: Count
+    num_fitting: Count
+    ranking: tuple[RankedStrategy, ...]
+    pareto_front: tuple[ParetoPoint, ...]
+    """Fastest answer first."""
+    rejected: tuple[RejectedRule, ...]
+    chosen_by: Literal["search", "user"]
+
+
+class Variant(Record):
+    """One of the plans that are shown side by side: baseline, original, enhanced, or an ablation."""
+
+    name: str
+    strategy: str
+    changed: str
+    """What sets it apart."""
+    projection: Projection
+
+
+class Provenance(Record):
+    """What made the plan, so that the same input can give the same bytes again."""
+
+    moiety_version: str
+    calibration: str
+    seed: int = 0
+
+
+class Plan(Record):
+    """A deployment: what runs where. Decisions first; what was computed from them after."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    name: str
+    model: Model
+    cluster: Cluster
+    workload: Workload
+    engine: Engine = "moiety"
+    options: Options = Options()
+    expert_shares: tuple[tuple[Amount, ...], ...] | None = None
+    """Share of the routed tokens that each expert gets, [MoE layers][experts], from a routing dump; None: the workload's law."""
+    pools: tuple[Pool, ...] = Field(min_length=1)
+    projection: Projection | None = None
+    comparison: tuple[Variant, ...] = ()
+    search: SearchSummary | None = None
+    provenance: Provenance
+
+    @model_validator(mode="after")
+    def _pools_tile_ranks(self) -> Self:
+        next_rank = 0
+        for pool in self.pools:
+            if pool.first_rank != next_rank:
+                msg = f"pool {pool.role} starts at rank {pool.first_rank}, but the pools before it end at {next_rank}"
+                raise ValueError(msg)
+            next_rank += pool.num_gpus
+        if next_rank > self.cluster.num_gpus:
+            msg = f"the pools need {next_rank} GPUs, the cluster has {self.cluster.num_gpus}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs that the plan uses."""
+        return sum(pool.num_gpus for pool in self.pools)
+
+    @property
+    def mode(self) -> Literal["aggregated", "disaggregated"]:
+        """Whether prefill and decode share GPUs."""
+        return "disaggregated" if len(self.pools) > 1 else "aggregated"

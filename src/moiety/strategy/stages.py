@@ -1,0 +1,19 @@
+"""Which layers each pipeline stage holds."""
+
+from __future__ import annotations
+
+
+def stage_layers(num_layers: int, pp: int) -> tuple[range, ...]:
+    """Return the layers of each of `pp` stages: as even as possible, the later stages (without embedding) first served."""
+    whole, rest = divmod(num_layers, pp)
+    bounds = [0]
+    for stage in range(pp):
+        # the last stage also computes the output head, so it is the last to get one layer more
+        extra = 1 if 0 < rest and _gets_extra(stage, pp, rest) else 0
+        bounds.append(bounds[-1] + whole + extra)
+    return tuple(range(low, high) for low, high in zip(bounds, bounds[1:], strict=False))
+
+
+def _gets_extra(stage: int, pp: int, rest: int) -> bool:
+    first = max(pp - 1 - rest, 0)
+    return first <= stage < first + rest
