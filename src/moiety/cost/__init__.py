@@ -1,0 +1,1 @@
+"""Hardware turns work into seconds, bytes and watts here and nowhere else."""

@@ -1,0 +1,137 @@
+"""Packing of activation buffers, whose lifetimes are known, into one arena."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from moiety.graph.op import Collective
+from moiety.plan import Arena, Buffer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from moiety.graph.graph import Graph
+    from moiety.graph.op import Op
+
+ALIGNMENT = 512
+"""Bytes; the alignment of CUDA allocations."""
+
+
+class Lifetime(NamedTuple):
+    """A buffer with the first and last op (inclusive) between which it must keep its content."""
+
+    name: str
+    size_bytes: int
+    first_op: int
+    last_op: int
+
+
+def layer_lifetimes(ops: Sequence[Op], input_bytes: int, *, interleaved: bool) -> list[Lifetime]:
+    """Return the buffers of one layer of a forward pass; `interleaved` adds a second micro-batch half a layer behind.
+
+    An op's output lives from the op to its last user; the layer's result lives to the end.
+    """
+    order = {op.name: index for index, op in enumerate(ops)}
+    last_use: dict[str, int] = {}
+    for index, op in enumerate(ops):
+        for name in op.inputs:
+            last_use[name] = index
+    end = len(ops) - 1
+    single = [Lifetime("input", _aligned(input_bytes), 0, last_use.get("input", 0))]
+    for op in ops:
+        if op.output is not None and not (isinstance(op.work, Collective) and op.work.bulk):
+            last = end if op is ops[-1] else last_use.get(op.name, order[op.name])
+            single.append(Lifetime(op.name, _aligned(op.output.size_bytes), order[op.name], last))
+    if not interleaved:
+        return single
+    lag = len(ops) // 2
+    both = [Lifetime(f"{each.name}.a", each.size_bytes, each.first_op, each.last_op) for each in single]
+    for each in single:
+        if each.first_op + lag <= end:
+            both.append(Lifetime(f"{each.name}.b", each.size_bytes, each.first_op + lag, min(each.last_op + lag, end)))
+        if each.last_op - lag >= 0:
+            # the tail of the same buffer one layer earlier
+            both.append(Lifetime(f"{each.name}.b-", each.size_bytes, max(each.first_op - lag, 0), each.last_op - lag))
+    return both
+
+
+def live_peak(lifetimes: Iterable[Lifetime]) -> int:
+    """Return the most bytes that live at once."""
+    changes: dict[int, int] = {}
+    for each in lifetimes:
+        changes[each.first_op] = changes.get(each.first_op, 0) + each.size_bytes
+        changes[each.last_op + 1] = changes.get(each.last_op + 1, 0) - each.size_bytes
+    return max(itertools.accumulate(changes[moment] for moment in sorted(changes)), default=0)
+
+
+def pack(lifetimes: Iterable[Lifetime]) -> list[Buffer]:
+    """Return every buffer with an offset such that buffers that live together do not overlap.
+
+    Greedy by size, each at the lowest offset that is free for its whole life (Pisarchyk and Lee 2020).
+    """
+    placed: list[Buffer] = []
+    for each in sorted(lifetimes, key=lambda b: (-b.size_bytes, b.first_op, b.name)):
+        offset = 0
+        rivals = sorted(
+            (b for b in placed if b.first_op <= each.last_op and each.first_op <= b.last_op),
+            key=lambda b: b.offset_bytes,
+        )
+        for rival in rivals:
+            if offset + each.size_bytes <= rival.offset_bytes:
+                break
+            offset = max(offset, rival.offset_bytes + rival.size_bytes)
+        placed.append(
+            Buffer(
+                name=each.name,
+                size_bytes=each.size_bytes,
+                first_op=each.first_op,
+                last_op=each.last_op,
+                offset_bytes=offset,
+            )
+        )
+    return sorted(placed, key=lambda b: (b.offset_bytes, b.first_op, b.name))
+
+
+def first_fit_peak(lifetimes: Iterable[Lifetime]) -> int:
+    """Return the peak of an allocator that sees one request at a time and takes the lowest gap that is wide enough."""
+    waiting = sorted(lifetimes, key=lambda b: (b.first_op, b.name))
+    held: list[tuple[int, int, int]] = []
+    peak = 0
+    for each in waiting:
+        held = sorted(block for block in held if block[2] >= each.first_op)
+        offset = 0
+        for low, high, _ in held:
+            if offset + each.size_bytes <= low:
+                break
+            offset = max(offset, high)
+        held.append((offset, offset + each.size_bytes, each.last_op))
+        peak = max(peak, offset + each.size_bytes)
+    return peak
+
+
+def graph_lifetimes(graph: Graph) -> list[list[Lifetime]]:
+    """Return the buffers of each kind of layer that the model has, of both micro-batches where two overlap."""
+    layout = graph.layout
+    interleaved = layout.options.two_batch_overlap and layout.schedule.num_microbatches > 1
+    hidden = graph.embedding[0].output
+    assert hidden is not None, "the embedding has an output"
+    kinds = sorted(set(graph.model.layer_blocks))
+    return [layer_lifetimes(graph.layers[kind], hidden.size_bytes, interleaved=interleaved) for kind in kinds]
+
+
+def plan_arena(graph: Graph) -> Arena:
+    """Return the arena of the kind of layer that needs most."""
+    lifetimes = max(graph_lifetimes(graph), key=live_peak)
+    buffers = pack(lifetimes)
+    return Arena(
+        buffers=tuple(buffers),
+        peak_bytes=max(b.offset_bytes + b.size_bytes for b in buffers),
+        live_bytes=live_peak(lifetimes),
+        unplanned_peak_bytes=first_fit_peak(lifetimes),
+    )
+
+
+def _aligned(size_bytes: int) -> int:
+    return math.ceil(size_bytes / ALIGNMENT) * ALIGNMENT

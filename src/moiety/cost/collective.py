@@ -1,0 +1,105 @@
+"""Time of all-reduce, all-gather, reduce-scatter and sends over a cluster's tiers of links."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moiety.cluster.cluster import Cluster
+    from moiety.cost.calibration import Calibration, CollectiveConstants
+    from moiety.graph.op import CollectiveKind
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Seconds a transfer takes, and for how many of them each tier of links is busy."""
+
+    seconds: float
+    tier_seconds: tuple[float, ...]
+    tier_bytes: tuple[float, ...]
+    """Bytes that each GPU sends on each tier."""
+    pipelined: bool = False
+    """Tiers work at the same time; otherwise one after the other."""
+
+
+@lru_cache(maxsize=4096)
+def fan_out(ranks: tuple[int, ...], tier_spans: tuple[int, ...]) -> tuple[int, ...]:
+    """Return, per tier, how many parts of the tier below a group reaches in one of the tier's domains (the most).
+
+    The product over the tiers is at least the size of the group.
+    """
+    parts: list[int] = []
+    below = list(ranks)
+    for span in tier_spans:
+        domains: dict[int, set[int]] = {}
+        for member in below:
+            domains.setdefault(member // span, set()).add(member)
+        parts.append(max(len(members) for members in domains.values()))
+        below = sorted({min(members) for members in domains.values()})
+    return tuple(parts)
+
+
+def collective_transfer(
+    kind: CollectiveKind, payload_bytes: float, ranks: tuple[int, ...], cluster: Cluster, calibration: Calibration
+) -> Transfer:
+    """Return the time of a ring collective over `ranks`, step by step over the tiers.
+
+    On tier t with fan-out f the ring moves (f - 1) / f of what the tiers below have not yet divided, twice for an
+    all-reduce: `a + 2 (f - 1) / f S / B` (Thakur et al. 2005; NCCL's ring). Where the switch reduces, an all-reduce
+    inside the domain sends every byte once.
+    """
+    constants = calibration.collectives
+    passes = 2.0 if kind == "all_reduce" else 1.0
+    remaining = payload_bytes
+    seconds, tier_seconds, tier_bytes = 0.0, [0.0] * len(cluster.tiers), [0.0] * len(cluster.tiers)
+    if kind == "send":
+        tier = cluster.tier_of_group(ranks[:2])
+        rate = cluster.bandwidth_per_gpu(tier) * (constants.network_efficiency if tier else constants.link_efficiency[0])
+        tier_seconds[tier], tier_bytes[tier] = payload_bytes / rate, payload_bytes
+        return Transfer(_latency(cluster, tier, 2, constants) + payload_bytes / rate, tuple(tier_seconds), tuple(tier_bytes))
+    for tier, parts in enumerate(fan_out(ranks, tuple(each.num_gpus for each in cluster.tiers))):
+        if parts == 1:
+            continue
+        moved = passes * (parts - 1) / parts * remaining
+        rate = cluster.bandwidth_per_gpu(tier) * _efficiency(parts, remaining, tier, cluster, constants)
+        if kind == "all_reduce" and remaining <= constants.small_bytes and tier == 0:
+            latency = constants.small_latency_s
+        else:
+            latency = _latency(cluster, tier, parts, constants)
+        tier_seconds[tier], tier_bytes[tier] = moved / rate, moved
+        seconds += latency + moved / rate
+        remaining /= parts
+    return Transfer(seconds, tuple(tier_seconds), tuple(tier_bytes))
+
+
+def _latency(cluster: Cluster, tier: int, parts: int, constants: CollectiveConstants) -> float:
+    """Return the start-up time: measured by group size inside a domain, plus the wire's for each step outside."""
+    if tier == 0:
+        return _interpolate(parts, constants.group_sizes, constants.latency_s)
+    steps = math.ceil(math.log2(max(parts, 2)))
+    return constants.network_latency_s + 2 * steps * cluster.tiers[tier].latency_s
+
+
+def _efficiency(parts: int, size_bytes: float, tier: int, cluster: Cluster, constants: CollectiveConstants) -> float:
+    if tier:
+        return constants.network_efficiency
+    mid = _interpolate(parts, constants.group_sizes, constants.link_efficiency)
+    if size_bytes <= constants.mid_bytes:
+        return mid
+    span = math.log(constants.large_bytes / constants.mid_bytes)
+    along = min(math.log(size_bytes / constants.mid_bytes) / span, 1.0)
+    large = constants.large_efficiency if cluster.tiers[0].in_network_reduction else max(mid, 0.85)
+    return mid + along * (large - mid)
+
+
+def _interpolate(number: int, known: tuple[int, ...], values: tuple[float, ...]) -> float:
+    """Return the value at `number` on the line through the known points over log2, flat beyond the ends."""
+    if number <= known[0]:
+        return values[0]
+    for low, high, first, second in zip(known, known[1:], values, values[1:], strict=False):
+        if number <= high:
+            return first + (second - first) * math.log2(number / low) / math.log2(high / low)
+    return values[-1]

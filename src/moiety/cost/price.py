@@ -1,0 +1,142 @@
+"""Prices: hardware turns a graph's work into time, here and nowhere else."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from moiety.cost.collective import Transfer, collective_transfer
+from moiety.cost.expert_exchange import exchange_transfer
+from moiety.cost.roofline import compute_seconds
+from moiety.graph.op import Collective
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moiety.cluster.cluster import Cluster
+    from moiety.cost.calibration import Calibration
+    from moiety.graph.graph import Graph
+    from moiety.graph.op import Op
+    from moiety.model.feed_forward import MoeFeedForward
+    from moiety.strategy.strategy import Axis, Strategy
+
+_MAX_GROUPS_COMPARED = 64
+
+
+@dataclass(frozen=True, slots=True)
+class OpPrice:
+    """What an op costs: seconds on the compute stream, or a transfer over links."""
+
+    op: Op
+    compute_s: float
+    transfer: Transfer | None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds from start to end when nothing is in the way."""
+        return self.transfer.seconds if self.transfer else self.compute_s
+
+
+@dataclass(frozen=True, slots=True)
+class PricedGraph:
+    """A graph with the price of every op, for ranks whose experts get `load` times the mean."""
+
+    graph: Graph
+    load: float
+    embedding: tuple[OpPrice, ...]
+    layers: tuple[tuple[OpPrice, ...], ...]
+    backward: tuple[tuple[OpPrice, ...], ...]
+    head: tuple[OpPrice, ...]
+    boundary: tuple[OpPrice, ...]
+    update: tuple[OpPrice, ...]
+
+
+class Pricer:
+    """Prices ops of one pool on one cluster; remembers the transfers it has priced."""
+
+    def __init__(self, graph: Graph, cluster: Cluster, calibration: Calibration, first_rank: int = 0) -> None:
+        self._graph = graph
+        self._cluster = cluster
+        self._calibration = calibration
+        self._first_rank = first_rank
+        self._groups: dict[Axis, tuple[tuple[int, ...], ...]] = {}
+        schedule = graph.layout.schedule
+        self._decode = schedule.prefill_tokens == 0
+        self._sm_share = self._sms_left()
+
+    def priced_graph(self, load: float = 1.0) -> PricedGraph:
+        """Return the graph priced for ranks whose experts get `load` times the mean."""
+        graph = self._graph
+        return PricedGraph(
+            graph=graph,
+            load=load,
+            embedding=self._prices(graph.embedding, None, load),
+            layers=tuple(self._prices(ops, self._moe(i), load) for i, ops in enumerate(graph.layers)),
+            backward=tuple(self._prices(ops, self._moe(i), load) for i, ops in enumerate(graph.backward)),
+            head=self._prices(graph.head, None, load),
+            boundary=self._prices(graph.boundary, None, load),
+            update=self._prices(graph.update, None, load),
+        )
+
+    def _moe(self, block: int) -> MoeFeedForward | None:
+        part = self._graph.model.blocks[block].feed_forward
+        return part if part.kind == "moe" else None
+
+    def _prices(self, ops: Sequence[Op], moe: MoeFeedForward | None, load: float) -> tuple[OpPrice, ...]:
+        return tuple(self._price(op, moe, load) for op in ops)
+
+    def _price(self, op: Op, moe: MoeFeedForward | None, load: float) -> OpPrice:
+        work = op.work
+        if not isinstance(work, Collective):
+            device = self._cluster.device
+            seconds = compute_seconds(work, device, self._calibration, load=load, sm_share=self._sm_share)
+            return OpPrice(op, seconds, None)
+        if work.kind in {"dispatch", "combine"}:
+            assert moe is not None, "only MoE layers exchange tokens"
+            strategy = self._graph.layout.strategy
+            transfer = exchange_transfer(
+                work, moe, strategy, self._cluster, self._calibration, decode=self._decode, load=load
+            )
+            return OpPrice(op, 0.0, transfer)
+        transfers = (
+            collective_transfer(work.kind, work.payload_bytes, group, self._cluster, self._calibration)
+            for group in self._groups_of(work.axis)
+        )
+        return OpPrice(op, 0.0, max(transfers, key=lambda each: each.seconds))
+
+    def _groups_of(self, axis: Axis) -> tuple[tuple[int, ...], ...]:
+        """Return groups of the axis that differ in how they lie on the tiers; the slowest of them sets the pace."""
+        if axis not in self._groups:
+            spans = tuple(tier.num_gpus for tier in self._cluster.tiers)
+            self._groups[axis] = distinct_groups(self._graph.layout.strategy, axis, self._first_rank, spans)
+        return self._groups[axis]
+
+    def _sms_left(self) -> float:
+        """Return the share of the SMs that computation keeps while the other micro-batch's transfers run beside it."""
+        layout = self._graph.layout
+        overlaps = layout.options.two_batch_overlap and layout.schedule.num_microbatches > 1
+        if not overlaps or layout.strategy.gpus_per_stage == 1:
+            return 1.0
+        constants = self._calibration.expert_exchange
+        taken = constants.decode_communication_sms if self._decode else constants.communication_sms
+        return max(1 - taken / self._cluster.device.num_sms, 0.1)
+
+
+@lru_cache(maxsize=4096)
+def distinct_groups(
+    strategy: Strategy, axis: Axis, first_rank: int, tier_spans: tuple[int, ...]
+) -> tuple[tuple[int, ...], ...]:
+    """Return one group for each way in which groups of an axis lie on the tiers of links (of the first 64 groups)."""
+    if axis == "pp" and strategy.pp > 1:
+        # neighbours along the pipeline exchange, not the whole group
+        stage = strategy.gpus_per_stage
+        groups = [(first_rank + s * stage, first_rank + (s + 1) * stage) for s in range(strategy.pp - 1)]
+    else:
+        groups = list(strategy.groups(axis, first_rank)[:_MAX_GROUPS_COMPARED])
+    seen: dict[tuple[object, ...], tuple[int, ...]] = {}
+    for group in groups:
+        lies = tuple(tuple(sorted(Counter(member // span for member in group).values())) for span in tier_spans)
+        seen.setdefault(lies, group)
+    return tuple(seen.values())

@@ -1,0 +1,1 @@
+"""What one step must do: operators with FLOPs, bytes and groups; no time in it."""

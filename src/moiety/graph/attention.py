@@ -1,0 +1,191 @@
+"""Ops of a layer's attention on one GPU."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass, Op, Tensor
+from moiety.model.attention import GroupedQueryAttention, LinearAttention, MultiHeadLatentAttention
+
+if TYPE_CHECKING:
+    from moiety.graph.layout import Layout
+    from moiety.model.attention import Attention
+
+
+def attention_ops(attention: Attention, hidden_size: int, layout: Layout) -> list[Op]:
+    """Return the ops from the layer's input to the attention's output, all-reduced over tensor parallelism."""
+    act = layout.options.dtypes.activations
+    tokens = layout.tokens
+    norm_bytes = 2 * tokens * hidden_size * BYTES_PER_ELEMENT[act]
+    ops = [Op("input_norm", MemoryPass(norm_bytes), ("input",), Tensor("normed", (tokens, hidden_size), act))]
+    if isinstance(attention, GroupedQueryAttention):
+        ops += _gqa(attention, hidden_size, layout)
+        width = layout.share(attention.num_heads) * attention.head_dim
+    elif isinstance(attention, MultiHeadLatentAttention):
+        ops += _mla(attention, hidden_size, layout)
+        width = layout.share(attention.num_heads) * attention.v_head_dim
+    else:
+        ops += _linear(attention, hidden_size, layout)
+        width = layout.share(attention.num_value_heads) * attention.value_head_dim
+    ops.append(gemm_op("o_proj", "attn_out", tokens, hidden_size, width, ops[-1].name, layout))
+    if layout.strategy.tp > 1:
+        payload = tokens * hidden_size * BYTES_PER_ELEMENT[act]
+        output = Tensor("attn_out_reduced", (tokens, hidden_size), act)
+        ops.append(Op("attn_all_reduce", Collective("all_reduce", "tp", payload), ("o_proj",), output))
+    return ops
+
+
+def gemm_op(  # noqa: PLR0913 - a product has this many parts
+    name: str,
+    result: str,
+    m: int,
+    n: int,
+    k: int,
+    after: str | tuple[str, ...],
+    layout: Layout,
+    weight: str | None = None,
+) -> Op:
+    """Return a dense product [m, k] x [k, n] in the plan's formats; `weight` names a weight that another op shares."""
+    dtypes = layout.options.dtypes
+    return Op(
+        name,
+        Gemm(m, n, k, dtypes.weights, dtypes.activations),
+        (after,) if isinstance(after, str) else after,
+        Tensor(result, (m, n), dtypes.activations),
+        (Tensor(f"{weight or name}.weight", (n, k), dtypes.weights),),
+    )
+
+
+def _gqa(attention: GroupedQueryAttention, hidden_size: int, layout: Layout) -> list[Op]:
+    heads = layout.share(attention.num_heads)
+    kv_heads = layout.share(attention.num_kv_heads)
+    width = heads * attention.head_dim
+    emitted = width * (2 if attention.output_gate else 1) + 2 * kv_heads * attention.head_dim
+    ops = [gemm_op("qkv_proj", "qkv", layout.tokens, emitted, hidden_size, "input_norm", layout)]
+    context = _visible(attention.sliding_window)
+    return ops + _cores(
+        layout,
+        "qkv_proj",
+        variant="gqa",
+        width=width,
+        heads=heads,
+        qk_dim=attention.head_dim,
+        v_dim=attention.head_dim,
+        cache_elements=2 * kv_heads * attention.head_dim,
+        visible=context,
+    )
+
+
+def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) -> list[Op]:
+    """Prefill expands the latent to full heads; decode absorbs the expansion into query and output."""
+    heads = layout.share(attention.num_heads)
+    qk_dim = attention.qk_nope_head_dim + attention.qk_rope_head_dim
+    latent = attention.kv_lora_rank + attention.qk_rope_head_dim
+    tokens = layout.tokens
+    if attention.q_lora_rank is None:
+        ops = [gemm_op("q_proj", "q", tokens, heads * qk_dim, hidden_size, "input_norm", layout)]
+        ops.append(gemm_op("kv_down_proj", "kv_latent", tokens, latent, hidden_size, "input_norm", layout))
+    else:
+        rank = attention.q_lora_rank
+        ops = [gemm_op("qkv_down_proj", "qkv_latent", tokens, rank + latent, hidden_size, "input_norm", layout)]
+        ops.append(gemm_op("q_up_proj", "q", tokens, heads * qk_dim, rank, "qkv_down_proj", layout))
+    up_width = heads * (attention.qk_nope_head_dim + attention.v_head_dim)
+    schedule = layout.schedule
+    inputs = [op.name for op in ops]
+    if schedule.prefill_tokens:
+        ops.append(
+            gemm_op("kv_up_proj", "kv", schedule.prefill_tokens, up_width, attention.kv_lora_rank, inputs[-1], layout)
+        )
+    if schedule.decode_sequences:
+        rows, rank = schedule.decode_sequences, attention.kv_lora_rank
+        ops.append(gemm_op("kv_absorb", "q_latent", rows, up_width, rank, inputs[-1], layout, weight="kv_up_proj"))
+    return ops + _cores(
+        layout,
+        tuple(op.name for op in ops),
+        variant="mla",
+        width=heads * attention.v_head_dim,
+        heads=heads,
+        qk_dim=qk_dim,
+        v_dim=attention.v_head_dim,
+        cache_elements=latent,
+        visible=_visible(None),
+        decode_dims=(latent, attention.kv_lora_rank),
+    )
+
+
+def _linear(attention: LinearAttention, hidden_size: int, layout: Layout) -> list[Op]:
+    """Linear attention: work per token does not grow with the context."""
+    keys = layout.share(attention.num_key_heads) * attention.key_head_dim
+    values = layout.share(attention.num_value_heads) * attention.value_head_dim
+    emitted = 2 * keys + 2 * values
+    act = layout.options.dtypes.activations
+    tokens = layout.tokens
+    state = layout.share(attention.num_value_heads) * attention.key_head_dim * attention.value_head_dim
+    # each token updates and reads the state: two products of key_dim x value_dim per value head, chunked twice over
+    flops = 4.0 * tokens * state + 4.0 * attention.conv_kernel_size * tokens * (2 * keys + values)
+    sequences = max(layout.schedule.decode_sequences, layout.schedule.prefill_tokens // max(layout.schedule.prompt_tokens, 1))
+    moved = 2 * sequences * state * BYTES_PER_ELEMENT["fp32"] + 2 * tokens * emitted * BYTES_PER_ELEMENT[act]
+    phase = "prefill" if layout.schedule.prefill_tokens else "decode"
+    return [
+        gemm_op("qkvz_proj", "qkvz", tokens, emitted, hidden_size, "input_norm", layout),
+        Op(
+            "attention",
+            AttentionCore(phase, "linear", flops, moved, act),
+            ("qkvz_proj",),
+            Tensor("context", (tokens, values), act),
+        ),
+    ]
+
+
+def _visible(sliding_window: int | None) -> int:
+    return sliding_window if sliding_window is not None else 2**62
+
+
+def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
+    layout: Layout,
+    after: str | tuple[str, ...],
+    *,
+    variant: Literal["gqa", "mla"],
+    width: int,
+    heads: int,
+    qk_dim: int,
+    v_dim: int,
+    cache_elements: int,
+    visible: int,
+    decode_dims: tuple[int, int] | None = None,
+) -> list[Op]:
+    """Return the attention proper: causal over the prompt tokens, over the cache for the decoded ones, or both."""
+    schedule, dtypes = layout.schedule, layout.options.dtypes
+    act_bytes, cache_bytes = BYTES_PER_ELEMENT[dtypes.activations], BYTES_PER_ELEMENT[dtypes.kv_cache]
+    inputs = (after,) if isinstance(after, str) else after
+    ops: list[Op] = []
+    if schedule.prefill_tokens:
+        tokens = schedule.prefill_tokens
+        seen = _mean_visible(schedule.prompt_tokens, visible)
+        flops = 2.0 * tokens * seen * heads * (qk_dim + v_dim)
+        moved = tokens * heads * (qk_dim + v_dim) * 2 * act_bytes + tokens * cache_elements * cache_bytes
+        if not layout.options.flash_attention:
+            # scores and probabilities, [tokens, seen] per head, each written once and read once, in FP32
+            moved += 4.0 * tokens * seen * heads * BYTES_PER_ELEMENT[dtypes.critical]
+        core = AttentionCore("prefill", variant, flops, moved, dtypes.activations)
+        ops.append(Op("attention", core, inputs, Tensor("context", (tokens, width), dtypes.activations)))
+    if schedule.decode_sequences:
+        sequences = schedule.decode_sequences
+        seen = min(schedule.context_tokens, visible)
+        dims = decode_dims or (qk_dim, v_dim)
+        flops = 2.0 * sequences * seen * heads * sum(dims)
+        moved = sequences * seen * cache_elements * cache_bytes + sequences * heads * sum(dims) * 2 * act_bytes
+        core = AttentionCore("decode", variant, flops, moved, dtypes.activations)
+        name = "attention_decode" if ops else "attention"
+        after_prefill = (*inputs, ops[-1].name) if ops else inputs
+        ops.append(Op(name, core, after_prefill, Tensor("context", (sequences, width), dtypes.activations)))
+    return ops
+
+
+def _mean_visible(prompt_tokens: int, window: int) -> float:
+    """Return how many tokens a prompt's token attends to on average: (n + 1) / 2, less under a window."""
+    if prompt_tokens <= window:
+        return (prompt_tokens + 1) / 2
+    inside = window * (window + 1) / 2
+    return (inside + (prompt_tokens - window) * window) / prompt_tokens

@@ -1,0 +1,154 @@
+"""Ops of a layer's feed-forward part on one GPU: dense, or a mixture of experts with its dispatch and combine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.graph.attention import gemm_op
+from moiety.graph.op import Collective, Gemm, MemoryPass, Op, Tensor
+from moiety.model.feed_forward import DenseFeedForward
+
+if TYPE_CHECKING:
+    from moiety.graph.layout import Layout
+    from moiety.model.feed_forward import FeedForward, MoeFeedForward
+
+
+def feed_forward_ops(part: FeedForward, hidden_size: int, layout: Layout, after: str) -> list[Op]:
+    """Return the ops from the attention's output (op `after`) to the layer's output."""
+    act = layout.options.dtypes.activations
+    tokens = layout.tokens
+    moved = 3 * tokens * hidden_size * BYTES_PER_ELEMENT[act]
+    ops = [Op("post_norm", MemoryPass(moved), ("input", after), Tensor("ffn_in", (tokens, hidden_size), act))]
+    if isinstance(part, DenseFeedForward):
+        ops += _gated("dense", part.intermediate_size, hidden_size, layout)
+    else:
+        ops += _moe(part, hidden_size, layout)
+    ends = ("dense_down",) if isinstance(part, DenseFeedForward) else _moe_ends(part, layout)
+    if layout.strategy.tp > 1:
+        payload = tokens * hidden_size * BYTES_PER_ELEMENT[act]
+        output = Tensor("ffn_out_reduced", (tokens, hidden_size), act)
+        ops.append(Op("ffn_all_reduce", Collective("all_reduce", "tp", payload), ends, output))
+        ends = ("ffn_all_reduce",)
+    add = 3 * tokens * hidden_size * BYTES_PER_ELEMENT[act]
+    ops.append(Op("residual_add", MemoryPass(add), ("input", after, *ends), Tensor("hidden", (tokens, hidden_size), act)))
+    return ops
+
+
+def _moe_ends(part: MoeFeedForward, layout: Layout) -> tuple[str, ...]:
+    """Return the ops whose outputs add up to the layer's: routed experts, back where they belong, and shared ones."""
+    if layout.routes_tokens:
+        routed = "combine"
+    else:
+        routed = "token_reduce_scatter" if layout.strategy.attn_dp > 1 else "expert_down"
+    return (routed, "shared_down") if part.shared_intermediate_size else (routed,)
+
+
+def _gated(prefix: str, intermediate_size: int, hidden_size: int, layout: Layout) -> list[Op]:
+    """Return gate, up and down products of a dense or shared feed-forward network, split column-row over TP."""
+    width = layout.share(intermediate_size)
+    tokens = layout.tokens
+    ops = [gemm_op(f"{prefix}_gate_up", f"{prefix}_mid", tokens, 2 * width, hidden_size, "post_norm", layout)]
+    ops += _activation(f"{prefix}_activation", tokens, width, ops[-1].name, layout, experts=False)
+    ops.append(gemm_op(f"{prefix}_down", f"{prefix}_out", tokens, hidden_size, width, ops[-1].name, layout))
+    return ops
+
+
+def _activation(name: str, rows: float, width: int, after: str, layout: Layout, *, experts: bool) -> list[Op]:
+    """Return the gated activation as an op of its own, where it is not fused into the products."""
+    if layout.options.fused_kernels:
+        return []
+    act = layout.options.dtypes.activations
+    moved = 3.0 * rows * width * BYTES_PER_ELEMENT[act]
+    return [Op(name, MemoryPass(moved, experts=experts), (after,), Tensor(name, (int(rows), width), act))]
+
+
+def expert_rows(part: MoeFeedForward, layout: Layout) -> float:
+    """Return the rows that one GPU's experts get of a micro-batch when experts are loaded equally."""
+    return layout.stage_tokens * part.top_k / layout.strategy.ep
+
+
+def touched_experts(part: MoeFeedForward, layout: Layout) -> float:
+    """Return how many of a GPU's expert slots get at least one token, expected over uniform routing."""
+    slots = (part.num_experts + layout.options.redundant_experts) / layout.strategy.ep
+    missed = (1 - part.top_k / part.num_experts) ** layout.stage_tokens
+    return slots * (1 - missed)
+
+
+def _moe(part: MoeFeedForward, hidden_size: int, layout: Layout) -> list[Op]:
+    dtypes, strategy = layout.options.dtypes, layout.strategy
+    tokens = layout.tokens
+    router = Gemm(tokens, part.num_experts, hidden_size, dtypes.activations, dtypes.critical)
+    logits = Tensor("router_logits", (tokens, part.num_experts), dtypes.critical)
+    weight = (Tensor("router.weight", (part.num_experts, hidden_size), dtypes.activations),)
+    ops = [Op("router", router, ("post_norm",), logits, weight)]
+    arrive = "router"
+    if layout.routes_tokens:
+        ops.append(_exchange("dispatch", ("post_norm", "router"), hidden_size, layout, expert_rows(part, layout)))
+        arrive = "dispatch"
+    elif strategy.attn_dp > 1:
+        gathered = Tensor("gathered", (layout.stage_tokens, hidden_size), dtypes.dispatch)
+        work = Collective("all_gather", "attn_dp", gathered.size_bytes)
+        ops.append(Op("token_all_gather", work, ("post_norm", "router"), gathered))
+        arrive = "token_all_gather"
+    if part.shared_intermediate_size:
+        ops += _gated("shared", part.shared_intermediate_size, hidden_size, layout)
+    ops += _experts(part, hidden_size, layout, arrive)
+    if layout.routes_tokens:
+        ops.append(_exchange("combine", ("expert_down",), hidden_size, layout, tokens))
+    elif strategy.attn_dp > 1:
+        whole = layout.stage_tokens * hidden_size * BYTES_PER_ELEMENT[dtypes.combine]
+        output = Tensor("scattered", (tokens, hidden_size), dtypes.activations)
+        ops.append(Op("token_reduce_scatter", Collective("reduce_scatter", "attn_dp", whole), ("expert_down",), output))
+    return ops
+
+
+def _exchange(kind: Literal["dispatch", "combine"], after: tuple[str, ...], hidden_size: int, layout: Layout, rows: float) -> Op:
+    dtypes = layout.options.dtypes
+    dtype = dtypes.dispatch if kind == "dispatch" else dtypes.combine
+    # block formats carry one FP32 scale per 128 elements on the wire (DeepEP)
+    row_bytes = hidden_size * (1 + 4 / 128 if dtype == "fp8" else BYTES_PER_ELEMENT[dtype])
+    work = Collective(
+        kind,
+        "stage",
+        row_bytes,
+        tokens=layout.tokens,
+        method=layout.options.all_to_all,
+    )
+    return Op(kind, work, after, Tensor(f"{kind}ed_rows", (max(int(rows), 1), hidden_size), dtype))
+
+
+def _experts(part: MoeFeedForward, hidden_size: int, layout: Layout, arrive: str) -> list[Op]:
+    """Return the grouped products of the routed experts, whose width is split over expert TP."""
+    dtypes = layout.options.dtypes
+    rows, groups = expert_rows(part, layout), touched_experts(part, layout)
+    width = part.expert_intermediate_size // layout.strategy.etp
+    slots = (part.num_experts + layout.options.redundant_experts) // layout.strategy.ep
+    act = dtypes.activations
+    ops: list[Op] = []
+    if not layout.options.fused_kernels:
+        moved = 2.0 * rows * hidden_size * BYTES_PER_ELEMENT[act]
+        permuted = Tensor("permuted", (max(int(rows), 1), hidden_size), act)
+        ops.append(Op("expert_permute", MemoryPass(moved, experts=True), (arrive,), permuted))
+    up = Gemm(rows, 2 * width, hidden_size, dtypes.experts, act, groups, experts=True)
+    ops.append(
+        Op(
+            "expert_gate_up",
+            up,
+            (ops[-1].name if ops else arrive,),
+            Tensor("expert_mid", (max(int(rows), 1), 2 * width), act),
+            (Tensor("experts.gate_up", (slots, 2 * width, hidden_size), dtypes.experts),),
+        )
+    )
+    ops += _activation("expert_activation", rows, width, "expert_gate_up", layout, experts=True)
+    down = Gemm(rows, hidden_size, width, dtypes.experts, act, groups, experts=True)
+    ops.append(
+        Op(
+            "expert_down",
+            down,
+            (ops[-1].name,),
+            Tensor("expert_out", (max(int(rows), 1), hidden_size), act),
+            (Tensor("experts.down", (slots, hidden_size, width), dtypes.experts),),
+        )
+    )
+    return ops

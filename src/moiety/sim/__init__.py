@@ -1,0 +1,1 @@
+"""The step as tasks on compute streams and link queues."""

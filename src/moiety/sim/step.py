@@ -1,0 +1,252 @@
+"""The tasks of one step: every stage, micro-batch, layer and op, on compute streams and link queues."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from moiety.sim.engine import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moiety.cost.price import OpPrice, PricedGraph
+    from moiety.graph.graph import Graph
+
+BULK_CHUNK_S = 100e-6
+"""Longest time that a bulk transfer holds a link while something more urgent waits."""
+_FOREGROUND, _BULK = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class RankClass:
+    """Ranks of every stage that do the same work: one stands for all `num_ranks` of them."""
+
+    name: str
+    num_ranks: int
+    prices: tuple[PricedGraph, ...]
+    """Per layer of the model: its ops priced at this class's load in that layer (equal objects are shared)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """A forward or backward pass of one micro-batch through one stage."""
+
+    direction: Literal["forward", "backward"]
+    microbatch: int
+
+
+@dataclass(slots=True)
+class StepTasks:
+    """Tasks with what the timeline needs to know of each: parallel lists."""
+
+    num_stages: int
+    num_classes: int
+    num_tiers: int
+    tasks: list[Task] = field(default_factory=list[Task])
+    lanes: list[int] = field(default_factory=list[int])
+    """Stage x class that the task belongs to."""
+    layers: list[int] = field(default_factory=list[int])
+    """Layer of the model; -1 outside the layers."""
+    microbatches: list[int] = field(default_factory=list[int])
+
+    def resource(self, lane: int, stream: int) -> int:
+        """Return the number of a lane's compute stream (0) or of its link on tier `stream - 1`."""
+        return lane * (1 + self.num_tiers) + stream
+
+    @property
+    def num_resources(self) -> int:
+        """Resources of all lanes."""
+        return self.num_stages * self.num_classes * (1 + self.num_tiers)
+
+
+def stage_units(stage: int, num_stages: int, num_microbatches: int, *, training: bool) -> list[Unit]:
+    """Return the order in which a stage works: forward only, or one-forward-one-backward (Narayanan et al. 2021)."""
+    forward = [Unit("forward", m) for m in range(num_microbatches)]
+    if not training:
+        return forward
+    backward = [Unit("backward", m) for m in range(num_microbatches)]
+    warm_up = min(num_stages - stage - 1, num_microbatches)
+    units = forward[:warm_up]
+    for index in range(num_microbatches - warm_up):
+        units += [forward[warm_up + index], backward[index]]
+    return units + backward[num_microbatches - warm_up :]
+
+
+class StepBuilder:
+    """Lays out one step as tasks."""
+
+    def __init__(self, classes: Sequence[RankClass], checkpointed: frozenset[int] = frozenset()) -> None:
+        self._classes = classes
+        self._graph: Graph = classes[0].prices[0].graph
+        self._checkpointed = checkpointed
+        layout = self._graph.layout
+        self._overlaps = layout.options.two_batch_overlap and layout.schedule.num_microbatches > 1
+        self._chunked = layout.options.priority_scheduling
+        tiers = max(
+            (len(p.transfer.tier_seconds) for layer in classes[0].prices for ops in layer.layers for p in ops if p.transfer),
+            default=1,
+        )
+        self._out = StepTasks(len(self._graph.stages), len(classes), tiers)
+        self._done: dict[tuple[int, str, int], tuple[int, ...]] = {}
+        self._sent: dict[tuple[int, str, int], tuple[int, ...]] = {}
+
+    def build(self) -> StepTasks:
+        """Return the tasks of the step, in an order that respects their dependencies."""
+        graph = self._graph
+        stages, microbatches = len(graph.stages), graph.layout.schedule.num_microbatches
+        orders = [stage_units(s, stages, microbatches, training=graph.layout.training) for s in range(stages)]
+        cursor = [0] * stages
+        while any(cursor[s] < len(orders[s]) for s in range(stages)):
+            moved = False
+            for stage in range(stages):
+                while cursor[stage] < len(orders[stage]) and self._can_lay(stage, orders[stage][cursor[stage]]):
+                    self._lay_unit(stage, orders[stage], cursor[stage])
+                    cursor[stage] += 1
+                    moved = True
+            assert moved, "the stages' orders wait for each other"
+        if graph.layout.training:
+            for stage in range(stages):
+                last = tuple(t for m in range(microbatches) for t in self._done[stage, "backward", m])
+                self._lay(stage, [c.prices[0].update for c in self._classes], last, last, -1, 0)
+        return self._out
+
+    def _can_lay(self, stage: int, unit: Unit) -> bool:
+        if unit.direction == "forward":
+            return stage == 0 or (stage - 1, "forward", unit.microbatch) in self._done
+        last = stage == len(self._graph.stages) - 1
+        return last or (stage + 1, "backward", unit.microbatch) in self._done
+
+    def _lay_unit(self, stage: int, order: list[Unit], position: int) -> None:
+        unit, window = order[position], 2 if self._overlaps else 1
+        stages, classes = len(self._graph.stages), self._classes
+        after: tuple[int, ...] = ()
+        if position >= window:
+            before = order[position - window]
+            after = self._done[stage, before.direction, before.microbatch]
+        layers: Sequence[int] = self._graph.stages[stage]
+        if unit.direction == "forward":
+            if stage:
+                after += self._sent[stage - 1, "forward", unit.microbatch]
+            else:
+                after = self._lay(stage, [c.prices[0].embedding for c in classes], after, after, -1, unit.microbatch)
+        else:
+            after += self._done[stage, "forward", unit.microbatch]
+            if stage < stages - 1:
+                after += self._sent[stage + 1, "backward", unit.microbatch]
+            layers = range(layers[-1], layers[0] - 1, -1)
+        earlier = after
+        for layer in layers:
+            for ops in self._passes(layer, unit.direction):
+                ends = self._lay(stage, ops, after, earlier, layer, unit.microbatch)
+                earlier, after = after, ends
+        if unit.direction == "forward" and stage == stages - 1:
+            after = self._lay(stage, [c.prices[0].head for c in classes], after, after, -1, unit.microbatch)
+        self._done[stage, unit.direction, unit.microbatch] = after
+        onward = stage < stages - 1 if unit.direction == "forward" else stage > 0
+        if onward:
+            boundary = [c.prices[0].boundary for c in classes]
+            self._sent[stage, unit.direction, unit.microbatch] = self._lay(
+                stage, boundary, after, after, -1, unit.microbatch
+            )
+
+    def _passes(self, layer: int, direction: str) -> list[list[tuple[OpPrice, ...]]]:
+        """Return the op lists that a pass runs in a layer, per class: recomputed forward first, where checkpointed."""
+        block = self._graph.block_of(layer)
+        forward = [c.prices[layer].layers[block] for c in self._classes]
+        if direction == "forward":
+            return [forward]
+        backward = [c.prices[layer].backward[block] for c in self._classes]
+        return [forward, backward] if layer in self._checkpointed else [backward]
+
+    def _lay(  # noqa: PLR0913 - where, what, after what
+        self,
+        stage: int,
+        per_class: Sequence[Sequence[OpPrice]],
+        after: tuple[int, ...],
+        earlier: tuple[int, ...],
+        layer: int,
+        microbatch: int,
+    ) -> tuple[int, ...]:
+        """Append the ops of one list for every class and return the tasks that end it.
+
+        Ops without inputs wait for `after`, prefetches for `earlier` (the start of the list before). Exchanges join all
+        classes: they start when the last class is ready and last as long as the slowest needs.
+        """
+        ends: list[dict[str, tuple[int, ...]]] = [{} for _ in per_class]
+        used: list[set[str]] = [set() for _ in per_class]
+        for index, first in enumerate(per_class[0]):
+            op = first.op
+            ready: list[tuple[int, ...]] = []
+            for which in range(len(per_class)):
+                used[which].update(op.inputs)
+                inputs = tuple(t for name in op.inputs if name != "input" for t in ends[which][name])
+                if op.prefetch:
+                    inputs = earlier
+                elif "input" in op.inputs or not op.inputs:
+                    inputs = (*inputs, *after)
+                ready.append(inputs)
+            prices = [ops[index] for ops in per_class]
+            joint = first.transfer is not None and first.transfer.pipelined and len(per_class) > 1
+            if joint:
+                slowest = max(prices, key=lambda each: each.seconds)
+                everyone = tuple(dict.fromkeys(t for inputs in ready for t in inputs))
+                gate = self._task("gate", 0.0, (), everyone, _FOREGROUND, stage, 0, -2, microbatch)
+                ready, prices = [(gate,)] * len(prices), [slowest] * len(prices)
+            for which, price in enumerate(prices):
+                ends[which][op.name] = self._lay_op(price, ready[which], stage, which, layer, microbatch)
+        return tuple(
+            task
+            for which, by_name in enumerate(ends)
+            for name, tasks in by_name.items()
+            if name not in used[which]
+            for task in tasks
+        ) or after
+
+    def _lay_op(
+        self, price: OpPrice, after: tuple[int, ...], stage: int, which: int, layer: int, microbatch: int
+    ) -> tuple[int, ...]:
+        name, lane = price.op.name, stage * self._out.num_classes + which
+        transfer = price.transfer
+        if transfer is None:
+            resource = (self._out.resource(lane, 0),)
+            return (self._task(name, price.compute_s, resource, after, _FOREGROUND, stage, which, layer, microbatch),)
+        bulk = getattr(price.op.work, "bulk", False)
+        priority = _BULK if bulk else _FOREGROUND
+        busy = [tier for tier, seconds in enumerate(transfer.tier_seconds) if seconds > 0] or [0]
+        ends: tuple[int, ...] = ()
+        chain = after
+        latency = transfer.seconds - (
+            max(transfer.tier_seconds) if transfer.pipelined else sum(transfer.tier_seconds)
+        )
+        slowest = max(busy, key=lambda tier: transfer.tier_seconds[tier])
+        for tier in busy:
+            seconds = transfer.tier_seconds[tier] + (latency if tier == slowest else 0.0)
+            resource = (self._out.resource(lane, 1 + tier),)
+            pieces = max(int(seconds / BULK_CHUNK_S), 1) if bulk and self._chunked else 1
+            head = after if transfer.pipelined else chain
+            for _ in range(pieces):
+                task = self._task(name, seconds / pieces, resource, head, priority, stage, which, layer, microbatch)
+                head = (task,)
+            chain = head
+            ends = (*ends, *head) if transfer.pipelined else head
+        return ends
+
+    def _task(  # noqa: PLR0913 - a task has this many parts
+        self,
+        name: str,
+        seconds: float,
+        resources: tuple[int, ...],
+        after: tuple[int, ...],
+        priority: int,
+        stage: int,
+        which: int,
+        layer: int,
+        microbatch: int,
+    ) -> int:
+        out = self._out
+        out.tasks.append(Task(name, seconds, resources, after, priority))
+        out.lanes.append(stage * out.num_classes + which)
+        out.layers.append(layer)
+        out.microbatches.append(microbatch)
+        return len(out.tasks) - 1

@@ -1,0 +1,107 @@
+"""Timeline: when every op of a step runs, and what of the communication nothing hides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moiety.sim.engine import run, tails_s
+from moiety.sim.step import RankClass, StepBuilder, StepTasks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """One simulated step."""
+
+    steps: StepTasks
+    start_s: tuple[float, ...]
+    makespan_s: float
+    critical_path_s: float
+    work_s: float
+    """Sum of all tasks' durations."""
+    compute_busy_s: tuple[float, ...]
+    """Per lane (stage x rank class): time in which the compute stream works."""
+    communication_s: tuple[float, ...]
+    """Per lane: time in which at least one link carries something."""
+    exposed_s: tuple[float, ...]
+    """Per lane: communication time in which nothing computes."""
+    lane_weights: tuple[int, ...]
+    """Per lane: ranks it stands for (per stage)."""
+
+    @property
+    def exposed_fraction(self) -> float:
+        """Share of the step in which a GPU communicates and does not compute, averaged over the GPUs."""
+        return self._mean(self.exposed_s) / self.makespan_s if self.makespan_s else 0.0
+
+    @property
+    def overlap_fraction(self) -> float:
+        """Share of the communication time that computation hides, averaged over the GPUs; 1 where there is none."""
+        total = self._mean(self.communication_s)
+        return 1 - self._mean(self.exposed_s) / total if total else 1.0
+
+    def _mean(self, per_lane: Sequence[float]) -> float:
+        weighted = sum(value * weight for value, weight in zip(per_lane, self.lane_weights, strict=True))
+        return weighted / sum(self.lane_weights)
+
+
+def simulate_step(classes: Sequence[RankClass], checkpointed: frozenset[int] = frozenset()) -> Timeline:
+    """Return the timeline of one step of a pool whose ranks fall into `classes`."""
+    steps = StepBuilder(classes, checkpointed).build()
+    tails = tails_s(steps.tasks)
+    prioritized = classes[0].prices[0].graph.layout.options.priority_scheduling
+    start = run(steps.tasks, steps.num_resources, tails if prioritized else None)
+    lanes = steps.num_stages * steps.num_classes
+    compute: list[list[tuple[float, float]]] = [[] for _ in range(lanes)]
+    transfer: list[list[tuple[float, float]]] = [[] for _ in range(lanes)]
+    stride = 1 + steps.num_tiers
+    makespan = 0.0
+    for index, task in enumerate(steps.tasks):
+        end = start[index] + task.duration_s
+        makespan = max(makespan, end)
+        for resource in task.resources:
+            kind = compute if resource % stride == 0 else transfer
+            kind[resource // stride].append((start[index], end))
+    busy = [merge(each) for each in compute]
+    moving = [merge(each) for each in transfer]
+    return Timeline(
+        steps=steps,
+        start_s=tuple(start),
+        makespan_s=makespan,
+        critical_path_s=max(tails, default=0.0),
+        work_s=sum(task.duration_s for task in steps.tasks),
+        compute_busy_s=tuple(_length(each) for each in busy),
+        communication_s=tuple(_length(each) for each in moving),
+        exposed_s=tuple(max(_length(m) - _common(m, b), 0.0) for m, b in zip(moving, busy, strict=True)),
+        lane_weights=tuple(each.num_ranks for _ in range(steps.num_stages) for each in classes),
+    )
+
+
+def merge(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Return the union of intervals as disjoint ones in order."""
+    merged: list[tuple[float, float]] = []
+    for low, high in sorted(intervals):
+        if merged and low <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], high))
+        else:
+            merged.append((low, high))
+    return merged
+
+
+def _length(intervals: Sequence[tuple[float, float]]) -> float:
+    return sum(high - low for low, high in intervals)
+
+
+def _common(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> float:
+    """Return the length of the intersection of two lists of disjoint intervals in order."""
+    total, i, j = 0.0, 0, 0
+    while i < len(first) and j < len(second):
+        low, high = max(first[i][0], second[j][0]), min(first[i][1], second[j][1])
+        total += max(high - low, 0.0)
+        if first[i][1] <= second[j][1]:
+            i += 1
+        else:
+            j += 1
+    return total
