@@ -1,0 +1,1 @@
+"""What a plan is expected to do: throughput, latency, utilisation, power."""

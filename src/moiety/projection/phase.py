@@ -1,0 +1,192 @@
+"""What a pool achieves in each phase: prefill, decode, mixed, training."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from moiety.cost.memory import plan_memory
+from moiety.plan import Schedule
+from moiety.projection.step import time_step
+
+if TYPE_CHECKING:
+    from moiety.placement.placement import Placement
+    from moiety.plan import MemoryPlan, Options
+    from moiety.projection.scenario import Scenario
+    from moiety.projection.step import StepOutcome, Timing
+    from moiety.strategy.strategy import Strategy
+
+CHUNK_TOKENS = 8192
+"""Prompt tokens that a serving step takes at most (the common default of chunked prefill)."""
+_MAX_UTILIZATION = 0.98
+
+
+@dataclass(frozen=True, slots=True)
+class PoolCase:
+    """A pool whose schedule is decided, ready to be judged."""
+
+    scenario: Scenario
+    strategy: Strategy
+    options: Options
+    placement: Placement | None
+    first_rank: int = 0
+
+    @property
+    def num_groups(self) -> int:
+        """Attention groups of all instances: each has requests of its own."""
+        return self.strategy.attn_dp * self.strategy.instances
+
+    def step(self, schedule: Schedule, *, training: bool, timing: Timing, checkpointed: frozenset[int] = frozenset()) -> StepOutcome:
+        """Return one step under `schedule`."""
+        return time_step(
+            self.scenario,
+            self.strategy,
+            schedule,
+            self.options,
+            self.placement,
+            training=training,
+            first_rank=self.first_rank,
+            timing=timing,
+            checkpointed=checkpointed,
+        )
+
+    def memory(self, outcome: StepOutcome, cached_tokens: int, cached_sequences: int) -> MemoryPlan:
+        """Return the memory plan when one group caches that much."""
+        return plan_memory(
+            outcome.graph,
+            cached_tokens=cached_tokens,
+            cached_sequences=cached_sequences,
+            device=self.scenario.cluster.device,
+            engine=self.scenario.calibration.engines[self.scenario.engine],
+            packed=outcome.timeline is not None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseOutcome:
+    """What a pool achieves."""
+
+    schedule: Schedule
+    outcome: StepOutcome
+    memory: MemoryPlan
+    tokens_per_s: float
+    """Prompt, output or trained tokens, as the phase counts them, over the pool."""
+    step_s: float
+    ttft_s: float | None
+    tpot_s: float | None
+    computed_tokens_per_s: float
+    """Tokens that run through the layers, prompt and output together."""
+
+
+def prefill_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
+    """Return a batch of prompts computed in one step; the first token comes at its end."""
+    engine = case.scenario.calibration.engines[case.scenario.engine]
+    outcome = case.step(schedule, training=False, timing=timing)
+    tokens = schedule.tokens_per_step
+    sequences = max(math.ceil(tokens / schedule.prompt_tokens), 1)
+    step_s = outcome.step_s + engine.step_overhead_s
+    rate = tokens * case.num_groups / step_s
+    return PhaseOutcome(
+        schedule=schedule,
+        outcome=outcome,
+        memory=case.memory(outcome, tokens, sequences),
+        tokens_per_s=rate,
+        step_s=step_s,
+        ttft_s=step_s + engine.request_overhead_s,
+        tpot_s=None,
+        computed_tokens_per_s=rate,
+    )
+
+
+def decode_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
+    """Return one output token for every sequence in flight; steps follow each other without a gap."""
+    engine = case.scenario.calibration.engines[case.scenario.engine]
+    workload = case.scenario.workload
+    outcome = case.step(schedule, training=False, timing=timing)
+    sequences = schedule.decode_sequences * schedule.num_microbatches
+    tpot_s = _token_period_s(outcome, case.strategy.pp, schedule.num_microbatches) + engine.step_overhead_s
+    rate = sequences * case.num_groups / tpot_s
+    full = sequences * (workload.input_tokens + workload.output_tokens)
+    return PhaseOutcome(
+        schedule=schedule,
+        outcome=outcome,
+        memory=case.memory(outcome, full, sequences),
+        tokens_per_s=rate,
+        step_s=tpot_s,
+        ttft_s=None,
+        tpot_s=tpot_s,
+        computed_tokens_per_s=rate,
+    )
+
+
+def _token_period_s(outcome: StepOutcome, stages: int, microbatches: int) -> float:
+    """Return the time until a sequence's next token: its way through all stages, or the wait for its turn."""
+    if stages == 1:
+        return outcome.step_s
+    through = outcome.step_s * stages / (microbatches + stages - 1)
+    return max(outcome.steady_s, through)
+
+
+def mixed_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
+    """Return continuous batching with chunked prefill, in a closed loop or at the workload's arrival rate.
+
+    Over the life of a request its group computes as many prompts as it finishes, so the mean step holds
+    sequences x input / output prompt tokens; its time is the time per output token. A new request waits for the
+    running step, for the prompts before it (M/D/1: rho / (2 (1 - rho)) services) and for its own chunks.
+    """
+    workload = case.scenario.workload
+    engine = case.scenario.calibration.engines[case.scenario.engine]
+    outcome = case.step(schedule, training=False, timing=timing)
+    tpot_s = _token_period_s(outcome, case.strategy.pp, schedule.num_microbatches) + engine.step_overhead_s
+    sequences = schedule.decode_sequences * schedule.num_microbatches
+    chunk = min(workload.input_tokens, CHUNK_TOKENS)
+    longest = schedule.model_copy(update={"prefill_tokens": math.ceil(chunk / schedule.num_microbatches)})
+    burst = case.step(longest, training=False, timing="folded" if timing == "simulated" else timing)
+    burst_s = _token_period_s(burst, case.strategy.pp, schedule.num_microbatches) + engine.step_overhead_s
+    service_s = math.ceil(workload.input_tokens / chunk) * burst_s
+    arrivals = sequences / (workload.output_tokens * tpot_s)
+    busy = arrivals * service_s
+    load = min(busy, _MAX_UTILIZATION)
+    ttft_s = engine.request_overhead_s + tpot_s / 2 + load / (2 * (1 - load)) * service_s + service_s
+    request_s = ttft_s + max(workload.output_tokens - 1, 0) * tpot_s
+    rate = sequences * case.num_groups * workload.output_tokens / request_s
+    full = sequences * (workload.input_tokens + workload.output_tokens)
+    return PhaseOutcome(
+        schedule=schedule,
+        outcome=outcome,
+        memory=case.memory(replace(burst, timeline=outcome.timeline), full, sequences),
+        tokens_per_s=rate,
+        step_s=tpot_s,
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
+        computed_tokens_per_s=rate * (1 + workload.input_tokens / workload.output_tokens),
+    )
+
+
+def training_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
+    """Return one optimizer step: forward and backward of every micro-batch, gradients, update."""
+    outcome = case.step(schedule, training=True, timing="estimated")
+    memory = case.memory(outcome, 0, 0)
+    checkpointed = frozenset(memory.checkpointed_layers)
+    if checkpointed or timing != "estimated":
+        outcome = case.step(schedule, training=True, timing=timing, checkpointed=checkpointed)
+    rate = schedule.tokens_per_step * case.num_groups / outcome.step_s
+    return PhaseOutcome(
+        schedule=schedule,
+        outcome=outcome,
+        memory=memory,
+        tokens_per_s=rate,
+        step_s=outcome.step_s,
+        ttft_s=None,
+        tpot_s=None,
+        computed_tokens_per_s=rate,
+    )
+
+
+PHASES = {
+    "prefill": prefill_phase,
+    "decode": decode_phase,
+    "mixed": mixed_phase,
+    "training": training_phase,
+}

@@ -1,0 +1,34 @@
+"""Scenario: what a plan is made for, and the constants it is judged by."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from moiety.cluster.cluster import Cluster
+    from moiety.cost.calibration import Calibration
+    from moiety.model.model import Model
+    from moiety.plan import Engine, Plan
+    from moiety.workload.workload import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A model, a cluster and a workload, with the engine that will run them and the calibration of the cost model.
+
+    `expert_shares` are the routed experts' measured shares of the tokens, [MoE layers][experts], rows adding up to 1;
+    None where no routing was given: then the workload's skew law holds.
+    """
+
+    model: Model
+    cluster: Cluster
+    workload: Workload
+    engine: Engine
+    calibration: Calibration
+    expert_shares: tuple[tuple[float, ...], ...] | None = None
+
+
+def scenario_of(plan: Plan, calibration: Calibration) -> Scenario:
+    """Return the scenario that a plan was made for."""
+    return Scenario(plan.model, plan.cluster, plan.workload, plan.engine, calibration, plan.expert_shares)

@@ -1,0 +1,1 @@
+"""Enumerate, evaluate, rank."""

@@ -1,0 +1,93 @@
+"""Ablation: what each option is worth alone, and what the plan loses without it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moiety.plan import DtypePolicy
+from moiety.records import Record
+from moiety.search.options import baseline_options
+from moiety.search.planner import with_options
+
+if TYPE_CHECKING:
+    from moiety.cost.calibration import Calibration
+    from moiety.plan import Options, Plan
+
+_OFF: dict[str, object] = {
+    "all_to_all": "flat",
+    "two_batch_overlap": False,
+    "priority_scheduling": False,
+    "activation_checkpointing": False,
+    "dense_parameter_sharding": False,
+    "arena": False,
+    "flash_attention": False,
+    "fused_kernels": False,
+    "dtypes": DtypePolicy(
+        weights="fp32", experts="fp32", activations="fp32", kv_cache="fp32", dispatch="fp32", combine="fp32"
+    ),
+}
+_ON: dict[str, object] = {name: True for name, off in _OFF.items() if off is False} | {"all_to_all": "hierarchical"}
+
+
+class OptionWorth(Record):
+    """What one option does to a plan's throughput and memory, as ratios (1: nothing)."""
+
+    option: str
+    setting: str
+    throughput_alone: float | None
+    """Throughput with only this option on, relative to all off; None where the plan leaves it off or it is a format."""
+    throughput_without: float
+    """Throughput without it, relative to all on."""
+    memory_without_bytes: int
+    """Change of the fullest GPU's memory when it is taken away."""
+    fits_without: bool
+
+
+def ablate(plan: Plan, calibration: Calibration) -> tuple[OptionWorth, ...]:
+    """Return the worth of every option of an evaluated plan, in the order of the options.
+
+    An option that the plan leaves off is judged the other way round: `without` is then with it.
+    """
+    assert plan.projection is not None, "the plan is evaluated"
+    whole = plan.projection.throughput_tokens_per_s
+    memory = _fullest(plan)
+    bare_options = baseline_options(plan.options)
+    bare = with_options(plan, bare_options, calibration).plan
+    assert bare.projection is not None, "variants are evaluated"
+    bare_rate = bare.projection.throughput_tokens_per_s
+    found: list[OptionWorth] = []
+    for name, off in _OFF.items():
+        current = getattr(plan.options, name)
+        is_on = current != off
+        other = with_options(plan, _changed(plan.options, name, off if is_on else _ON[name]), calibration).plan
+        assert other.projection is not None, "variants are evaluated"
+        alone = None
+        if name in _ON:
+            single = with_options(plan, _changed(bare_options, name, _ON[name]), calibration).plan
+            assert single.projection is not None, "variants are evaluated"
+            alone = single.projection.throughput_tokens_per_s / bare_rate
+        found.append(
+            OptionWorth(
+                option=name,
+                setting=_said(current, on=is_on),
+                throughput_alone=alone,
+                throughput_without=other.projection.throughput_tokens_per_s / whole,
+                memory_without_bytes=_fullest(other) - memory,
+                fits_without=all(pool.memory is not None and pool.memory.fits for pool in other.pools),
+            )
+        )
+    return tuple(found)
+
+
+def _changed(options: Options, name: str, value: object) -> Options:
+    return options.model_copy(update={name: value})
+
+
+def _fullest(plan: Plan) -> int:
+    return max(pool.memory.total_bytes for pool in plan.pools if pool.memory is not None)
+
+
+def _said(current: object, *, on: bool) -> str:
+    if isinstance(current, DtypePolicy):
+        return f"{current.experts} experts, {current.activations} activations"
+    return current if isinstance(current, str) else ("on" if on else "off")

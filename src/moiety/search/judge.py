@@ -1,0 +1,186 @@
+"""Judging one strategy: every schedule and option worth trying, the best of them kept, or the reason why none works."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from moiety.placement.linear import place_linear
+from moiety.plan import Pool
+from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase
+from moiety.projection.project import project_pool
+from moiety.projection.schedule import schedules
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from moiety.placement.placement import Placement
+    from moiety.plan import Options, Phase, Projection
+    from moiety.projection.scenario import Scenario
+    from moiety.projection.step import Timing
+    from moiety.strategy.strategy import Strategy
+
+_MAX_RATE_STEPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A strategy with the schedule and options that serve it best."""
+
+    pools: tuple[Pool, ...]
+    options: Options
+    projection: Projection
+
+    @property
+    def name(self) -> str:
+        """Name of the strategy, of both where prefill and decode differ."""
+        return " + ".join(f"{p.role}:{p.strategy.name}" for p in self.pools) if len(self.pools) > 1 else (
+            self.pools[0].strategy.name
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a legal strategy is not in the ranking: the rule, and the sentence."""
+
+    rule: str
+    reason: str
+
+
+def place(scenario: Scenario, strategy: Strategy, options: Options) -> Placement | None:
+    """Return the placement of a strategy's experts on the GPUs of a stage."""
+    model, moe = scenario.model, scenario.model.moe
+    if moe is None:
+        return None
+    stage, node = strategy.gpus_per_stage, scenario.cluster.gpus_per_node
+    nodes = stage // node if stage > node and stage % node == 0 else 1
+    return place_linear(
+        layers=[i for i, block in enumerate(model.layers) if block.feed_forward.kind == "moe"],
+        num_experts=moe.num_experts,
+        redundant_experts=options.redundant_experts,
+        num_gpus=stage,
+        num_nodes=nodes,
+        expert_tp=strategy.etp,
+    )
+
+
+def variants(strategy: Strategy, options: Options) -> list[Options]:
+    """Return the settings worth trying of two-batch overlap, whose use depends on the strategy.
+
+    A pipeline's other micro-batches already hide what a second batch would; one GPU has nothing to hide.
+    """
+    off = options.model_copy(update={"two_batch_overlap": False})
+    if not options.two_batch_overlap or strategy.pp > 1 or strategy.gpus_per_stage == 1:
+        return [off]
+    return [options, off]
+
+
+def judge(  # noqa: PLR0913 - a strategy is judged for a phase, on a place, under a load
+    scenario: Scenario,
+    strategy: Strategy,
+    options: Options,
+    phase: Phase,
+    *,
+    first_rank: int = 0,
+    concurrency: int | None = None,
+    tune: bool = True,
+    timing: Timing = "folded",
+) -> Judged | Refused:
+    """Return the best variant of a strategy that fits the memory, or the rule that none meets.
+
+    `tune` tries the options that depend on the strategy; otherwise `options` stay as they are.
+    """
+    placement = place(scenario, strategy, options)
+    best: tuple[tuple[float, float], Pool, Options] | None = None
+    refusal = Refused("every-group-has-work", _too_little_work(scenario, strategy))
+    for choice in variants(strategy, options) if tune else [options]:
+        case = PoolCase(scenario, strategy, choice, placement, first_rank)
+        last: tuple[float, float] | None = None
+        for outcome in _outcomes(case, phase, concurrency, timing):
+            if isinstance(outcome, Refused):
+                refusal = outcome
+                continue
+            if not outcome.memory.fits:
+                refusal = _does_not_fit(outcome)
+                continue
+            pool = Pool(
+                role=phase, first_rank=first_rank, strategy=strategy, schedule=outcome.schedule, placement=placement
+            )
+            score = _score(scenario, outcome, phase)
+            if best is None or score > best[0]:
+                projection = project_pool(scenario, pool, outcome)
+                best = (score, pool.model_copy(update={"projection": projection, "memory": outcome.memory}), choice)
+            if strategy.pp == 1 or (last is not None and score < last):
+                break  # without a pipeline to fill, more micro-batches only get worse
+            last = score
+    if best is None:
+        return refusal
+    pool = best[1]
+    assert pool.projection is not None, "the best pool was projected"
+    return Judged((pool,), best[2], pool.projection)
+
+
+def _outcomes(
+    case: PoolCase, phase: Phase, concurrency: int | None, timing: Timing
+) -> Iterator[PhaseOutcome | Refused]:
+    workload, strategy = case.scenario.workload, case.strategy
+    if phase == "mixed" and concurrency is None and workload.request_rate_per_s is not None:
+        yield _at_rate(case, workload.request_rate_per_s, timing)
+        return
+    choices = schedules(workload, phase, strategy, case.options, concurrency)
+    if not choices:
+        yield Refused("every-group-has-work", _too_little_work(case.scenario, strategy))
+    for schedule in choices:
+        yield PHASES[phase](case, schedule, timing=timing)
+
+
+def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome | Refused:
+    """Return the outcome at the concurrency that an arrival rate leads to: C = rate x time of a request (Little)."""
+    workload, strategy = case.scenario.workload, case.strategy
+    groups = strategy.attn_dp * strategy.instances
+    concurrency, outcome = float(groups), None
+    for _ in range(_MAX_RATE_STEPS):
+        choices = schedules(workload, "mixed", strategy, case.options, max(round(concurrency), groups))
+        if not choices:
+            # a pipeline needs as many sequences as it has stages
+            concurrency *= 2
+            continue
+        outcome = PHASES["mixed"](case, choices[0], timing=timing)
+        if not outcome.memory.fits:
+            return _does_not_fit(outcome)
+        assert outcome.ttft_s is not None, "serving has a time to first token"
+        assert outcome.tpot_s is not None, "serving has a time per output token"
+        needed = rate_per_s * (outcome.ttft_s + (workload.output_tokens - 1) * outcome.tpot_s)
+        if needed <= max(concurrency, groups) * 1.02:
+            return outcome
+        concurrency = needed
+    return Refused(
+        "keeps-up-with-arrivals",
+        f"{rate_per_s:g} requests/s arrive faster than they are served; more GPUs or shorter requests are needed",
+    )
+
+
+def _score(scenario: Scenario, outcome: PhaseOutcome, phase: Phase) -> tuple[float, float]:
+    """Return what is better when larger: meeting the objective, then tokens per second."""
+    slo = scenario.workload.slo
+    missed = 0.0
+    if slo.tpot_s is not None and outcome.tpot_s is not None:
+        missed += max(outcome.tpot_s / slo.tpot_s - 1, 0.0)
+    if slo.ttft_s is not None and outcome.ttft_s is not None and phase != "decode":
+        missed += max(outcome.ttft_s / slo.ttft_s - 1, 0.0)
+    return (-missed, outcome.tokens_per_s)
+
+
+def _does_not_fit(outcome: PhaseOutcome) -> Refused:
+    memory = outcome.memory
+    missing = (memory.total_bytes - memory.capacity_bytes) / 1e9
+    return Refused(
+        "fits-the-memory",
+        f"needs {memory.total_bytes / 1e9:.1f} GB a GPU, {missing:.1f} GB more than there are; "
+        f"most of it {memory.biggest.replace('_', ' ')} ({memory.bytes_by_kind[memory.biggest] / 1e9:.1f} GB)",
+    )
+
+
+def _too_little_work(scenario: Scenario, strategy: Strategy) -> str:
+    groups = strategy.attn_dp * strategy.instances
+    return f"{scenario.workload.name} has too little work for {groups} attention groups of {strategy.pp} stage(s)"

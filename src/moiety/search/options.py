@@ -1,0 +1,59 @@
+"""The options a plan starts from: what the model's checkpoint and the device ask for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moiety.plan import DtypePolicy, Options
+
+if TYPE_CHECKING:
+    from moiety.projection.scenario import Scenario
+
+
+def default_options(scenario: Scenario, redundant_experts: int = 0) -> Options:
+    """Return every option on that has no price for this workload, in the formats of the checkpoint.
+
+    FP8 checkpoints dispatch in FP8 where the device computes in it. Training keeps weights in BF16 and shards the dense
+    parameters, whose gradients and optimizer state would not fit otherwise.
+    """
+    return Options(
+        redundant_experts=redundant_experts,
+        dense_parameter_sharding=scenario.workload.kind == "training",
+        dtypes=default_dtypes(scenario),
+    )
+
+
+def default_dtypes(scenario: Scenario) -> DtypePolicy:
+    """Return the formats of weights, activations, cache and wire."""
+    model, device = scenario.model, scenario.cluster.device
+    half = "bf16" if "bf16" in device.peak_flops_per_s else device.compute_dtype("bf16")
+    if scenario.workload.kind == "training":
+        return DtypePolicy(activations=half)
+    quantized = "fp8" in {model.weight_dtype, model.expert_dtype} and device.compute_dtype("fp8") == "fp8"
+    return DtypePolicy(
+        weights=model.weight_dtype,
+        experts=model.expert_dtype,
+        activations=half,
+        dispatch="fp8" if quantized else half,
+    )
+
+
+def baseline_options(options: Options) -> Options:
+    """Return the same formats and placement with every optimisation off."""
+    return options.model_copy(
+        update={
+            "all_to_all": "flat",
+            "two_batch_overlap": False,
+            "priority_scheduling": False,
+            "activation_checkpointing": False,
+            "dense_parameter_sharding": False,
+            "arena": False,
+            "flash_attention": False,
+            "fused_kernels": False,
+        }
+    )
+
+
+def original_options(options: Options) -> Options:
+    """Return the options of the specification's original strategy: overlap and good kernels, flat exchange, the rest off."""
+    return baseline_options(options).model_copy(update={"two_batch_overlap": True, "flash_attention": True})
