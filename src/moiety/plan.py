@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, computed_field, model_validator
 
 from moiety.cluster.cluster import Cluster
 from moiety.dtypes import Dtype
 from moiety.model.model import Model
 from moiety.placement.placement import Placement
-from moiety.records import Record
-from moiety.strategy.strategy import Strategy
+from moiety.records import DerivedRecord, Record
+from moiety.strategy.strategy import AXES, Axis, Strategy
 from moiety.workload.workload import Workload
 
 SCHEMA_VERSION = 1
@@ -119,7 +119,7 @@ class Arena(Record):
         return 1 - self.live_bytes / self.peak_bytes if self.peak_bytes else 0.0
 
 
-class MemoryPlan(Record):
+class MemoryPlan(DerivedRecord):
     """Bytes on the fullest GPU of a pool, by kind."""
 
     stage: Count
@@ -129,6 +129,7 @@ class MemoryPlan(Record):
     checkpointed_layers: tuple[int, ...] = ()
     arena: Arena | None = None
 
+    @computed_field
     @property
     def total_bytes(self) -> int:
         """Sum over the kinds."""
@@ -175,7 +176,7 @@ class Projection(Record):
     provenance: dict[str, Basis]
 
 
-class Pool(Record):
+class Pool(DerivedRecord):
     """Consecutive GPUs that run the same strategy for the same phase. An aggregated plan has one pool."""
 
     role: Phase
@@ -187,10 +188,17 @@ class Pool(Record):
     memory: MemoryPlan | None = None
     projection: Projection | None = None
 
+    @computed_field
     @property
     def num_gpus(self) -> int:
         """GPUs of the pool."""
         return self.strategy.num_gpus
+
+    @computed_field
+    @property
+    def rank_groups(self) -> dict[Axis, tuple[tuple[int, ...], ...]]:
+        """The ranks that communicate along each axis of the meshes."""
+        return {axis: self.strategy.groups(axis, self.first_rank) for axis in AXES}
 
 
 class RankedStrategy(Record):
@@ -261,7 +269,7 @@ class Provenance(Record):
     seed: int = 0
 
 
-class Plan(Record):
+class Plan(DerivedRecord):
     """A deployment: what runs where. Decisions first; what was computed from them after."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
@@ -272,7 +280,7 @@ class Plan(Record):
     engine: Engine = "moiety"
     options: Options = Options()
     expert_shares: tuple[tuple[Amount, ...], ...] | None = None
-    """Share of the routed tokens that each expert gets, [MoE layers][experts], from a routing dump; None: the workload's law."""
+    """Share of the routed tokens of each expert, [MoE layers][experts], from a routing dump; None: the workload's law."""
     pools: tuple[Pool, ...] = Field(min_length=1)
     projection: Projection | None = None
     comparison: tuple[Variant, ...] = ()
@@ -292,6 +300,7 @@ class Plan(Record):
             raise ValueError(msg)
         return self
 
+    @computed_field
     @property
     def num_gpus(self) -> int:
         """GPUs that the plan uses."""

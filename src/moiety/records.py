@@ -1,6 +1,10 @@
 """The base of every record that crosses a boundary: frozen, strict about its fields, JSON in and out."""
 
-from pydantic import BaseModel, ConfigDict
+import json
+from typing import Self, cast
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
+from pydantic_core import to_jsonable_python
 
 
 class Record(BaseModel):
@@ -17,3 +21,30 @@ class Record(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
     )
+
+
+class DerivedRecord(Record):
+    """A record that writes figures derived from its fields into its JSON.
+
+    Reading it back recomputes them, and refuses a file that carries others.
+    """
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _agrees_with_derived(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(data, dict):
+            return handler(data)
+        fields = dict(cast("dict[object, object]", data))
+        stored = {key: fields.pop(key) for key in cls.model_computed_fields if key in fields}
+        record = handler(fields)
+        for key, value in stored.items():
+            derived = getattr(record, key)
+            if _as_json(value) != _as_json(derived):
+                found, right = _as_json(value)[:60], _as_json(derived)[:60]
+                msg = f"{key} is stored as {found}, but the other fields give {right}; remove it or restore the file"
+                raise ValueError(msg)
+        return record
+
+
+def _as_json(value: object) -> str:
+    return json.dumps(to_jsonable_python(value, fallback=repr), sort_keys=True)

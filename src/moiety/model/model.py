@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Self, cast
+from typing import Self
 
-from pydantic import Field, ModelWrapValidatorHandler, computed_field, model_validator
+from pydantic import Field, computed_field, model_validator
 
 from moiety.dtypes import Dtype
 from moiety.model.attention import Attention, Count
 from moiety.model.feed_forward import FeedForward, MoeFeedForward
-from moiety.records import Record
+from moiety.records import DerivedRecord, Record
 
 
 class Block(Record):
@@ -35,7 +35,7 @@ class Block(Record):
         return self.num_parameters(hidden_size) - inactive
 
 
-class Model(Record):
+class Model(DerivedRecord):
     """The shape of a decoder-only language model.
 
     `blocks` are its distinct kinds of layer and `layer_blocks` says for each layer, in order, which of them it is.
@@ -60,22 +60,6 @@ class Model(Record):
     """Where the numbers come from."""
     warnings: tuple[str, ...] = ()
     """What was assumed when the model was read."""
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _agrees_with_computed(cls, data: object, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """Recompute the stored parameter counts, and refuse a record that carries others."""
-        if not isinstance(data, dict):
-            return handler(data)
-        fields = dict(cast("dict[object, object]", data))
-        stored = {key: fields.pop(key) for key in ("num_parameters", "num_active_parameters") if key in fields}
-        model = handler(fields)
-        for key, value in stored.items():
-            computed = getattr(model, key)
-            if isinstance(value, bool) or not isinstance(value, int) or value != computed:
-                msg = f"{key} is stored as {value!r}, but the layers have {computed:,}; remove it or restore the file"
-                raise ValueError(msg)
-        return model
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
