@@ -280,7 +280,7 @@ class Plan(DerivedRecord):
     engine: Engine = "moiety"
     options: Options = Options()
     expert_shares: tuple[tuple[Amount, ...], ...] | None = None
-    """Share of the routed tokens of each expert, [MoE layers][experts], from a routing dump; None: the workload's law."""
+    """Each expert's share of the routed tokens, [MoE layers][experts], from a routing dump; None: the workload's law."""
     pools: tuple[Pool, ...] = Field(min_length=1)
     projection: Projection | None = None
     comparison: tuple[Variant, ...] = ()
