@@ -1,0 +1,1 @@
+"""The checks of a finished plan, a subject a file; `table.py` lists them all."""

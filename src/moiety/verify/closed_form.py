@@ -1,0 +1,114 @@
+"""What a token and a GPU need, by formulas over the model's shape alone: no graph, no cost model, no simulation.
+
+The checks compare the planner's sums over operators with these.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.model.attention import GroupedQueryAttention, MultiHeadLatentAttention
+from moiety.model.feed_forward import MoeFeedForward
+
+if TYPE_CHECKING:
+    from moiety.dtypes import Dtype
+    from moiety.model.attention import Attention
+    from moiety.model.model import Block
+    from moiety.plan import Plan, Pool
+
+
+def score_flops(attention: Attention, context_tokens: float) -> float:
+    """Return the FLOPs of one token's scores and weighted sum over `context_tokens`: 2 h (d_qk + d_v) n."""
+    if isinstance(attention, GroupedQueryAttention):
+        seen = min(context_tokens, attention.sliding_window or math.inf)
+        return 2 * attention.num_heads * 2 * attention.head_dim * seen
+    if isinstance(attention, MultiHeadLatentAttention):
+        width = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
+        return 2 * attention.num_heads * width * context_tokens
+    return 4 * attention.num_value_heads * attention.key_head_dim * attention.value_head_dim
+
+
+def layer_flops(block: Block, hidden_size: int, context_tokens: float) -> float:
+    """Return the FLOPs of one token in one layer, forward: 2 per parameter that it meets, and its scores."""
+    part = block.feed_forward
+    met = block.attention.num_parameters(hidden_size) + block.num_norms * hidden_size
+    if isinstance(part, MoeFeedForward):
+        met += part.top_k * part.expert_parameters(hidden_size) + part.shared_parameters(hidden_size)
+    else:
+        met += part.num_parameters(hidden_size)
+    return 2 * met + score_flops(block.attention, context_tokens)
+
+
+def pool_flops_per_token(plan: Plan, pool: Pool) -> float:
+    """Return the model's FLOPs for each token that a pool computes, forward, or forward and backward (x 3)."""
+    schedule, model = pool.schedule, plan.model
+    tokens = schedule.prefill_tokens + schedule.decode_sequences
+    # a prompt's token sees half of the prompt on average, a decoded one its whole context
+    seen = (
+        schedule.prefill_tokens * (schedule.prompt_tokens + 1) / 2 + schedule.decode_sequences * schedule.context_tokens
+    )
+    context = seen / tokens
+    layers = sum(layer_flops(model.blocks[kind], model.hidden_size, context) for kind in model.layer_blocks)
+    training = pool.role == "training"
+    finished = schedule.prefill_tokens / schedule.prompt_tokens if schedule.prompt_tokens else 0.0
+    emitted = tokens if training else schedule.decode_sequences + finished
+    head = 2 * model.hidden_size * model.vocab_size * emitted / tokens
+    return (layers + head) * (3 if training else 1)
+
+
+def attention_weights(attention: Attention, hidden_size: int, tp: int) -> float:
+    """Return the attention weights on each of `tp` GPUs; KV heads and latents that cannot be split are whole."""
+    if isinstance(attention, GroupedQueryAttention):
+        queries = attention.num_heads * attention.head_dim / tp
+        keys = max(attention.num_kv_heads / tp, 1) * attention.head_dim
+        return hidden_size * (queries * (3 if attention.output_gate else 2) + 2 * keys)
+    if isinstance(attention, MultiHeadLatentAttention):
+        width = attention.qk_nope_head_dim + attention.qk_rope_head_dim
+        latent = hidden_size * (attention.kv_lora_rank + attention.qk_rope_head_dim)
+        if attention.q_lora_rank is None:
+            queries = hidden_size * attention.num_heads * width / tp
+        else:
+            queries = hidden_size * attention.q_lora_rank + attention.q_lora_rank * attention.num_heads * width / tp
+        up = attention.kv_lora_rank * attention.num_heads * (attention.qk_nope_head_dim + attention.v_head_dim) / tp
+        return latent + queries + up + attention.num_heads * attention.v_head_dim * hidden_size / tp
+    return attention.num_parameters(hidden_size) / tp
+
+
+def dense_weights(block: Block, hidden_size: int, tp: int) -> float:
+    """Return a layer's weights on each GPU without the routed experts; the router is whole everywhere."""
+    part = block.feed_forward
+    held = attention_weights(block.attention, hidden_size, tp)
+    if isinstance(part, MoeFeedForward):
+        return held + hidden_size * part.num_experts + 3 * hidden_size * part.shared_intermediate_size / tp
+    return held + 3 * hidden_size * part.intermediate_size / tp
+
+
+def expert_weights(block: Block, hidden_size: int, slots: float, etp: int) -> float:
+    """Return the routed experts' weights of a layer on each GPU: `slots` experts, each divided by `etp`."""
+    part = block.feed_forward
+    if not isinstance(part, MoeFeedForward):
+        return 0.0
+    return slots * 3 * hidden_size * part.expert_intermediate_size / etp
+
+
+def cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtype: Dtype) -> float:
+    """Return a layer's KV cache on each GPU: 2 kv d b a token, the latent's width for MLA, a fixed state if linear."""
+    attention, element = block.attention, BYTES_PER_ELEMENT[dtype]
+    if isinstance(attention, GroupedQueryAttention):
+        kept = min(tokens, sequences * (attention.sliding_window or tokens))
+        return 2 * max(attention.num_kv_heads / tp, 1) * attention.head_dim * element * kept
+    if isinstance(attention, MultiHeadLatentAttention):
+        return (attention.kv_lora_rank + attention.qk_rope_head_dim) * element * tokens
+    return attention.state_elements() / tp * BYTES_PER_ELEMENT["fp32"] * sequences
+
+
+def distinct_shares(num_experts: int, top_k: int, shares: int) -> float:
+    """Return how many of `shares` equal shares of the experts a token's top-k reaches, if all choices are alike.
+
+    N (1 - C(E - E/N, k) / C(E, k)): linearity of expectation over the shares.
+    """
+    each = num_experts // shares
+    missed = math.comb(num_experts - each, top_k) / math.comb(num_experts, top_k)
+    return shares * (1 - missed)

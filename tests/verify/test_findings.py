@@ -1,0 +1,249 @@
+"""Verification: good plans pass, and any number that was tampered with is found."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from moiety.plan import Options, Plan
+from moiety.projection.project import evaluate
+from moiety.strategy.strategy import parse_strategy
+from moiety.verify.checks.table import FIGURES, STRUCTURE
+from moiety.verify.findings import Verification
+from moiety.verify.verify import verification, verify_plan
+from moiety.workload.workload import ServiceObjective, Workload
+from tests.verify.plans import (
+    CALIBRATION,
+    OFF,
+    SOME,
+    decided,
+    decode_plan,
+    dense_plan,
+    mixed_plan,
+    reference_plan,
+    small_plan,
+    training_plan,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moiety.verify.findings import Finding
+
+PLANS: dict[str, Callable[[], Plan]] = {
+    "reference": reference_plan,
+    "prefill": small_plan,
+    "decode": decode_plan,
+    "training": training_plan,
+    "mixed": mixed_plan,
+    "dense": dense_plan,
+}
+
+
+def errors(plan: Plan) -> list[Finding]:
+    return [finding for finding in verify_plan(plan, CALIBRATION) if finding.severity == "error"]
+
+
+def found(plan: Plan, check: str) -> list[Finding]:
+    return [finding for finding in verify_plan(plan, CALIBRATION) if finding.check == check]
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plan_that_was_just_made_has_no_errors(name: str) -> None:
+    assert errors(PLANS[name]()) == []
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_plan_that_was_written_and_read_has_no_errors(name: str) -> None:
+    assert errors(Plan.model_validate_json(PLANS[name]().model_dump_json())) == []
+
+
+@pytest.mark.parametrize("options", [OFF, SOME, Options(all_to_all="dedup"), Options(redundant_experts=8)])
+def test_options_change_the_plan_and_not_the_checks(options: Options) -> None:
+    plan = decided("mixtral-8x7b", "h100x16", small_plan().workload, parse_strategy("ep8_tp2", 16), options)
+    assert errors(plan) == []
+
+
+def test_every_check_says_something_about_some_plan() -> None:
+    silent = {check.__name__ for check in (*STRUCTURE, *FIGURES)}
+    workload = small_plan().workload.model_copy(update={"slo": ServiceObjective(ttft_s=100.0)})
+    redundant = decided(
+        "mixtral-8x7b", "h100x16", workload, parse_strategy("ep8_tp2", 16), Options(redundant_experts=8)
+    )
+    from moiety.verify.inspection import Inspection  # noqa: PLC0415 - the checks one by one, here only
+
+    for plan in (redundant, reference_plan(), training_plan()):
+        inspection = Inspection(plan, CALIBRATION)
+        silent -= {check.__name__ for check in (*STRUCTURE, *FIGURES) if list(check(inspection))}
+    assert not silent
+
+
+def test_verification_is_the_same_every_time_and_survives_json() -> None:
+    plan = small_plan()
+    first, second = (verification(plan, verify_plan(plan, CALIBRATION)) for _ in range(2))
+    assert first == second
+    assert Verification.model_validate_json(first.model_dump_json()) == first
+    assert first.passed
+    assert first.summary.num_checks == first.summary.num_ok + first.summary.num_warnings + first.summary.num_errors
+
+
+def test_given_evaluation_saves_the_second_one() -> None:
+    plan = small_plan()
+    assert verify_plan(plan, CALIBRATION, evaluate(plan, CALIBRATION)) == verify_plan(plan, CALIBRATION)
+
+
+# Tampering ----------------------------------------------------------------------------------------------------------
+
+Path = tuple[str | int, ...]
+TAMPERED = ("projection", "memory", "schedule")
+UNCHECKED = {"seed"}
+
+
+def number_paths(node: object, path: Path = ()) -> list[Path]:
+    """Return the path of every number that a plan's pools and projection hold."""
+    if isinstance(node, dict):
+        items: list[tuple[str | int, object]] = [(key, value) for key, value in node.items() if key not in UNCHECKED]
+    elif isinstance(node, list):
+        items = list(enumerate(node))
+    else:
+        return [path] if isinstance(node, (int, float)) and not isinstance(node, bool) else []
+    return [found for key, value in items for found in number_paths(value, (*path, key))]
+
+
+def tampered(document: dict[str, Any], path: Path, change: float) -> dict[str, Any]:
+    """Return a copy of the document with the number at `path` changed by a share of itself, at least by one."""
+    copy = json.loads(json.dumps(document))
+    place: Any = copy
+    for key in path[:-1]:
+        place = place[key]
+    old = place[path[-1]]
+    step = old * change if isinstance(old, float) and old else max(abs(round(old * change)), 1)
+    place[path[-1]] = old + step if not (path[-1] == "overlap_fraction" and old + step > 1) else old - step
+    return copy
+
+
+DOCUMENT: dict[str, Any] = json.loads(small_plan().model_dump_json())
+PATHS = sorted(
+    (
+        path
+        for path in number_paths(DOCUMENT)
+        if path[0] == "projection"
+        or (path[0] == "pools" and path[2] in {*TAMPERED, "placement", "strategy", "first_rank"})
+    ),
+    key=str,
+)
+
+
+def test_there_are_many_numbers_to_tamper_with() -> None:
+    kinds = {(path[0], *path[2:4]) if path[0] == "pools" else path for path in PATHS}
+    assert len(kinds) > 20
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    path=st.sampled_from([path for path in PATHS if "physical_to_logical_map" not in path]),
+    change=st.sampled_from([0.01, 0.3]),
+)
+def test_any_number_that_was_changed_is_found(path: Path, change: float) -> None:
+    document = tampered(DOCUMENT, path, change)
+    try:
+        plan = Plan.model_validate(document)
+    except ValidationError:
+        return  # found on reading
+    assert errors(plan), path
+
+
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_any_expert_in_another_slot_is_found(data: st.DataObject) -> None:
+    placement = small_plan().pools[0].placement
+    assert placement is not None
+    row = data.draw(st.integers(0, len(placement.layers) - 1))
+    first, second = data.draw(st.lists(st.integers(0, placement.num_slots - 1), min_size=2, max_size=2, unique=True))
+    rows = [list(each) for each in placement.physical_to_logical_map]
+    rows[row][first], rows[row][second] = rows[row][second], rows[row][first]
+    moved = placement.model_copy(update={"physical_to_logical_map": tuple(tuple(each) for each in rows)})
+    plan = small_plan()
+    pool = plan.pools[0].model_copy(update={"placement": moved})
+    assert errors(plan.model_copy(update={"pools": (pool,)}))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"all_to_all": "flat"},
+        {"two_batch_overlap": False},
+        {"redundant_experts": 8},
+        {"arena": False},
+        {"dense_parameter_sharding": True},
+        {"fused_kernels": False},
+    ],
+)
+def test_an_option_that_was_switched_is_found(change: dict[str, object]) -> None:
+    plan = small_plan()
+    assert errors(plan.model_copy(update={"options": plan.options.model_copy(update=change)}))
+
+
+def test_a_plan_without_figures_fails() -> None:
+    plan = small_plan()
+    pool = plan.pools[0].model_copy(update={"memory": None, "projection": None})
+    assert errors(plan.model_copy(update={"pools": (pool,), "projection": None}))
+
+
+# Single checks ------------------------------------------------------------------------------------------------------
+
+
+def test_missed_objective_is_a_warning() -> None:
+    plan = small_plan()
+    workload = plan.workload.model_copy(update={"slo": ServiceObjective(ttft_s=1e-6)})
+    (finding,) = found(plan.model_copy(update={"workload": workload}), "objective")
+    assert finding.severity == "warning"
+    assert finding.expected == 1e-6
+
+
+def test_skewed_routing_is_a_warning() -> None:
+    workload = small_plan().workload.model_copy(update={"routing_skew": 2.0})
+    plan = decided("mixtral-8x7b", "h100x16", workload, parse_strategy("ep8_tp2", 16))
+    (finding,) = found(plan, "expert-load")
+    assert finding.severity == "warning"
+    assert errors(plan) == []
+
+
+def test_halved_network_is_felt_where_traffic_crosses_nodes() -> None:
+    (finding,) = found(reference_plan(), "network-matters")
+    assert finding.severity == "ok"
+    assert isinstance(finding.actual, float)
+    assert isinstance(finding.expected, float)
+    assert finding.actual < finding.expected
+
+
+def test_format_that_the_device_lacks_is_a_warning() -> None:
+    workload = Workload(name="tokens", kind="decode", input_tokens=512, output_tokens=128, concurrency=256)
+    options = Options()
+    options = options.model_copy(update={"dtypes": options.dtypes.model_copy(update={"experts": "mxfp4"})})
+    plan = decided("gpt-oss-20b", "h100x8", workload, parse_strategy("ep8", 8), options)
+    severities = {finding.subject: finding.severity for finding in found(plan, "number-formats")}
+    assert severities == {"dense weights": "ok", "experts": "warning", "activations": "ok"}
+
+
+def test_coverage_counts_the_copies() -> None:
+    single, double = (
+        found(
+            decided(
+                "mixtral-8x7b",
+                "h100x16",
+                small_plan().workload,
+                parse_strategy("ep8_tp2", 16),
+                Options(redundant_experts=n),
+            ),
+            "coverage",
+        )[0].actual
+        for n in (0, 8)
+    )
+    assert single == pytest.approx(1 - 1 / 8)
+    assert double == 1.0
