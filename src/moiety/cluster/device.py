@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from moiety.dtypes import Dtype
 from moiety.records import Record
 
-Positive = Annotated[float, Field(gt=0, le=1e20)]
+Positive = Annotated[float, Field(ge=1e-3, le=1e20)]
 
 
 class Device(Record):

@@ -1,0 +1,103 @@
+"""Plan files: the method JSON as it is written, and as it is read back."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, cast
+
+from pydantic import ValidationError
+
+from moiety.cli.json_text import json_text
+from moiety.errors import InputError
+from moiety.files import read_text, resolve_input
+from moiety.package_data import catalog_names
+from moiety.plan import SCHEMA_VERSION, Plan
+
+if TYPE_CHECKING:
+    from moiety.cost.calibration import Calibration
+
+METHOD_SUFFIX = "_deployment_method.json"
+_MAX_PLAN_BYTES = 512 * 10**6
+_REMEDY = "write the plan anew with `moiety plan`"
+
+
+def method_json(plan: Plan) -> str:
+    """Return the text of the method file: the whole plan, and the figures that follow from it."""
+    return json_text(plan.model_dump(mode="json"))
+
+
+def plan_schema_json() -> str:
+    """Return the JSON Schema that every method file obeys."""
+    schema = Plan.model_json_schema(mode="serialization")
+    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
+
+
+def load_plan(argument: str) -> tuple[Plan, Path]:
+    """Return the plan that PLAN names (its method JSON, or the folder that holds it) and the file it came from.
+
+    Raises InputError for what is not there, not JSON, of another schema version, or not a plan that can be.
+    """
+    path = resolve_input(argument, in_folder=f"*{METHOD_SUFFIX}", suffixes=(".json",))
+    if path is None:
+        rule = f"the folder holds no *{METHOD_SUFFIX}" if Path(argument).is_dir() else "there is no such file or folder"
+        raise InputError(rule, source=argument or "PLAN", remedy=_REMEDY)
+    source = str(path)
+    document = _parsed(read_text(path, limit=_MAX_PLAN_BYTES), source)
+    version = document.get("schema_version", SCHEMA_VERSION)
+    if version != SCHEMA_VERSION or isinstance(version, bool):
+        rule = f"the file is a plan of another version; this Moiety reads version {SCHEMA_VERSION}"
+        raise InputError(rule, source=source, field="schema_version", value=version, remedy=_REMEDY)
+    try:
+        return Plan.model_validate(document), path
+    except ValidationError as error:
+        raise _first_of(error, source) from None
+    except (RecursionError, OverflowError):
+        raise InputError("holds a number or a nesting that no plan has", source=source, remedy=_REMEDY) from None
+
+
+def _first_of(error: ValidationError, source: str) -> InputError:
+    """Return the first broken rule as one message, with the number of the others."""
+    found = error.errors(include_url=False)
+    first = found[0]
+    path = ".".join(str(part) for part in first["loc"])
+    value = first["input"] if isinstance(first["input"], (str, int, float, bool)) else None
+    rule = first["msg"].removeprefix("Value error, ")
+    others = f"{len(found) - 1} more fields are wrong; " if len(found) > 1 else ""
+    return InputError(rule, source=source, field=path or None, value=value, remedy=others + _REMEDY)
+
+
+def _parsed(text: str, source: str) -> dict[str, object]:
+    def refuse_constant(constant: str) -> NoReturn:
+        raise InputError(f"{constant} is not a number that a plan can hold", source=source, remedy=_REMEDY)
+
+    def object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        unique = dict(pairs)
+        if len(unique) < len(pairs):
+            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+            raise InputError("the key is there twice in one object", source=source, field=repr(twice), remedy=_REMEDY)
+        return unique
+
+    try:
+        value: object = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=object_of)
+    except json.JSONDecodeError as error:
+        rule = f"line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
+        raise InputError(rule, source=source, remedy=_REMEDY) from None
+    except (ValueError, RecursionError):
+        rule = "not JSON that can be read: an integer of thousands of digits, or thousands of brackets in each other"
+        raise InputError(rule, source=source, remedy=_REMEDY) from None
+    if not isinstance(value, dict):
+        raise InputError(f"must hold one JSON object, not {type(value).__name__}", source=source, remedy=_REMEDY)
+    return cast("dict[str, object]", value)
+
+
+def calibration_of(plan: Plan, source: str) -> Calibration:
+    """Return the calibration that the plan was made with; raise InputError where this version does not carry it."""
+    from moiety.cost.calibration import load_calibration
+
+    name, known = plan.provenance.calibration, catalog_names("calibration", ".json")
+    if name not in known:
+        rule = f"the plan was made with constants that this version does not have; it has {', '.join(known)}"
+        raise InputError(rule, source=source, field="provenance.calibration", value=name, remedy=_REMEDY)
+    return load_calibration(name)

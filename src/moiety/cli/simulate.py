@@ -1,0 +1,123 @@
+"""`moiety simulate`: a finished plan run again, and under what-ifs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moiety.cli.output import JsonSwitch, Output, QuietSwitch
+from moiety.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moiety.projection.project import Evaluation
+
+MAX_SIZES = 32
+_MOST_GPUS = 1_048_576
+
+
+def simulate(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="The plan's method JSON, or the folder that holds it.")],
+    *,
+    fail: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WHAT",
+            help="What fails: gpu:17, node:3, link:infiniband (half its bandwidth), link:nvlink:0.25. Repeat it.",
+            show_default=False,
+        ),
+    ] = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(min=1, max=_MOST_GPUS, help="Plan anew on so many GPUs of the same kind.", show_default=False),
+    ] = None,
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.json", help="Where the Perfetto trace goes; else beside the plan.", show_default=False
+        ),
+    ] = None,
+    ablate: Annotated[bool, typer.Option("--ablate", help="What each option alone is worth.")] = False,
+    scale: Annotated[
+        str | None,
+        typer.Option(
+            metavar="32,64,...", help="Strong and weak scaling over these numbers of GPUs.", show_default=False
+        ),
+    ] = None,
+    json: JsonSwitch = False,
+    quiet: QuietSwitch = False,
+) -> None:
+    """Simulate a finished plan: its timeline, and what happens if."""
+    from moiety.cli.json_text import json_text
+    from moiety.cli.plan_file import calibration_of, load_plan
+    from moiety.cli.verification import refuse_unsound
+    from moiety.cli.what_if import WhatIf
+    from moiety.files import write_all
+    from moiety.projection.project import evaluate
+    from moiety.search.failure import parse_failures
+
+    output = Output(json, quiet)
+    loaded, path = load_plan(plan)
+    calibration = calibration_of(loaded, str(path))
+    refuse_unsound(loaded, calibration, str(path))
+    sizes = gpu_counts(scale)
+    parse_failures(fail or (), loaded.cluster)
+    target = Path(trace) if trace is not None else path.parent / f"{loaded.name}_trace.json"
+    evaluation = evaluate(loaded, calibration)
+    case = WhatIf(evaluation.plan, calibration, output)
+    failure = case.failure(fail) if fail else None
+    resized = case.resized(gpus) if gpus is not None else None
+    worth = case.ablation() if ablate else None
+    points = case.scaling(sizes) if sizes else None
+    (written,) = write_all(target.parent, {target.name: trace_text(evaluation)})
+    output.document(
+        lambda: json_text(case.document(evaluation, failure, resized, worth, points) | {"trace": str(written)})
+    )
+    if output.shows_tables:
+        from moiety.cli.simulation_tables import simulation_sections
+
+        output.tables(simulation_sections(loaded, evaluation, failure, resized, worth, points, str(written)))
+
+
+def gpu_counts(text: str | None) -> tuple[int, ...]:
+    """Return the numbers of `32,64,128`, in order; raise InputError for anything else."""
+    if text is None:
+        return ()
+    sizes: set[int] = set()
+    for part in text.split(","):
+        word = part.strip()
+        if (
+            not word.isascii()
+            or not word.isdigit()
+            or len(word) > len(str(_MOST_GPUS))
+            or not 0 < int(word) <= _MOST_GPUS
+        ):
+            rule = f"must be numbers of GPUs from 1 to {_MOST_GPUS:,}, joined with commas"
+            raise InputError(rule, field="--scale", value=text, remedy="e.g. 32,64,128,256")
+        sizes.add(int(word))
+    if len(sizes) > MAX_SIZES:
+        raise InputError(f"names {len(sizes)} sizes; at most {MAX_SIZES} are planned", field="--scale", value=text)
+    return tuple(sorted(sizes))
+
+
+def trace_text(evaluation: Evaluation) -> str:
+    """Return the Chrome trace of every pool's step."""
+    from moiety.report.chrome_trace import TracedPool, chrome_trace
+
+    plan = evaluation.plan
+    tiers = tuple(tier.name for tier in plan.cluster.tiers)
+    pools: list[TracedPool] = []
+    for pool, phase in zip(plan.pools, evaluation.phases, strict=True):
+        timeline = phase.outcome.timeline
+        assert timeline is not None, "the plan was simulated, not estimated"
+        pools.append(TracedPool(pool.role, pool.strategy.name, timeline, tiers))
+    return chrome_trace(pools, _title(evaluation))
+
+
+def _title(evaluation: Evaluation) -> str:
+    plan = evaluation.plan
+    names: Sequence[str] = [pool.strategy.name for pool in plan.pools]
+    return f"{plan.name}: {plan.model.name} on {plan.cluster.name}, {' + '.join(names)}"

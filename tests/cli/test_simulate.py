@@ -1,0 +1,139 @@
+"""`moiety simulate`: the plan again, its trace, and the what-ifs."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.cli.command import moiety, refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def simulated(*arguments: str | Path) -> dict[str, Any]:
+    done = moiety("simulate", *arguments, "--json")
+    assert done.code == 0, done.err
+    assert done.err == ""
+    document: dict[str, Any] = json.loads(done.out)
+    return document
+
+
+def test_the_simulation_gives_the_projection_of_the_file(reference_folder: Path, work: Path) -> None:
+    document = simulated(reference_folder, "--trace", "t.json")
+    stored = json.loads((reference_folder / "enhanced_deployment_method.json").read_text())
+    assert document["projection"] == stored["projection"]
+    assert document["failure"] is document["resized"] is document["ablation"] is document["scaling"] is None
+    for pool in document["pools"]:
+        times = pool["timeline"]
+        assert 0 < times["critical_path_s"] <= times["makespan_s"] * (1 + 1e-9) <= times["work_s"] * (1 + 1e-9)
+        assert times["exposed_s"] <= times["communication_s"] * (1 + 1e-9)
+    assert [path.name for path in work.iterdir()] == ["t.json"]
+
+
+def test_the_trace_goes_beside_the_plan_unless_told_otherwise(small_folder: Path) -> None:
+    document = simulated(small_folder)
+    path = small_folder / "enhanced_trace.json"
+    assert document["trace"] == str(path)
+    events = json.loads(path.read_text())["traceEvents"]
+    assert any(event["ph"] == "X" for event in events)
+    path.unlink()
+
+
+def test_a_lost_gpu_costs_throughput_and_the_survivors_are_planned_anew(reference_folder: Path, work: Path) -> None:
+    document = simulated(reference_folder, "--fail", "gpu:17", "--trace", "t.json")
+    degraded, anew = document["failure"]["degraded"], document["failure"]["replanned"]
+    assert degraded["alive_gpus"] == 127
+    assert degraded["throughput_share"] < 1
+    assert anew["num_gpus"] == 120
+    assert anew["projection"]["throughput_tokens_per_s"] < document["projection"]["throughput_tokens_per_s"]
+    assert (work / "t.json").exists()
+
+
+def test_a_lost_gpu_of_the_only_node_is_planned_around(small_folder: Path, work: Path) -> None:
+    document = simulated(small_folder, "--fail", "gpu:0", "--trace", work / "t.json")
+    assert document["failure"]["replanned"]["num_gpus"] in {4, 7}
+
+
+def test_losing_everything_says_so(small_folder: Path, work: Path) -> None:
+    document = simulated(small_folder, "--fail", "node:0", "--trace", work / "t.json")
+    assert document["failure"]["degraded"]["throughput_tokens_per_s"] == 0
+    assert document["failure"]["replanned"] is None
+    assert "no whole node" in document["failure"]["why_not_replanned"]
+
+
+def test_a_slower_link_is_never_faster(reference_folder: Path, work: Path) -> None:
+    half = simulated(reference_folder, "--fail", "link:infiniband", "--trace", work / "t.json")
+    tenth = simulated(reference_folder, "--fail", "link:infiniband:0.1", "--trace", work / "t.json")
+    shares = [each["failure"]["degraded"]["throughput_share"] for each in (half, tenth)]
+    assert 1 > shares[0] > shares[1]
+
+
+def test_another_number_of_gpus_is_planned_anew(reference_folder: Path, work: Path) -> None:
+    document = simulated(reference_folder, "--gpus", "64", "--trace", work / "t.json")
+    assert document["resized"]["num_gpus"] == 64
+    smaller = document["resized"]["projection"]["throughput_tokens_per_s"]
+    assert smaller < document["projection"]["throughput_tokens_per_s"]
+
+
+def test_ablation_has_a_line_for_every_option(small_folder: Path, work: Path) -> None:
+    document = simulated(small_folder, "--ablate", "--trace", work / "t.json")
+    options = {line["option"] for line in document["ablation"]}
+    assert {"all_to_all", "two_batch_overlap", "flash_attention", "arena", "dtypes"} <= options
+
+
+def test_scaling_has_strong_and_weak_lines_for_every_size(small_folder: Path, work: Path) -> None:
+    document = simulated(small_folder, "--scale", "4, 8,16", "--trace", work / "t.json")
+    lines = [(line["scaling"], line["num_gpus"]) for line in document["scaling"]]
+    assert lines == [(kind, size) for kind in ("strong", "weak") for size in (4, 8, 16)]
+
+
+def test_tables_show_what_was_asked(small_folder: Path, work: Path) -> None:
+    done = moiety(
+        *("simulate", small_folder, "--fail", "gpu:1", "--gpus", "16", "--ablate", "--scale", "8,16"),
+        *("--trace", work / "t.json"),
+    )
+    assert done.code == 0, done.err
+    for words in ("Simulated step", "critical path", "After gpu:1", "Planned anew", "each option is worth", "Scaling"):
+        assert words in done.out
+    assert moiety("simulate", small_folder, "--quiet", "--trace", work / "t.json").out == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--fail", "gpu:8"), ("--fail", "gpu:8")),
+        (("--fail", "gpu:-1"), ("--fail", "gpu:-1")),
+        (("--fail", "everything"), ("--fail", "everything")),
+        (("--fail", "link:nvlnk"), ("did you mean 'nvlink'",)),
+        (("--fail", "link:nvlink:0"), ("--fail", "above 0")),
+        (("--fail", "link:nvlink:1.2.3"), ("--fail",)),
+        (("--gpus", "0"), ("--gpus",)),
+        (("--gpus", "12"), ("--gpus", "12", "16")),
+        (("--gpus", "99999999999999999999"), ("--gpus",)),
+        (("--scale", "8,nan"), ("--scale", "8,nan")),
+        (("--scale", ""), ("--scale",)),
+        (("--scale", "-8"), ("--scale", "-8")),
+        (("--scale", "8,12"), ("--scale", "12", "16")),
+        (("--scale", ",".join(str(8 * n) for n in range(1, 40))), ("--scale", "at most 32")),
+        (("--trace", "file/t.json"), ("file", "cannot be written")),
+    ],
+)
+def test_questions_that_make_no_sense(
+    arguments: tuple[str, ...], words: tuple[str, ...], small_folder: Path, work: Path
+) -> None:
+    (work / "file").write_text("mine")
+    message = refused(moiety("simulate", small_folder, *arguments))
+    assert all(word in message for word in words), message
+    assert [path.name for path in work.iterdir()] == ["file"]
+    assert not (small_folder / "enhanced_trace.json").exists()
+
+
+def test_a_plan_that_cannot_run_is_refused(small_folder: Path, work: Path) -> None:
+    stored = json.loads((small_folder / "enhanced_deployment_method.json").read_text())
+    stored["pools"][0]["placement"] = None
+    (work / "p.json").write_text(json.dumps(stored))
+    assert "cannot run" in refused(moiety("simulate", "p.json"))
+    assert [path.name for path in work.iterdir()] == ["p.json"]
