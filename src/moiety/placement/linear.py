@@ -1,4 +1,4 @@
-"""The plain placement: experts in order over the ranks; redundant slots hold the first experts once more."""
+"""The plain placement: experts in order over the ranks; redundant slots hold copies of the next ranks' experts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,21 @@ def place_linear(
     num_nodes: int,
     expert_tp: int,
 ) -> Placement:
-    """Return the placement with expert e in slot e and the redundant slots filled with experts 0, 1, ... again.
+    """Return the placement with the experts in order over the expert ranks, and each rank's copies after its own.
 
-    This is the initial map of vLLM and SGLang. `num_experts + redundant_experts` must divide over the expert ranks.
+    Without redundancy this is the initial map of vLLM and SGLang. The j-th redundant slot of a rank copies the j-th
+    slot of the rank after it (chained declustering, Hsiao and DeWitt 1990): more redundancy only adds copies, and every
+    rank gets as many. `num_experts + redundant_experts` must divide over the expert ranks.
     """
-    row = tuple(slot % num_experts for slot in range(num_experts + redundant_experts))
+    ranks = num_gpus // expert_tp
+    slots, rest = divmod(num_experts + redundant_experts, ranks)
+    assert rest == 0, "slots divide over the expert ranks"
+    own = -(-num_experts // ranks)
+    row = tuple(
+        (((rank + slot // own) % ranks) * own + slot % own) % num_experts
+        for rank in range(ranks)
+        for slot in range(slots)
+    )
     return Placement(
         method="linear",
         layers=tuple(layers),

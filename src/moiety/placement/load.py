@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from moiety.placement.placement import Placement
 
 
+@lru_cache(maxsize=64)
 def zipf_share(num_experts: int, exponent: float) -> tuple[float, ...]:
     """Return the share of the tokens that each expert gets when the i-th most loaded gets ~ i^-exponent.
 
@@ -19,7 +21,9 @@ def zipf_share(num_experts: int, exponent: float) -> tuple[float, ...]:
     not fall on neighbours only because they are numbered so. `exponent` 0 gives equal shares.
     """
     weights = [(index + 1) ** -exponent for index in range(num_experts)]
-    step = next(s for s in range(max(int(num_experts * 0.618), 1), 2 * num_experts + 1) if math.gcd(s, num_experts) == 1)
+    step = next(
+        s for s in range(max(int(num_experts * 0.618), 1), 2 * num_experts + 1) if math.gcd(s, num_experts) == 1
+    )
     total = sum(weights)
     return tuple(weights[(expert * step) % num_experts] / total for expert in range(num_experts))
 

@@ -45,13 +45,18 @@ def _experts_divide(model: Model, strategy: Strategy, redundant_experts: int) ->
     if moe is None:
         return None
     slots = moe.num_experts + redundant_experts
-    what = "num_experts" if redundant_experts == 0 else f"num_experts + redundant ({moe.num_experts} + {redundant_experts})"
+    what = (
+        "num_experts"
+        if redundant_experts == 0
+        else f"num_experts + redundant ({moe.num_experts} + {redundant_experts})"
+    )
     return _not_dividing("ep", strategy.ep, what, slots)
 
 
 def _dense_has_no_experts(model: Model, strategy: Strategy, _redundant: int) -> str | None:
     if model.moe is None and (strategy.ep > 1 or strategy.attn_dp > 1):
-        return f"the model has no experts, so ep={strategy.ep} and attention dp={strategy.attn_dp} must be 1; use instances"
+        dp = strategy.attn_dp
+        return f"the model has no experts, so ep={strategy.ep} and attention dp={dp} must be 1; use instances"
     return None
 
 

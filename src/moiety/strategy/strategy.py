@@ -125,7 +125,8 @@ def parse_strategy(text: str, num_gpus: int) -> Strategy:
     """Return the strategy that a short name such as `ep64_tp2`, `tp8_pp16` or `tp1_dp128_ep128` stands for.
 
     - `dp` beside `ep` is attention data parallelism; without `ep` it counts independent instances, as `x` does.
-    - `ep` without `dp` or `etp`: experts are divided over `tp` as the attention is, if that many GPUs are there; else whole.
+    - `ep` without `dp` or `etp`: experts are divided over `tp` as the attention is, if that many GPUs are there; else
+      they are whole.
     - What is not named is filled up with instances until `num_gpus` are used.
 
     Raises InputError for unknown or repeated keys and for degrees that do not divide `num_gpus`.
@@ -183,6 +184,6 @@ def _stage_meshes(text: str, given: dict[str, int], tp: int, gpus_per_stage: int
             f"the expert mesh ep x etp = {ep} x {etp} and the attention mesh of tp = {tp} must cover the same GPUs",
             field="strategy",
             value=text,
-            remedy=f"make ep x etp = tp x dp, e.g. ep{stage}_tp{tp} with dp{max(stage // tp, 1)}",
+            remedy=f"make ep x etp = tp x dp, e.g. tp{tp}_dp{ep}_ep{ep} for {tp * ep} GPUs",
         )
     return stage // tp, ep, etp
