@@ -69,46 +69,40 @@ def live_peak(lifetimes: Iterable[Lifetime]) -> int:
 def pack(lifetimes: Iterable[Lifetime]) -> list[Buffer]:
     """Return every buffer with an offset such that buffers that live together do not overlap.
 
-    Greedy by size, each at the lowest offset that is free for its whole life (Pisarchyk and Lee 2020).
+    Each goes to the lowest offset that is free for its whole life, in one of several orders: by size (Pisarchyk and Lee
+    2020), by size and length of life, by first use as an allocator would; the smallest outcome counts.
     """
+    buffers = list(lifetimes)
+    orders = (
+        sorted(buffers, key=lambda b: (-b.size_bytes, b.first_op, b.name)),
+        sorted(buffers, key=lambda b: (-b.size_bytes * (b.last_op - b.first_op + 1), b.first_op, b.name)),
+        sorted(buffers, key=lambda b: (b.first_op, b.name)),
+    )
+    packed = min((_placed(order) for order in orders), key=_peak)
+    return sorted(packed, key=lambda b: (b.offset_bytes, b.first_op, b.name))
+
+
+def _placed(order: Sequence[Lifetime]) -> list[Buffer]:
+    """Return the buffers at the lowest offsets that those before them in `order` leave free."""
     placed: list[Buffer] = []
-    for each in sorted(lifetimes, key=lambda b: (-b.size_bytes, b.first_op, b.name)):
+    for each in order:
         offset = 0
-        rivals = sorted(
-            (b for b in placed if b.first_op <= each.last_op and each.first_op <= b.last_op),
-            key=lambda b: b.offset_bytes,
-        )
-        for rival in rivals:
+        rivals = (b for b in placed if b.first_op <= each.last_op and each.first_op <= b.last_op)
+        for rival in sorted(rivals, key=lambda b: b.offset_bytes):
             if offset + each.size_bytes <= rival.offset_bytes:
                 break
             offset = max(offset, rival.offset_bytes + rival.size_bytes)
-        placed.append(
-            Buffer(
-                name=each.name,
-                size_bytes=each.size_bytes,
-                first_op=each.first_op,
-                last_op=each.last_op,
-                offset_bytes=offset,
-            )
-        )
-    return sorted(placed, key=lambda b: (b.offset_bytes, b.first_op, b.name))
+        placed.append(Buffer(**each._asdict(), offset_bytes=offset))
+    return placed
+
+
+def _peak(buffers: Iterable[Buffer]) -> int:
+    return max((each.offset_bytes + each.size_bytes for each in buffers), default=0)
 
 
 def first_fit_peak(lifetimes: Iterable[Lifetime]) -> int:
     """Return the peak of an allocator that sees one request at a time and takes the lowest gap that is wide enough."""
-    waiting = sorted(lifetimes, key=lambda b: (b.first_op, b.name))
-    held: list[tuple[int, int, int]] = []
-    peak = 0
-    for each in waiting:
-        held = sorted(block for block in held if block[2] >= each.first_op)
-        offset = 0
-        for low, high, _ in held:
-            if offset + each.size_bytes <= low:
-                break
-            offset = max(offset, high)
-        held.append((offset, offset + each.size_bytes, each.last_op))
-        peak = max(peak, offset + each.size_bytes)
-    return peak
+    return _peak(_placed(sorted(lifetimes, key=lambda b: (b.first_op, b.name))))
 
 
 def graph_lifetimes(graph: Graph) -> list[list[Lifetime]]:
@@ -127,7 +121,7 @@ def plan_arena(graph: Graph) -> Arena:
     buffers = pack(lifetimes)
     return Arena(
         buffers=tuple(buffers),
-        peak_bytes=max(b.offset_bytes + b.size_bytes for b in buffers),
+        peak_bytes=_peak(buffers),
         live_bytes=live_peak(lifetimes),
         unplanned_peak_bytes=first_fit_peak(lifetimes),
     )

@@ -35,7 +35,7 @@ class Sourced(Record):
 
 
 class Roofline(Sourced):
-    """`t = overhead + (tc^p + tm^p)^(1/p)`, tc = FLOPs / (compute_efficiency x peak), tm = bytes / (memory_efficiency x BW)."""
+    """`t = overhead + (tc^p + tm^p)^(1/p)`, tc = FLOPs / (efficiency x peak), tm = bytes / (efficiency x bandwidth)."""
 
     compute_efficiency: Efficiency
     memory_efficiency: Efficiency
@@ -56,6 +56,8 @@ class CollectiveConstants(Sourced):
     mid_bytes: int
     large_bytes: int
     large_efficiency: Efficiency
+    in_network_gain: Annotated[float, Field(ge=1)]
+    """How much faster a large all-reduce is where the switch of the domain reduces (NVLink SHARP)."""
     network_latency_s: Seconds
     network_efficiency: Efficiency
 
@@ -103,12 +105,6 @@ class PowerConstants(Sourced):
     clock_exponent: float
 
 
-class FaultConstants(Sourced):
-    """How often a GPU fails."""
-
-    interruptions_per_gpu_hour: float
-
-
 class Calibration(Record):
     """All constants of the cost model."""
 
@@ -118,7 +114,6 @@ class Calibration(Record):
     expert_exchange: ExchangeConstants
     engines: dict[Engine, EngineConstants]
     power: PowerConstants
-    faults: FaultConstants
 
 
 DEFAULT_CALIBRATION = "published-2026-11"

@@ -24,6 +24,7 @@ def exchange_transfer(  # noqa: PLR0913 - the nouns that decide an exchange
     *,
     decode: bool,
     load: float = 1.0,
+    first_rank: int = 0,
 ) -> Transfer:
     """Return the time of one dispatch or combine of `work.tokens` tokens a group.
 
@@ -32,9 +33,9 @@ def exchange_transfer(  # noqa: PLR0913 - the nouns that decide an exchange
     Latencies: low-latency kernels of DeepEP over the network, one-sided exchange inside an NVLink domain.
     """
     constants = calibration.expert_exchange
-    rows = rows_per_token(moe, strategy, cluster, work.method)
-    tier_bytes = tuple(each * work.tokens * work.payload_bytes * work.times for each in rows)
-    tier_seconds = []
+    rows = rows_per_token(moe, strategy, cluster, work.method, first_rank)
+    tier_bytes = tuple(each * work.tokens * work.payload_bytes for each in rows)
+    tier_seconds: list[float] = []
     for tier, sent in enumerate(tier_bytes):
         reached = constants.domain_efficiency
         if tier:
@@ -50,4 +51,4 @@ def exchange_transfer(  # noqa: PLR0913 - the nouns that decide an exchange
         latency = constants.domain_combine_latency_s
     outermost = max((tier for tier, sent in enumerate(tier_bytes) if sent > 0), default=0)
     latency += 2 * cluster.tiers[outermost].latency_s if outermost > 1 else 0.0
-    return Transfer(latency * work.times + max(tier_seconds), tuple(tier_seconds), tier_bytes, pipelined=True)
+    return Transfer(latency + max(tier_seconds), tuple(tier_seconds), tier_bytes, pipelined=True)

@@ -4,48 +4,68 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from moiety.cluster.cluster import Cluster
     from moiety.model.feed_forward import MoeFeedForward
     from moiety.plan import AllToAll
     from moiety.strategy.strategy import Strategy
 
 
-@lru_cache(maxsize=65536)
 def missed_probability(pool: int, part: int, draws: int) -> float:
-    """Return the chance that `draws` distinct picks out of `pool` all miss a given `part`: C(pool-part, d) / C(pool, d)."""
+    """Return the chance that `draws` distinct picks out of `pool` miss a given `part`: C(pool-part, d) / C(pool, d)."""
     if draws > pool - part:
         return 0.0
     return math.exp(sum(math.log1p(-part / (pool - index)) for index in range(draws)))
 
 
-@lru_cache(maxsize=65536)
 def expected_domains(moe: MoeFeedForward, domains: int) -> float:
-    """Return how many of `domains` equal, consecutive shares of the experts a token's top-k reaches on average.
+    """Return how many of `domains` consecutive shares of the experts, as even as possible, a token's top-k reaches.
 
-    Uniform routing: N (1 - C(E - E/N, k) / C(E, k)). Under group-limited routing the top-k come from `top_k_groups`
-    of `num_groups` groups, and the count is averaged over the choice of groups.
+    Uniform routing, averaged: N (1 - C(E - E/N, k) / C(E, k)). Under group-limited routing the top-k come from
+    `top_k_groups` of `num_groups` groups, and the count is averaged over the choice of groups.
     """
-    experts, k, groups, chosen = moe.num_experts, moe.top_k, moe.num_groups, moe.top_k_groups
-    if domains <= 1:
-        return 1.0
-    if groups == 1 or chosen == groups:
-        share = experts / domains
-        missed = missed_probability(experts, int(share), k) if share >= 1 else 1 - k / domains
-        return domains * (1 - missed)
+    return _expected_domains(moe.num_experts, moe.top_k, moe.num_groups, moe.top_k_groups, domains)
+
+
+@lru_cache(maxsize=65536)
+def _expected_domains(experts: int, top_k: int, groups: int, chosen: int, domains: int) -> float:
+    if chosen == groups:
+        groups = chosen = 1
     per_group = experts // groups
-    pool = chosen * per_group
-    if domains >= groups:
-        part = max(experts // domains, 1)
-        return domains * chosen / groups * (1 - missed_probability(pool, part, k))
-    held = groups // domains
+    shares: dict[tuple[int, ...], int] = {}
+    for low, high in pairwise(index * experts // domains for index in range(domains + 1)):
+        # experts of the share in every group that it touches
+        first, last = low // per_group, (high - 1) // per_group
+        overlaps = (min(high, (g + 1) * per_group) - max(low, g * per_group) for g in range(first, last + 1))
+        key = tuple(sorted(overlaps))
+        shares[key] = shares.get(key, 0) + 1
+    return sum(count * _reach_probability(key, groups, chosen, per_group, top_k) for key, count in shares.items())
+
+
+def _reach_probability(overlaps: tuple[int, ...], groups: int, chosen: int, per_group: int, top_k: int) -> float:
+    """Return the chance that a token picks one of a share's experts, which has `overlaps` of them in as many groups."""
     reached = 0.0
-    for hit in range(1, min(held, chosen) + 1):
-        chance = math.comb(held, hit) * math.comb(groups - held, chosen - hit) / math.comb(groups, chosen)
-        reached += chance * (1 - missed_probability(pool, hit * per_group, k))
-    return domains * reached
+    for hits, held, ways in _hits(overlaps, per_group):
+        if hits > chosen or chosen - hits > groups - len(overlaps):
+            continue
+        chance = ways * math.comb(groups - len(overlaps), chosen - hits) / math.comb(groups, chosen)
+        reached += chance * (1 - missed_probability(chosen * per_group, held, top_k))
+    return reached
+
+
+def _hits(overlaps: tuple[int, ...], per_group: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (chosen groups of a share, its experts in them, ways to choose them); at most two are held in part."""
+    whole = sum(each == per_group for each in overlaps)
+    partly = [each for each in overlaps if each < per_group]
+    for number in range(whole + 1):
+        for mask in range(2 ** len(partly)):
+            taken = [each for bit, each in enumerate(partly) if mask >> bit & 1]
+            yield number + len(taken), number * per_group + sum(taken), math.comb(whole, number)
 
 
 def rows_per_token(
@@ -59,28 +79,24 @@ def rows_per_token(
     link. The tokens of an attention group are divided over its `tp` GPUs.
     """
     stage = strategy.gpus_per_stage
-    per_domain = [min(max(math.gcd(tier.num_gpus, stage), 1), stage) for tier in cluster.tiers]
-    if first_rank % cluster.tiers[0].num_gpus and per_domain[0] == stage:
-        per_domain[0] = stage
-    shards = strategy.etp / strategy.tp
-    ranks = expected_domains(moe, strategy.ep)
-    copies = {"flat": float(moe.top_k), "dedup": ranks, "hierarchical": ranks}[method]
+    widths = [1, *(_stage_share(strategy, tier.num_gpus, first_rank) for tier in cluster.tiers)]
+    experts_apart = expected_domains(moe, strategy.ep)
+    if method != "hierarchical":
+        copies = (moe.top_k if method == "flat" else experts_apart) * strategy.etp / strategy.tp
+        return tuple(copies * (outer - inner) / stage for inner, outer in pairwise(widths))
     rows: list[float] = []
-    inside_before = 1.0 / stage
-    for tier, size in enumerate(per_domain):
-        inside = size / stage
-        if tier == 0 or method != "hierarchical":
-            crossing = copies * shards * (inside - inside_before)
-            if tier == 0 and method == "hierarchical":
-                # every copy is delivered inside its domain, from the GPU where it arrived
-                crossing = copies * shards * (1 - 1 / size)
-        else:
-            domains = stage // per_domain[tier - 1]
-            outer = stage // size
-            reached = expected_domains(moe, domains)
-            # leaves its domain of tier t - 1, but stays inside its domain of tier t
-            stays = (size / per_domain[tier - 1] - 1) / max(domains - 1, 1) if outer > 1 else 1.0
-            crossing = reached * (1 - 1 / domains) / strategy.tp * (stays if domains > 1 else 0.0)
-        rows.append(max(crossing, 0.0))
-        inside_before = inside
+    for inner, outer in pairwise(widths):
+        # every copy is sent from where it arrived in the wider domain; one of the narrower ones has it already
+        domains = stage // inner
+        spread = max(domains / strategy.ep, 1.0)  # domains that the GPUs of one expert lie in
+        copies = expected_domains(moe, min(domains, strategy.ep)) * spread / strategy.tp
+        rows.append(copies * (1 - inner / outer))
     return tuple(rows)
+
+
+def _stage_share(strategy: Strategy, span: int, first_rank: int) -> int:
+    """Return how many consecutive GPUs of a stage share a domain of `span` GPUs, in the stage that is cut up most."""
+    stage = strategy.gpus_per_stage
+    if first_rank // span == (first_rank + strategy.num_gpus - 1) // span:
+        return stage
+    return math.gcd(span, stage, first_rank)

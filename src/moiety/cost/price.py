@@ -11,6 +11,7 @@ from moiety.cost.collective import Transfer, collective_transfer
 from moiety.cost.expert_exchange import exchange_transfer
 from moiety.cost.roofline import compute_seconds
 from moiety.graph.op import Collective
+from moiety.strategy.strategy import Strategy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from moiety.graph.graph import Graph
     from moiety.graph.op import Op
     from moiety.model.feed_forward import MoeFeedForward
-    from moiety.strategy.strategy import Axis, Strategy
+    from moiety.strategy.strategy import Axis
 
 _MAX_GROUPS_COMPARED = 64
 
@@ -97,7 +98,14 @@ class Pricer:
             assert moe is not None, "only MoE layers exchange tokens"
             strategy = self._graph.layout.strategy
             transfer = exchange_transfer(
-                work, moe, strategy, self._cluster, self._calibration, decode=self._decode, load=load
+                work,
+                moe,
+                strategy,
+                self._cluster,
+                self._calibration,
+                decode=self._decode,
+                load=load,
+                first_rank=self._first_rank,
             )
             return OpPrice(op, 0.0, transfer)
         transfers = (
@@ -124,11 +132,20 @@ class Pricer:
         return max(1 - taken / self._cluster.device.num_sms, 0.1)
 
 
-@lru_cache(maxsize=4096)
 def distinct_groups(
     strategy: Strategy, axis: Axis, first_rank: int, tier_spans: tuple[int, ...]
 ) -> tuple[tuple[int, ...], ...]:
     """Return one group for each way in which groups of an axis lie on the tiers of links (of the first 64 groups)."""
+    degrees = (strategy.tp, strategy.pp, strategy.attn_dp, strategy.ep, strategy.etp, strategy.instances)
+    return _distinct_groups(degrees, axis, first_rank, tier_spans)
+
+
+@lru_cache(maxsize=4096)
+def _distinct_groups(
+    degrees: tuple[int, int, int, int, int, int], axis: Axis, first_rank: int, tier_spans: tuple[int, ...]
+) -> tuple[tuple[int, ...], ...]:
+    tp, pp, attn_dp, ep, etp, instances = degrees
+    strategy = Strategy(tp=tp, pp=pp, attn_dp=attn_dp, ep=ep, etp=etp, instances=instances)
     if axis == "pp" and strategy.pp > 1:
         # neighbours along the pipeline exchange, not the whole group
         stage = strategy.gpus_per_stage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from moiety.dtypes import BYTES_PER_ELEMENT
@@ -28,7 +29,8 @@ def attention_ops(attention: Attention, hidden_size: int, layout: Layout) -> lis
     else:
         ops += _linear(attention, hidden_size, layout)
         width = layout.share(attention.num_value_heads) * attention.value_head_dim
-    ops.append(gemm_op("o_proj", "attn_out", tokens, hidden_size, width, ops[-1].name, layout))
+    cores = tuple(op.name for op in ops if isinstance(op.work, AttentionCore))
+    ops.append(gemm_op("o_proj", "attn_out", tokens, hidden_size, width, cores, layout))
     if layout.strategy.tp > 1:
         payload = tokens * hidden_size * BYTES_PER_ELEMENT[act]
         output = Tensor("attn_out_reduced", (tokens, hidden_size), act)
@@ -36,7 +38,7 @@ def attention_ops(attention: Attention, hidden_size: int, layout: Layout) -> lis
     return ops
 
 
-def gemm_op(  # noqa: PLR0913 - a product has this many parts
+def gemm_op(  # noqa: PLR0913, PLR0917 - a product has this many parts
     name: str,
     result: str,
     m: int,
@@ -87,19 +89,17 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
         ops = [gemm_op("q_proj", "q", tokens, heads * qk_dim, hidden_size, "input_norm", layout)]
         ops.append(gemm_op("kv_down_proj", "kv_latent", tokens, latent, hidden_size, "input_norm", layout))
     else:
-        rank = attention.q_lora_rank
-        ops = [gemm_op("qkv_down_proj", "qkv_latent", tokens, rank + latent, hidden_size, "input_norm", layout)]
-        ops.append(gemm_op("q_up_proj", "q", tokens, heads * qk_dim, rank, "qkv_down_proj", layout))
-    up_width = heads * (attention.qk_nope_head_dim + attention.v_head_dim)
-    schedule = layout.schedule
-    inputs = [op.name for op in ops]
-    if schedule.prefill_tokens:
-        ops.append(
-            gemm_op("kv_up_proj", "kv", schedule.prefill_tokens, up_width, attention.kv_lora_rank, inputs[-1], layout)
-        )
-    if schedule.decode_sequences:
-        rows, rank = schedule.decode_sequences, attention.kv_lora_rank
-        ops.append(gemm_op("kv_absorb", "q_latent", rows, up_width, rank, inputs[-1], layout, weight="kv_up_proj"))
+        q_rank = attention.q_lora_rank
+        ops = [gemm_op("qkv_down_proj", "qkv_latent", tokens, q_rank + latent, hidden_size, "input_norm", layout)]
+        ops.append(gemm_op("q_up_proj", "q", tokens, heads * qk_dim, q_rank, "qkv_down_proj", layout))
+    up_width, rank = heads * (attention.qk_nope_head_dim + attention.v_head_dim), attention.kv_lora_rank
+    prompt, decoded = layout.schedule.prefill_tokens, layout.schedule.decode_sequences
+    compressed = "kv_down_proj" if attention.q_lora_rank is None else "qkv_down_proj"
+    queries = "q_proj" if attention.q_lora_rank is None else "q_up_proj"
+    if prompt:
+        ops.append(gemm_op("kv_up_proj", "kv", prompt, up_width, rank, compressed, layout))
+    if decoded:
+        ops.append(gemm_op("kv_absorb", "q_latent", decoded, up_width, rank, queries, layout, weight="kv_up_proj"))
     return ops + _cores(
         layout,
         tuple(op.name for op in ops),
@@ -116,17 +116,20 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
 
 def _linear(attention: LinearAttention, hidden_size: int, layout: Layout) -> list[Op]:
     """Linear attention: work per token does not grow with the context."""
+    heads = layout.share(attention.num_value_heads)
     keys = layout.share(attention.num_key_heads) * attention.key_head_dim
-    values = layout.share(attention.num_value_heads) * attention.value_head_dim
-    emitted = 2 * keys + 2 * values
-    act = layout.options.dtypes.activations
+    values = heads * attention.value_head_dim
+    # queries, keys, values and the output gate; the delta rule also takes a decay and a step per value head
+    emitted = 2 * keys + 2 * values + (2 * heads if attention.variant == "gated_delta" else 0)
+    act, schedule = layout.options.dtypes.activations, layout.schedule
     tokens = layout.tokens
-    state = layout.share(attention.num_value_heads) * attention.key_head_dim * attention.value_head_dim
-    # each token updates and reads the state: two products of key_dim x value_dim per value head, chunked twice over
-    flops = 4.0 * tokens * state + 4.0 * attention.conv_kernel_size * tokens * (2 * keys + values)
-    sequences = max(layout.schedule.decode_sequences, layout.schedule.prefill_tokens // max(layout.schedule.prompt_tokens, 1))
+    state = heads * attention.key_head_dim * attention.value_head_dim
+    # each token updates and reads the state: two products of key_dim x value_dim per value head, and the convolution
+    flops = 4.0 * tokens * state + 2.0 * attention.conv_kernel_size * tokens * (2 * keys + values)
+    prompts = math.ceil(schedule.prefill_tokens / schedule.prompt_tokens) if schedule.prefill_tokens else 0
+    sequences = schedule.decode_sequences + prompts
     moved = 2 * sequences * state * BYTES_PER_ELEMENT["fp32"] + 2 * tokens * emitted * BYTES_PER_ELEMENT[act]
-    phase = "prefill" if layout.schedule.prefill_tokens else "decode"
+    phase = "prefill" if schedule.prefill_tokens else "decode"
     return [
         gemm_op("qkvz_proj", "qkvz", tokens, emitted, hidden_size, "input_norm", layout),
         Op(
@@ -175,11 +178,11 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
         seen = min(schedule.context_tokens, visible)
         dims = decode_dims or (qk_dim, v_dim)
         flops = 2.0 * sequences * seen * heads * sum(dims)
-        moved = sequences * seen * cache_elements * cache_bytes + sequences * heads * sum(dims) * 2 * act_bytes
+        # the cache, the queries and what comes out
+        moved = sequences * seen * cache_elements * cache_bytes + sequences * heads * sum(dims) * act_bytes
         core = AttentionCore("decode", variant, flops, moved, dtypes.activations)
         name = "attention_decode" if ops else "attention"
-        after_prefill = (*inputs, ops[-1].name) if ops else inputs
-        ops.append(Op(name, core, after_prefill, Tensor("context", (sequences, width), dtypes.activations)))
+        ops.append(Op(name, core, inputs, Tensor("context", (sequences, width), dtypes.activations)))
     return ops
 
 

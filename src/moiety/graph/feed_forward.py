@@ -31,7 +31,9 @@ def feed_forward_ops(part: FeedForward, hidden_size: int, layout: Layout, after:
         ops.append(Op("ffn_all_reduce", Collective("all_reduce", "tp", payload), ends, output))
         ends = ("ffn_all_reduce",)
     add = 3 * tokens * hidden_size * BYTES_PER_ELEMENT[act]
-    ops.append(Op("residual_add", MemoryPass(add), ("input", after, *ends), Tensor("hidden", (tokens, hidden_size), act)))
+    ops.append(
+        Op("residual_add", MemoryPass(add), ("input", after, *ends), Tensor("hidden", (tokens, hidden_size), act))
+    )
     return ops
 
 
@@ -103,7 +105,9 @@ def _moe(part: MoeFeedForward, hidden_size: int, layout: Layout) -> list[Op]:
     return ops
 
 
-def _exchange(kind: Literal["dispatch", "combine"], after: tuple[str, ...], hidden_size: int, layout: Layout, rows: float) -> Op:
+def _exchange(
+    kind: Literal["dispatch", "combine"], after: tuple[str, ...], hidden_size: int, layout: Layout, rows: float
+) -> Op:
     dtypes = layout.options.dtypes
     dtype = dtypes.dispatch if kind == "dispatch" else dtypes.combine
     # block formats carry one FP32 scale per 128 elements on the wire (DeepEP)

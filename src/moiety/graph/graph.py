@@ -9,8 +9,8 @@ from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.attention import attention_ops
 from moiety.graph.feed_forward import feed_forward_ops
 from moiety.graph.layout import Layout
-from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass, Op, Tensor
-from moiety.model.feed_forward import MoeFeedForward
+from moiety.graph.op import Collective, Gemm, MemoryPass, Op, Tensor
+from moiety.graph.training import backward_ops, dense_parameters, update_ops
 from moiety.strategy.stages import stage_layers
 
 if TYPE_CHECKING:
@@ -44,14 +44,6 @@ class Graph:
         """Return the block kind of a layer."""
         return self.model.layer_blocks[layer]
 
-    def flops_per_microbatch(self) -> float:
-        """Return the floating-point operations of a micro-batch, forward and backward, summed over one GPU a stage."""
-        total = sum(op.flops for op in (*self.embedding, *self.head))
-        for index in self.model.layer_blocks:
-            total += sum(op.flops for op in self.layers[index])
-            total += sum(op.flops for op in self.backward[index]) if self.backward else 0.0
-        return total
-
 
 def build_graph(model: Model, pool: Pool, options: Options) -> Graph:
     """Return what one micro-batch of `pool` must do."""
@@ -66,9 +58,8 @@ def build_step_graph(
     layers = tuple(_layer(model, block, layout) for block in model.blocks)
     backward: tuple[tuple[Op, ...], ...] = ()
     if training:
-        backward = tuple(
-            _backward(ops, block, model, layout) for ops, block in zip(layers, model.blocks, strict=True)
-        )
+        blocks = zip(layers, model.blocks, strict=True)
+        backward = tuple(backward_ops(ops, block, model.hidden_size, layout) for ops, block in blocks)
     act = options.dtypes.activations
     boundary = Tensor("hidden", (layout.tokens, model.hidden_size), act)
     send = Op("stage_send", Collective("send", "pp", boundary.size_bytes), (), boundary)
@@ -80,16 +71,9 @@ def build_step_graph(
         backward=backward,
         head=_head(model, layout),
         boundary=(send,) if strategy.pp > 1 else (),
-        update=_update(model, layout) if training else (),
+        update=update_ops(model, layout) if training else (),
         stages=stage_layers(model.num_layers, strategy.pp),
     )
-
-
-def dense_parameters(block: Block, hidden_size: int) -> int:
-    """Return the parameters of a layer that every attention group needs: all but the routed experts."""
-    part = block.feed_forward
-    experts = part.num_experts * part.expert_parameters(hidden_size) if isinstance(part, MoeFeedForward) else 0
-    return block.num_parameters(hidden_size) - experts
 
 
 def _layer(model: Model, block: Block, layout: Layout) -> tuple[Op, ...]:
@@ -129,61 +113,15 @@ def _head(model: Model, layout: Layout) -> tuple[Op, ...]:
     norm = MemoryPass(2.0 * rows * model.hidden_size * BYTES_PER_ELEMENT[dtypes.activations])
     ops = [
         Op("final_norm", norm, (), Tensor("final", (rows, model.hidden_size), dtypes.activations)),
-        Op("lm_head", head, ("final_norm",), logits, (Tensor("lm_head.weight", (columns, model.hidden_size), dtypes.activations),)),
+        Op(
+            "lm_head",
+            head,
+            ("final_norm",),
+            logits,
+            (Tensor("lm_head.weight", (columns, model.hidden_size), dtypes.activations),),
+        ),
     ]
     if layout.strategy.tp > 1 and not layout.training:
         whole = Tensor("all_logits", (rows, model.vocab_size), dtypes.activations)
         ops.append(Op("logits_all_gather", Collective("all_gather", "tp", whole.size_bytes), ("lm_head",), whole))
     return tuple(ops)
-
-
-def _backward(forward: tuple[Op, ...], block: Block, model: Model, layout: Layout) -> tuple[Op, ...]:
-    """Return the backward pass of a layer: each op after the ops that used its output, gradients reduced at the end."""
-    users: dict[str, list[str]] = {}
-    for op in forward:
-        for name in op.inputs:
-            users.setdefault(name, []).append(f"{op.name}.backward")
-    ops = [_backward_op(op, tuple(users.get(op.name, ())) or ("input",)) for op in reversed(forward)]
-    strategy, dtypes = layout.strategy, layout.options.dtypes
-    gradient = BYTES_PER_ELEMENT[dtypes.activations]
-    if strategy.attn_dp > 1 or strategy.instances > 1:
-        payload = dense_parameters(block, model.hidden_size) / strategy.tp * gradient
-        axis = "attn_dp" if strategy.attn_dp > 1 else "instance"
-        work = Collective("reduce_scatter", axis, payload, bulk=True)
-        ops.append(Op("dense_gradient_reduce", work, (ops[-1].name,), Tensor("dense_gradient", (1,), "bf16")))
-    part = block.feed_forward
-    if strategy.instances > 1 and isinstance(part, MoeFeedForward):
-        payload = part.num_experts * part.expert_parameters(model.hidden_size) / (strategy.ep * strategy.etp) * gradient
-        work = Collective("reduce_scatter", "instance", payload, bulk=True)
-        ops.append(Op("expert_gradient_reduce", work, ("expert_gate_up.backward",), Tensor("expert_gradient", (1,), "bf16")))
-    return tuple(ops)
-
-
-def _backward_op(op: Op, inputs: tuple[str, ...]) -> Op:
-    work = op.work
-    if isinstance(work, Gemm):
-        work = replace(work, times=2 * work.times)
-    elif isinstance(work, AttentionCore):
-        # five products instead of two (FlashAttention-2, Dao 2023)
-        work = replace(work, flops=2.5 * work.flops, bytes=2 * work.bytes)
-    elif isinstance(work, MemoryPass):
-        work = replace(work, bytes=2 * work.bytes)
-    else:
-        mirrored = {"dispatch": "combine", "combine": "dispatch", "all_gather": "reduce_scatter", "reduce_scatter": "all_gather"}
-        kind = work.kind if work.bulk else mirrored.get(work.kind, work.kind)
-        work = replace(work, kind=kind)  # type: ignore[arg-type]
-    return Op(f"{op.name}.backward", work, inputs, op.output, (), prefetch=op.prefetch)
-
-
-def _update(model: Model, layout: Layout) -> tuple[Op, ...]:
-    """Return the optimizer's pass: AdamW reads and writes FP32 master weights and two moments, reads gradients."""
-    strategy = layout.strategy
-    experts = sum(
-        b.feed_forward.num_experts * b.feed_forward.expert_parameters(model.hidden_size)
-        for b in model.layers
-        if isinstance(b.feed_forward, MoeFeedForward)
-    )
-    dense = model.num_parameters - experts
-    shards = strategy.attn_dp * strategy.instances if layout.options.dense_parameter_sharding else 1
-    local = dense / (strategy.tp * strategy.pp * shards) + experts / strategy.gpus_per_instance
-    return (Op("optimizer", MemoryPass(local * (6 * 4 + 2 + 2)), ()),)

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from moiety.model.model import Model
 
 
-def model_flops_per_token(model: Model, *, context_tokens: float, emitted_share: float, training: bool = False) -> float:
-    """Return FLOPs per token: 2 per active parameter, the output head for the share of tokens that emit one, and attention.
+def model_flops_per_token(
+    model: Model, *, context_tokens: float, emitted_share: float, training: bool = False
+) -> float:
+    """Return FLOPs per token: 2 per active parameter, the head for the share of tokens that emit one, and attention.
 
     `context_tokens` is how many tokens a token attends to on average. Training counts three times the forward pass
     (Chowdhery et al. 2022, PaLM, appendix B); recomputation does not count.

@@ -107,7 +107,6 @@ class Collective:
     """Background transfer that may wait: prefetches of sharded parameters, gradients."""
     tokens: float = 0.0
     method: AllToAll = "flat"
-    times: float = 1
 
 
 Work = Gemm | AttentionCore | MemoryPass | Collective

@@ -26,7 +26,7 @@ class Task:
 
 
 def tails_s(tasks: Sequence[Task]) -> list[float]:
-    """Return for every task the length of the longest chain of tasks that it begins; their maximum is the critical path.
+    """Return for every task the length of the longest chain that it begins; their maximum is the critical path.
 
     Every task stands behind the tasks it waits for. No schedule is shorter than the critical path.
     """
@@ -46,71 +46,87 @@ def run(tasks: Sequence[Task], num_resources: int, tails: Sequence[float] | None
     Graham 1969); without, the one that became ready first, whatever its priority. The same tasks give the same times to
     the bit. Raises AssertionError when tasks wait for each other in a circle.
     """
-    waiting = [len(task.after) for task in tasks]
-    users: list[list[int]] = [[] for _ in tasks]
-    for index, task in enumerate(tasks):
-        for before in task.after:
-            users[before].append(index)
-    start = [0.0] * len(tasks)
-    busy = [False] * num_resources
-    queues: list[list[_Entry]] = [[] for _ in range(num_resources)]
-    events: list[tuple[float, int]] = []
-    started = [False] * len(tasks)
-    done = 0
+    return _Run(tasks, num_resources, tails).start_times()
 
-    def enqueue(index: int, now: float) -> None:
-        task = tasks[index]
-        entry = (0, now, index) if tails is None else (task.priority, -tails[index], index)
-        for resource in task.resources:
-            heapq.heappush(queues[resource], entry)
-        if not task.resources:
-            started[index] = True
-            start[index] = now
-            heapq.heappush(events, (now + task.duration_s, index))
 
-    def start_ready(resource: int, now: float) -> None:
-        """Start the first task in the resource's queue whose resources are all free."""
-        queue = queues[resource]
-        blocked: list[_Entry] = []
-        while queue and not busy[resource]:
-            entry = heapq.heappop(queue)
-            index = entry[2]
-            if started[index]:
-                continue
-            task = tasks[index]
-            if any(busy[each] for each in task.resources):
-                blocked.append(entry)
-                continue
-            started[index] = True
-            start[index] = now
-            for each in task.resources:
-                busy[each] = True
-            heapq.heappush(events, (now + task.duration_s, index))
-        for entry in blocked:
-            heapq.heappush(queue, entry)
+class _Run:
+    """One run: what waits, what is busy, what ends when."""
 
-    for index, count in enumerate(waiting):
-        if count == 0:
-            enqueue(index, 0.0)
-    for resource in range(num_resources):
-        start_ready(resource, 0.0)
-    while events:
-        now, finished = heapq.heappop(events)
-        batch = [finished]
-        while events and events[0][0] == now:
-            batch.append(heapq.heappop(events)[1])
+    __slots__ = ("_busy", "_events", "_queues", "_start", "_started", "_tails", "_tasks", "_users", "_waiting")
+
+    def __init__(self, tasks: Sequence[Task], num_resources: int, tails: Sequence[float] | None) -> None:
+        self._tasks, self._tails = tasks, tails
+        self._waiting = [len(task.after) for task in tasks]
+        self._users: list[list[int]] = [[] for _ in tasks]
+        for index, task in enumerate(tasks):
+            for before in task.after:
+                self._users[before].append(index)
+        self._start = [0.0] * len(tasks)
+        self._started = [False] * len(tasks)
+        self._busy = [False] * num_resources
+        self._queues: list[list[_Entry]] = [[] for _ in range(num_resources)]
+        self._events: list[tuple[float, int]] = []
+
+    def start_times(self) -> list[float]:
+        """Run to the end and return when each task started."""
+        touched: set[int] = set()
+        for index, count in enumerate(self._waiting):
+            if count == 0:
+                self._enqueue(index, 0.0, touched)
+        self._start_ready(touched, 0.0)
+        done, events = 0, self._events
+        while events:
+            now, finished = heapq.heappop(events)
+            batch = [finished]
+            while events and events[0][0] == now:
+                batch.append(heapq.heappop(events)[1])
+            done += len(batch)
+            self._start_ready(self._finish(batch, now), now)
+        assert done == len(self._tasks), "tasks wait for each other in a circle"
+        return self._start
+
+    def _finish(self, batch: list[int], now: float) -> set[int]:
+        """Free what the tasks that end now held, queue those that waited for them, return the resources touched."""
         touched: set[int] = set()
         for index in batch:
-            done += 1
-            for resource in tasks[index].resources:
-                busy[resource] = False
+            for resource in self._tasks[index].resources:
+                self._busy[resource] = False
                 touched.add(resource)
-            for user in users[index]:
-                waiting[user] -= 1
-                if waiting[user] == 0:
-                    enqueue(user, now)
-                    touched.update(tasks[user].resources)
-        for resource in sorted(touched):
-            start_ready(resource, now)
-    assert done == len(tasks), "tasks wait for each other in a circle"
-    return start
+            for user in self._users[index]:
+                self._waiting[user] -= 1
+                if self._waiting[user] == 0:
+                    self._enqueue(user, now, touched)
+        return touched
+
+    def _enqueue(self, index: int, now: float, touched: set[int]) -> None:
+        task = self._tasks[index]
+        if not task.resources:
+            self._begin(index, now)
+            return
+        entry = (0, now, index) if self._tails is None else (task.priority, -self._tails[index], index)
+        for resource in task.resources:
+            heapq.heappush(self._queues[resource], entry)
+            touched.add(resource)
+
+    def _begin(self, index: int, now: float) -> None:
+        task = self._tasks[index]
+        self._started[index] = True
+        self._start[index] = now
+        for resource in task.resources:
+            self._busy[resource] = True
+        heapq.heappush(self._events, (now + task.duration_s, index))
+
+    def _start_ready(self, resources: set[int], now: float) -> None:
+        """Start the first task in each resource's queue whose resources are all free."""
+        for resource in sorted(resources):
+            queue, blocked = self._queues[resource], list[_Entry]()
+            while queue and not self._busy[resource]:
+                entry = heapq.heappop(queue)
+                if self._started[entry[2]]:
+                    continue
+                if any(self._busy[each] for each in self._tasks[entry[2]].resources):
+                    blocked.append(entry)
+                else:
+                    self._begin(entry[2], now)
+            for entry in blocked:
+                heapq.heappush(queue, entry)

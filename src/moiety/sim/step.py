@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from moiety.graph.op import Collective
 from moiety.sim.engine import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from moiety.cost.price import OpPrice, PricedGraph
     from moiety.graph.graph import Graph
 
 BULK_CHUNK_S = 100e-6
 """Longest time that a bulk transfer holds a link while something more urgent waits."""
+MAX_BULK_CHUNKS = 1_000
+"""Most chunks of one transfer: over a link too slow for its work they are longer, so that the step stays countable."""
 _FOREGROUND, _BULK = 0, 1
 
 
@@ -83,13 +87,12 @@ class StepBuilder:
         layout = self._graph.layout
         self._overlaps = layout.options.two_batch_overlap and layout.schedule.num_microbatches > 1
         self._chunked = layout.options.priority_scheduling
-        tiers = max(
-            (len(p.transfer.tier_seconds) for layer in classes[0].prices for ops in layer.layers for p in ops if p.transfer),
-            default=1,
-        )
+        tiers = max((len(p.transfer.tier_seconds) for p in _all_prices(classes[0].prices) if p.transfer), default=1)
         self._out = StepTasks(len(self._graph.stages), len(classes), tiers)
         self._done: dict[tuple[int, str, int], tuple[int, ...]] = {}
         self._sent: dict[tuple[int, str, int], tuple[int, ...]] = {}
+        self._background: dict[int, tuple[int, ...]] = {}
+        """Per stage: gradient reductions, which nothing but the update waits for."""
 
     def build(self) -> StepTasks:
         """Return the tasks of the step, in an order that respects their dependencies."""
@@ -108,6 +111,7 @@ class StepBuilder:
         if graph.layout.training:
             for stage in range(stages):
                 last = tuple(t for m in range(microbatches) for t in self._done[stage, "backward", m])
+                last += self._background.get(stage, ())
                 self._lay(stage, [c.prices[0].update for c in self._classes], last, last, -1, 0)
         return self._out
 
@@ -159,7 +163,7 @@ class StepBuilder:
         backward = [c.prices[layer].backward[block] for c in self._classes]
         return [forward, backward] if layer in self._checkpointed else [backward]
 
-    def _lay(  # noqa: PLR0913 - where, what, after what
+    def _lay(
         self,
         stage: int,
         per_class: Sequence[Sequence[OpPrice]],
@@ -171,7 +175,8 @@ class StepBuilder:
         """Append the ops of one list for every class and return the tasks that end it.
 
         Ops without inputs wait for `after`, prefetches for `earlier` (the start of the list before). Exchanges join all
-        classes: they start when the last class is ready and last as long as the slowest needs.
+        classes: they start when the last class is ready and last as long as the slowest needs. Bulk transfers that
+        nothing in the list uses go on in the background.
         """
         ends: list[dict[str, tuple[int, ...]]] = [{} for _ in per_class]
         used: list[set[str]] = [set() for _ in per_class]
@@ -179,7 +184,7 @@ class StepBuilder:
             op = first.op
             ready: list[tuple[int, ...]] = []
             for which in range(len(per_class)):
-                used[which].update(op.inputs)
+                used[which].update(() if _is_bulk(first) and not op.prefetch else op.inputs)
                 inputs = tuple(t for name in op.inputs if name != "input" for t in ends[which][name])
                 if op.prefetch:
                     inputs = earlier
@@ -195,13 +200,16 @@ class StepBuilder:
                 ready, prices = [(gate,)] * len(prices), [slowest] * len(prices)
             for which, price in enumerate(prices):
                 ends[which][op.name] = self._lay_op(price, ready[which], stage, which, layer, microbatch)
-        return tuple(
-            task
+        unused = [
+            (name, tasks)
             for which, by_name in enumerate(ends)
             for name, tasks in by_name.items()
             if name not in used[which]
-            for task in tasks
-        ) or after
+        ]
+        bulk = {price.op.name for price in per_class[0] if _is_bulk(price)}
+        background = tuple(task for name, tasks in unused if name in bulk for task in tasks)
+        self._background[stage] = self._background.get(stage, ()) + background
+        return tuple(task for name, tasks in unused if name not in bulk for task in tasks) or after
 
     def _lay_op(
         self, price: OpPrice, after: tuple[int, ...], stage: int, which: int, layer: int, microbatch: int
@@ -211,19 +219,20 @@ class StepBuilder:
         if transfer is None:
             resource = (self._out.resource(lane, 0),)
             return (self._task(name, price.compute_s, resource, after, _FOREGROUND, stage, which, layer, microbatch),)
-        bulk = getattr(price.op.work, "bulk", False)
+        bulk = _is_bulk(price)
         priority = _BULK if bulk else _FOREGROUND
         busy = [tier for tier, seconds in enumerate(transfer.tier_seconds) if seconds > 0] or [0]
         ends: tuple[int, ...] = ()
         chain = after
-        latency = transfer.seconds - (
-            max(transfer.tier_seconds) if transfer.pipelined else sum(transfer.tier_seconds)
-        )
-        slowest = max(busy, key=lambda tier: transfer.tier_seconds[tier])
         for tier in busy:
-            seconds = transfer.tier_seconds[tier] + (latency if tier == slowest else 0.0)
+            seconds = transfer.tier_seconds[tier]
+            if tier == busy[-1]:
+                # the outermost link waits for the start-up, and for the tiers that work at the same time
+                seconds = (
+                    transfer.seconds if transfer.pipelined else transfer.seconds - sum(transfer.tier_seconds[:tier])
+                )
             resource = (self._out.resource(lane, 1 + tier),)
-            pieces = max(int(seconds / BULK_CHUNK_S), 1) if bulk and self._chunked else 1
+            pieces = min(max(math.ceil(seconds / BULK_CHUNK_S), 1), MAX_BULK_CHUNKS) if bulk and self._chunked else 1
             head = after if transfer.pipelined else chain
             for _ in range(pieces):
                 task = self._task(name, seconds / pieces, resource, head, priority, stage, which, layer, microbatch)
@@ -232,7 +241,7 @@ class StepBuilder:
             ends = (*ends, *head) if transfer.pipelined else head
         return ends
 
-    def _task(  # noqa: PLR0913 - a task has this many parts
+    def _task(  # noqa: PLR0913, PLR0917 - a task has this many parts
         self,
         name: str,
         seconds: float,
@@ -250,3 +259,14 @@ class StepBuilder:
         out.layers.append(layer)
         out.microbatches.append(microbatch)
         return len(out.tasks) - 1
+
+
+def _is_bulk(price: OpPrice) -> bool:
+    work = price.op.work
+    return isinstance(work, Collective) and work.bulk
+
+
+def _all_prices(graphs: Sequence[PricedGraph]) -> Iterator[OpPrice]:
+    for graph in {id(each): each for each in graphs}.values():
+        for ops in (*graph.layers, *graph.backward, graph.embedding, graph.head, graph.boundary, graph.update):
+            yield from ops

@@ -30,6 +30,8 @@ class Timeline:
     """Per lane: communication time in which nothing computes."""
     lane_weights: tuple[int, ...]
     """Per lane: ranks it stands for (per stage)."""
+    occupied_s: float
+    """Longest time from a lane's first task to its last: how long the slowest stage is taken up by a step."""
 
     @property
     def exposed_fraction(self) -> float:
@@ -76,6 +78,7 @@ def simulate_step(classes: Sequence[RankClass], checkpointed: frozenset[int] = f
         communication_s=tuple(_length(each) for each in moving),
         exposed_s=tuple(max(_length(m) - _common(m, b), 0.0) for m, b in zip(moving, busy, strict=True)),
         lane_weights=tuple(each.num_ranks for _ in range(steps.num_stages) for each in classes),
+        occupied_s=max((b[-1][1] - b[0][0] for b in busy if b), default=0.0),
     )
 
 

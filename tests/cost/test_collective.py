@@ -1,0 +1,96 @@
+"""Collectives: the ring's formula, tier by tier."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moiety.cost.collective import collective_transfer, fan_out
+from tests.scenarios import CALIBRATION, tiered
+
+if TYPE_CHECKING:
+    from moiety.graph.op import CollectiveKind
+
+CONSTANTS = CALIBRATION.collectives
+CLUSTER = tiered(8, 64, per_node=8)
+KINDS: list[CollectiveKind] = ["all_reduce", "all_gather", "reduce_scatter", "send"]
+
+
+def test_a_ring_inside_a_node_by_hand() -> None:
+    size = 32e6
+    transfer = collective_transfer("all_reduce", size, tuple(range(8)), CLUSTER, CALIBRATION)
+    expected = CONSTANTS.latency_s[2] + 2 * 7 / 8 * size / (300e9 * CONSTANTS.link_efficiency[2])
+    assert transfer.seconds == pytest.approx(expected)
+    assert transfer.tier_bytes == (2 * 7 / 8 * size, 0.0)
+
+
+def test_a_ring_over_nodes_by_hand() -> None:
+    size, nodes = 32e6, 4
+    transfer = collective_transfer("all_gather", size, tuple(range(0, 8 * nodes, 8)), CLUSTER, CALIBRATION)
+    wire = 3 / 4 * size / (50e9 * CONSTANTS.network_efficiency)
+    latency = CONSTANTS.network_latency_s + 2 * math.ceil(math.log2(nodes)) * 2e-6
+    assert transfer.seconds == pytest.approx(latency + wire)
+    assert transfer.tier_seconds == pytest.approx((0.0, wire))
+
+
+def test_over_two_tiers_the_outer_one_moves_what_the_inner_one_left() -> None:
+    size = 64e6
+    transfer = collective_transfer("reduce_scatter", size, tuple(range(16)), CLUSTER, CALIBRATION)
+    assert transfer.tier_bytes == pytest.approx((7 / 8 * size, 1 / 2 * size / 8))
+
+
+def test_a_switch_that_reduces_is_faster_for_large_sizes_only() -> None:
+    tiers = (CLUSTER.tiers[0].model_copy(update={"in_network_reduction": True}), CLUSTER.tiers[1])
+    switched = CLUSTER.model_copy(update={"tiers": tiers})
+    for kind, size, faster in (("all_reduce", 1e9, True), ("all_reduce", 1e6, False), ("all_gather", 1e9, False)):
+        plain, reduced = (collective_transfer(kind, size, tuple(range(8)), c, CALIBRATION) for c in (CLUSTER, switched))
+        assert (reduced.seconds < plain.seconds) is faster
+
+
+def test_a_small_all_reduce_starts_quickly() -> None:
+    small, larger = (
+        collective_transfer("all_reduce", size, tuple(range(8)), CLUSTER, CALIBRATION).seconds
+        for size in (CONSTANTS.small_bytes, CONSTANTS.small_bytes + 1)
+    )
+    assert small < larger
+
+
+@given(st.sets(st.integers(0, 63), min_size=1, max_size=32), st.sampled_from([(8, 64), (4, 16, 64), (64,)]))
+def test_fan_out_covers_the_group(ranks: set[int], spans: tuple[int, ...]) -> None:
+    parts = fan_out(tuple(sorted(ranks)), spans)
+    assert math.prod(parts) >= len(ranks)
+    assert all(each >= 1 for each in parts)
+
+
+@settings(max_examples=60)
+@given(
+    st.sampled_from(KINDS),
+    st.floats(1, 1e10),
+    st.floats(1, 4),
+    st.sampled_from([tuple(range(2)), tuple(range(8)), tuple(range(16)), tuple(range(0, 64, 8)), (0, 8)]),
+)
+def test_more_bytes_and_slower_links_never_take_less_time(
+    kind: CollectiveKind, size: float, factor: float, ranks: tuple[int, ...]
+) -> None:
+    base = collective_transfer(kind, size, ranks, CLUSTER, CALIBRATION).seconds
+    # rates rise with the size, so that the time of a byte falls; the time of all of them must not
+    assert collective_transfer(kind, size * factor, ranks, CLUSTER, CALIBRATION).seconds >= base * (1 - 1e-12)
+    for tier in range(2):
+        slower = list(CLUSTER.tiers)
+        slower[tier] = slower[tier].model_copy(
+            update={"bandwidth_bytes_per_s": slower[tier].bandwidth_bytes_per_s / factor}
+        )
+        cluster = CLUSTER.model_copy(update={"tiers": tuple(slower)})
+        assert collective_transfer(kind, size, ranks, cluster, CALIBRATION).seconds >= base * (1 - 1e-12)
+
+
+def test_a_network_card_of_the_node_is_shared_by_its_gpus() -> None:
+    shared = CLUSTER.tiers[1].model_copy(update={"per": "node", "oversubscription": 2.0})
+    cluster = CLUSTER.model_copy(update={"tiers": (CLUSTER.tiers[0], shared)})
+    ranks = tuple(range(0, 64, 8))
+    alone, together = (collective_transfer("all_gather", 1e8, ranks, c, CALIBRATION) for c in (CLUSTER, cluster))
+    assert together.tier_seconds[1] == pytest.approx(16 * alone.tier_seconds[1])

@@ -1,0 +1,83 @@
+"""Time on the compute stream: monotone in hardware and in work."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moiety.cluster.catalog import load_device
+from moiety.cost.roofline import compute_seconds, padded_rows, roofline_kind
+from moiety.graph.op import AttentionCore, Gemm, MemoryPass
+from tests.scenarios import CALIBRATION
+
+H100 = load_device("h100")
+WORKS: list[Gemm | AttentionCore | MemoryPass] = [
+    Gemm(4096, 8192, 4096, "bf16", "bf16"),
+    Gemm(4, 8192, 4096, "bf16", "bf16"),
+    Gemm(64, 4096, 2048, "fp8", "bf16", 8, experts=True),
+    Gemm(8192, 4096, 2048, "fp8", "bf16", 8, experts=True),
+    AttentionCore("prefill", "gqa", 1e12, 1e9, "bf16"),
+    AttentionCore("decode", "mla", 1e10, 1e9, "bf16"),
+    AttentionCore("decode", "gqa", 1e10, 1e9, "bf16"),
+    AttentionCore("prefill", "linear", 1e10, 1e9, "bf16"),
+    MemoryPass(1e9),
+]
+
+
+@pytest.mark.parametrize("work", WORKS, ids=str)
+@pytest.mark.parametrize("what", ["peak", "memory"])
+def test_faster_hardware_is_never_slower(work: Gemm | AttentionCore | MemoryPass, what: str) -> None:
+    change: dict[str, object] = {"memory_bandwidth_bytes_per_s": 2 * H100.memory_bandwidth_bytes_per_s}
+    if what == "peak":
+        change = {"peak_flops_per_s": {name: 2 * peak for name, peak in H100.peak_flops_per_s.items()}}
+    before = compute_seconds(work, H100, CALIBRATION)
+    after = compute_seconds(work, H100.model_copy(update=change), CALIBRATION)
+    assert 0 < after <= before
+    assert compute_seconds(work, H100, CALIBRATION, sm_share=0.5) >= before
+
+
+def test_the_formula_by_hand() -> None:
+    line = CALIBRATION.roofline["dense_gemm"]
+    work = Gemm(1024, 4096, 2048, "bf16", "bf16")
+    compute = 2 * 1024 * 4096 * 2048 / (line.compute_efficiency * H100.peak("bf16"))
+    moved = 2 * (4096 * 2048 + 1024 * (2048 + 4096))
+    memory = moved / (line.memory_efficiency * H100.memory_bandwidth_bytes_per_s)
+    expected = line.overhead_s + (compute**2 + memory**2) ** 0.5
+    assert compute_seconds(work, H100, CALIBRATION) == pytest.approx(expected)
+
+
+@given(st.floats(0, 1e5), st.floats(1, 4), st.sampled_from([1.0, 4.0, 16.0]), st.booleans())
+def test_more_rows_are_never_cheaper(rows: float, factor: float, groups: float, experts: bool) -> None:
+    def seconds(m: float) -> float:
+        return compute_seconds(Gemm(m, 2048, 1024, "bf16", "bf16", groups, experts), H100, CALIBRATION)
+
+    assert seconds(rows * factor) >= seconds(rows) * (1 - 1e-12)
+
+
+@given(st.floats(0.1, 1e5), st.floats(1, 256), st.sampled_from(["grouped_gemm_prefill", "grouped_gemm_decode"]))
+def test_kernels_compute_whole_blocks(rows: float, groups: float, kind: str) -> None:
+    line = CALIBRATION.roofline[kind]
+    padded = padded_rows(rows, groups, line)
+    assert padded >= rows * (1 - 1e-12)
+    assert padded <= rows + max(groups, 1) * line.row_block * (1 + 1e-12)
+
+
+def test_a_rank_s_load_scales_its_experts_and_nothing_else() -> None:
+    for work in WORKS[:4]:
+        loaded = compute_seconds(work, H100, CALIBRATION, load=8.0)
+        assert (loaded > compute_seconds(work, H100, CALIBRATION)) is (isinstance(work, Gemm) and work.experts)
+
+
+def test_each_kind_of_work_has_its_measured_line() -> None:
+    assert [roofline_kind(work) for work in WORKS] == [
+        "dense_gemm",
+        "dense_gemm",
+        "grouped_gemm_decode",
+        "grouped_gemm_prefill",
+        "attention_prefill",
+        "attention_decode_mla",
+        "attention_decode_gqa",
+        "attention_linear",
+        "memory_pass",
+    ]
