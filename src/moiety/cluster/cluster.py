@@ -27,6 +27,8 @@ class LinkTier(Record):
     per: Literal["gpu", "node"]
     latency_s: Annotated[float, Field(ge=0, le=10)]
     oversubscription: Annotated[float, Field(ge=1, le=1000)] = 1.0
+    reach: Annotated[int, Field(gt=0, le=MAX_GPUS)] | None = None
+    """GPUs that a domain of the tier joins where the cluster has as many; None: all there are."""
     in_network_reduction: bool = False
     """The switch adds (NVLink SHARP), so that an all-reduce sends every byte once."""
 
@@ -39,6 +41,8 @@ class Cluster(Record):
     num_nodes: Annotated[int, Field(gt=0, le=MAX_GPUS)]
     gpus_per_node: Annotated[int, Field(gt=0, le=1024)]
     tiers: tuple[LinkTier, ...] = Field(min_length=1)
+    beyond: tuple[LinkTier, ...] = ()
+    """Tiers that would join more of these nodes, if there were more."""
     source: str = ""
     assumed: tuple[str, ...] = ()
     """Fields whose values are assumptions, not datasheet facts, with the reason."""

@@ -61,6 +61,7 @@ def read_cluster(text: str, *, source: str, devices: Callable[[str], Device]) ->
     num_nodes = fields.integer("num_nodes", 1, MAX_GPUS)
     if num_nodes * gpus_per_node > MAX_GPUS:
         raise fields.error("num_nodes", f"makes {num_nodes * gpus_per_node:,} GPUs; at most {MAX_GPUS:,} are planned")
+    tiers, beyond = _tiers(fields, num_nodes * gpus_per_node, gpus_per_node)
     return fields.build(
         Cluster,
         {
@@ -68,7 +69,8 @@ def read_cluster(text: str, *, source: str, devices: Callable[[str], Device]) ->
             "device": _device(fields, devices),
             "num_nodes": num_nodes,
             "gpus_per_node": gpus_per_node,
-            "tiers": _tiers(fields, num_nodes * gpus_per_node, gpus_per_node),
+            "tiers": tiers,
+            "beyond": beyond,
             "source": fields.text("source", ""),
             "assumed": fields.texts("assumed"),
         },
@@ -133,18 +135,20 @@ def _peaks(fields: Fields) -> Mapping[str, float]:
     return {dtype: fields.quantity(dtype, "flops_per_s", 1e20) for dtype in fields.nodes}
 
 
-def _tiers(fields: Fields, num_gpus: int, gpus_per_node: int) -> tuple[LinkTier, ...]:
-    """Return the tiers, cut to the cluster's size, those left out that reach no further than the one before."""
+def _tiers(fields: Fields, num_gpus: int, gpus_per_node: int) -> tuple[tuple[LinkTier, ...], tuple[LinkTier, ...]]:
+    """Return the tiers, cut to the cluster's size, and those that reach no further than the one before them."""
     tiers: list[LinkTier] = []
+    beyond: list[LinkTier] = []
     spans: list[int] = []
     entries = fields.mappings("tiers", TIER_FIELDS)
     for entry in entries:
         span = _span(entry, gpus_per_node)
-        tier = _tier(entry, min(span, num_gpus))
+        tier = _tier(entry, span, num_gpus)
         if spans and span <= spans[-1]:
             raise entry.error("spans", "must be wider than the tier before", "list tiers from the innermost outwards")
         spans.append(span)
         if tiers and tier.num_gpus == tiers[-1].num_gpus:
+            beyond.append(tier)
             continue
         if tiers and tier.num_gpus % tiers[-1].num_gpus:
             rule = f"a tier of {tier.num_gpus} GPUs must consist of whole {tiers[-1].name} domains of "
@@ -153,7 +157,7 @@ def _tiers(fields: Fields, num_gpus: int, gpus_per_node: int) -> tuple[LinkTier,
     if tiers[-1].num_gpus != num_gpus:
         rule = f"the outermost tier spans {tiers[-1].num_gpus} GPUs, the cluster has {num_gpus}"
         raise entries[-1].error("spans", rule, "add a tier with `spans: cluster`")
-    return tuple(tiers)
+    return tuple(tiers), tuple(beyond)
 
 
 def _span(entry: Fields, gpus_per_node: int) -> int:
@@ -168,14 +172,15 @@ def _span(entry: Fields, gpus_per_node: int) -> int:
     return entry.integer("spans", 1, MAX_GPUS)
 
 
-def _tier(entry: Fields, num_gpus: int) -> LinkTier:
+def _tier(entry: Fields, span: int, num_gpus: int) -> LinkTier:
     bandwidth = entry.quantity("bandwidth", "bytes_per_s", 1e18)
     counted = _required_choice(entry, "counted", ("both-ways", "one-way"), "vendors count links differently")
     return entry.build(
         LinkTier,
         {
             "name": entry.text("name"),
-            "num_gpus": num_gpus,
+            "num_gpus": min(span, num_gpus),
+            "reach": span if span <= MAX_GPUS else None,
             "bandwidth_bytes_per_s": bandwidth / 2 if counted == "both-ways" else bandwidth,
             "per": _required_choice(entry, "per", ("gpu", "node"), "a link per GPU is not a link per node"),
             "latency_s": entry.quantity("latency", "s", 10, zero=True),
