@@ -146,14 +146,6 @@ class MemoryPlan(DerivedRecord):
         return max(self.bytes_by_kind, key=lambda kind: (self.bytes_by_kind[kind], kind))
 
 
-class Figure(Record):
-    """A projected number and what it rests on, the weakest of its inputs named."""
-
-    value: float
-    basis: Basis
-    note: str = ""
-
-
 class Projection(Record):
     """What a plan is expected to do. Every field has an entry of the same name in `provenance`."""
 
@@ -170,7 +162,7 @@ class Projection(Record):
     """Share of the communication time that is hidden behind computation."""
     memory_bytes_per_gpu: dict[str, Count]
     cross_node_bytes_per_token: Amount
-    """Bytes of dispatch and combine that cross nodes, per token, all layers."""
+    """Bytes that leave a GPU's innermost domain of links, per token, all layers, whatever the transfer."""
     power_w_per_gpu: Amount
     tokens_per_joule: Amount
     provenance: dict[str, Basis]
@@ -280,7 +272,7 @@ class Plan(DerivedRecord):
     engine: Engine = "moiety"
     options: Options = Options()
     expert_shares: tuple[tuple[Amount, ...], ...] | None = None
-    """Each expert's share of the routed tokens, [MoE layers][experts], from a routing dump; None: the workload's law."""
+    """Each expert's share of the routed tokens, [MoE layers][experts], from a dump; None: the workload's law."""
     pools: tuple[Pool, ...] = Field(min_length=1)
     projection: Projection | None = None
     comparison: tuple[Variant, ...] = ()

@@ -10,6 +10,8 @@ from moiety.model.feed_forward import MoeFeedForward
 from moiety.placement.load import rank_loads, zipf_share
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moiety.placement.placement import Placement
     from moiety.plan import Schedule
     from moiety.projection.scenario import Scenario
@@ -43,16 +45,21 @@ def load_classes(
         return [LoadClass("all", strategy.ep, (1.0,) * model.num_layers)]
     per_rank = _expected_loads(scenario, placement)
     rows = schedule.tokens_per_microbatch * strategy.attn_dp * moe.top_k / strategy.ep
-    scatter = math.sqrt(2 * math.log(strategy.ep) / max(rows, 1e-9))
+    return classes_of(per_rank, [isinstance(b.feed_forward, MoeFeedForward) for b in model.layers], rows)
+
+
+def classes_of(per_rank: Sequence[tuple[float, ...]], is_moe: Sequence[bool], rows: float) -> list[LoadClass]:
+    """Return the classes of ranks with these loads in every layer, where the mean rank gets `rows` rows of tokens."""
+    ranks = len(per_rank)
+    scatter = math.sqrt(2 * math.log(ranks) / max(rows, 1e-9))
     grouped = _grouped(per_rank)
-    peak = tuple(max(loads[layer] for _, loads in grouped) for layer in range(model.num_layers))
-    is_moe = [isinstance(block.feed_forward, MoeFeedForward) for block in model.layers]
+    peak = (max(column) for column in zip(*dict.fromkeys(per_rank), strict=True))
     busiest = tuple(
-        min(load * (1 + scatter / math.sqrt(max(load, 1e-9))), strategy.ep) if moe_layer else 1.0
+        min(load * (1 + scatter / math.sqrt(max(load, 1e-9))), max(load, ranks)) if moe_layer else 1.0
         for load, moe_layer in zip(peak, is_moe, strict=True)
     )
     if len(grouped) == 1 and max(busiest) <= 1 + _NEGLIGIBLE:
-        return [LoadClass("all", strategy.ep, grouped[0][1])]
+        return [LoadClass("all", ranks, grouped[0][1])]
     classes = [LoadClass("busiest", 1, busiest)]
     left = 1
     for index, (count, loads) in enumerate(grouped):
@@ -63,6 +70,13 @@ def load_classes(
     return classes
 
 
+def expert_share(scenario: Scenario, row: int, num_experts: int) -> tuple[float, ...]:
+    """Return each expert's share of the tokens in MoE layer number `row`: measured, or by the workload's law."""
+    if scenario.expert_shares is not None:
+        return scenario.expert_shares[row]
+    return zipf_share(num_experts, scenario.workload.routing_skew)
+
+
 def _expected_loads(scenario: Scenario, placement: Placement) -> list[tuple[float, ...]]:
     """Return each expert rank's expected load in every layer of the model."""
     model = scenario.model
@@ -71,14 +85,13 @@ def _expected_loads(scenario: Scenario, placement: Placement) -> list[tuple[floa
         return [(1.0,) * model.num_layers] * ranks
     columns: list[tuple[float, ...]] = []
     known: dict[tuple[tuple[int, ...], tuple[float, ...]], tuple[float, ...]] = {}
-    law = zipf_share(placement.num_logical_experts, scenario.workload.routing_skew)
     row_of = {layer: row for row, layer in enumerate(placement.layers)}
     for layer in range(model.num_layers):
         row = row_of.get(layer)
         if row is None:
             columns.append((1.0,) * ranks)
             continue
-        share = scenario.expert_shares[row] if scenario.expert_shares else law
+        share = expert_share(scenario, row, placement.num_logical_experts)
         key = (placement.physical_to_logical_map[row], share)
         if key not in known:
             known[key] = tuple(round(load, 6) for load in rank_loads(placement, row, share))
@@ -86,7 +99,7 @@ def _expected_loads(scenario: Scenario, placement: Placement) -> list[tuple[floa
     return list(zip(*columns, strict=True))
 
 
-def _grouped(per_rank: list[tuple[float, ...]]) -> list[tuple[int, tuple[float, ...]]]:
+def _grouped(per_rank: Sequence[tuple[float, ...]]) -> list[tuple[int, tuple[float, ...]]]:
     """Return (ranks, loads per layer), the heaviest first; neighbours in weight are merged down to a few classes."""
     counted: dict[tuple[float, ...], int] = {}
     for loads in per_rank:

@@ -7,19 +7,18 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moiety.cost.memory import plan_memory
-from moiety.plan import Schedule
+from moiety.projection.queue import closed_loop_load, queue_wait_s
 from moiety.projection.step import time_step
 
 if TYPE_CHECKING:
     from moiety.placement.placement import Placement
-    from moiety.plan import MemoryPlan, Options
+    from moiety.plan import MemoryPlan, Options, Schedule
     from moiety.projection.scenario import Scenario
     from moiety.projection.step import StepOutcome, Timing
     from moiety.strategy.strategy import Strategy
 
 CHUNK_TOKENS = 8192
 """Prompt tokens that a serving step takes at most (the common default of chunked prefill)."""
-_MAX_UTILIZATION = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +30,22 @@ class PoolCase:
     options: Options
     placement: Placement | None
     first_rank: int = 0
+    in_flight: int | None = None
+    """Requests in flight over all groups; None: as many as the schedule has room for."""
 
     @property
     def num_groups(self) -> int:
         """Attention groups of all instances: each has requests of its own."""
         return self.strategy.attn_dp * self.strategy.instances
 
-    def step(self, schedule: Schedule, *, training: bool, timing: Timing, checkpointed: frozenset[int] = frozenset()) -> StepOutcome:
+    def served(self, schedule: Schedule) -> int:
+        """Return the sequences in flight over all groups; not divided evenly, some groups have one less."""
+        room = schedule.decode_sequences * schedule.num_microbatches * self.num_groups
+        return room if self.in_flight is None else min(room, self.in_flight)
+
+    def step(
+        self, schedule: Schedule, *, training: bool, timing: Timing, checkpointed: frozenset[int] = frozenset()
+    ) -> StepOutcome:
         """Return one step under `schedule`."""
         return time_step(
             self.scenario,
@@ -105,8 +113,8 @@ def decode_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> Phase
     workload = case.scenario.workload
     outcome = case.step(schedule, training=False, timing=timing)
     sequences = schedule.decode_sequences * schedule.num_microbatches
-    tpot_s = _token_period_s(outcome, case.strategy.pp, schedule.num_microbatches) + engine.step_overhead_s
-    rate = sequences * case.num_groups / tpot_s
+    tpot_s = _token_period_s(outcome, schedule.num_microbatches) + engine.step_overhead_s
+    rate = case.served(schedule) / tpot_s
     full = sequences * (workload.input_tokens + workload.output_tokens)
     return PhaseOutcome(
         schedule=schedule,
@@ -120,11 +128,9 @@ def decode_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> Phase
     )
 
 
-def _token_period_s(outcome: StepOutcome, stages: int, microbatches: int) -> float:
+def _token_period_s(outcome: StepOutcome, microbatches: int) -> float:
     """Return the time until a sequence's next token: its way through all stages, or the wait for its turn."""
-    if stages == 1:
-        return outcome.step_s
-    through = outcome.step_s * stages / (microbatches + stages - 1)
+    through = outcome.step_s - outcome.steady_s * (microbatches - 1) / microbatches
     return max(outcome.steady_s, through)
 
 
@@ -133,29 +139,29 @@ def mixed_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseO
 
     Over the life of a request its group computes as many prompts as it finishes, so the mean step holds
     sequences x input / output prompt tokens; its time is the time per output token. A new request waits for the
-    running step, for the prompts before it (M/D/1: rho / (2 (1 - rho)) services) and for its own chunks.
+    running step, for the prompts before it (M/D/1) and for its own chunks.
     """
     workload = case.scenario.workload
     engine = case.scenario.calibration.engines[case.scenario.engine]
     outcome = case.step(schedule, training=False, timing=timing)
-    tpot_s = _token_period_s(outcome, case.strategy.pp, schedule.num_microbatches) + engine.step_overhead_s
+    tpot_s = _token_period_s(outcome, schedule.num_microbatches) + engine.step_overhead_s
     sequences = schedule.decode_sequences * schedule.num_microbatches
-    chunk = min(workload.input_tokens, CHUNK_TOKENS)
-    longest = schedule.model_copy(update={"prefill_tokens": math.ceil(chunk / schedule.num_microbatches)})
-    burst = case.step(longest, training=False, timing="folded" if timing == "simulated" else timing)
-    burst_s = _token_period_s(burst, case.strategy.pp, schedule.num_microbatches) + engine.step_overhead_s
-    service_s = math.ceil(workload.input_tokens / chunk) * burst_s
-    arrivals = sequences / (workload.output_tokens * tpot_s)
-    busy = arrivals * service_s
-    load = min(busy, _MAX_UTILIZATION)
-    ttft_s = engine.request_overhead_s + tpot_s / 2 + load / (2 * (1 - load)) * service_s + service_s
-    request_s = ttft_s + max(workload.output_tokens - 1, 0) * tpot_s
-    rate = sequences * case.num_groups * workload.output_tokens / request_s
+    burst = _burst(workload.input_tokens, schedule)
+    busiest = case.step(burst, training=False, timing="folded" if timing == "simulated" else timing)
+    burst_s = _token_period_s(busiest, schedule.num_microbatches) + engine.step_overhead_s
+    steps = workload.input_tokens / (burst.prefill_tokens * burst.num_microbatches)
+    own_s = engine.request_overhead_s + tpot_s / 2 + math.ceil(steps) * burst_s
+    decode_s = (workload.output_tokens - 1) * tpot_s
+    load = closed_loop_load(sequences * steps * burst_s, own_s + decode_s, steps * burst_s)
+    arriving = workload.request_rate_per_s or math.inf
+    load = min(load, arriving / case.num_groups * steps * burst_s)
+    ttft_s = own_s + queue_wait_s(load, steps * burst_s)
+    rate = min(case.served(schedule) / (ttft_s + decode_s), arriving) * workload.output_tokens
     full = sequences * (workload.input_tokens + workload.output_tokens)
     return PhaseOutcome(
         schedule=schedule,
         outcome=outcome,
-        memory=case.memory(replace(burst, timeline=outcome.timeline), full, sequences),
+        memory=case.memory(replace(busiest, timeline=outcome.timeline), full, sequences),
         tokens_per_s=rate,
         step_s=tpot_s,
         ttft_s=ttft_s,
@@ -164,12 +170,18 @@ def mixed_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseO
     )
 
 
+def _burst(input_tokens: int, schedule: Schedule) -> Schedule:
+    """Return the step that computes a prompt or a chunk of one, or the mean step's prompt tokens if those are more."""
+    chunk = math.ceil(min(input_tokens, CHUNK_TOKENS) / schedule.num_microbatches)
+    return schedule.model_copy(update={"prefill_tokens": max(chunk, schedule.prefill_tokens)})
+
+
 def training_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
     """Return one optimizer step: forward and backward of every micro-batch, gradients, update."""
     outcome = case.step(schedule, training=True, timing="estimated")
     memory = case.memory(outcome, 0, 0)
     checkpointed = frozenset(memory.checkpointed_layers)
-    if checkpointed or timing != "estimated":
+    if timing != "estimated" or (checkpointed and memory.fits):
         outcome = case.step(schedule, training=True, timing=timing, checkpointed=checkpointed)
     rate = schedule.tokens_per_step * case.num_groups / outcome.step_s
     return PhaseOutcome(

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.cost.memory import cache_bytes
 from moiety.cost.power import power_w
 from moiety.graph.model_flops import model_flops_per_token
-from moiety.plan import Basis, Plan, Pool, Projection
+from moiety.plan import Plan, Pool, Projection
 from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase
+from moiety.projection.provenance import provenance
+from moiety.projection.queue import closed_loop_load, queue_wait_s
 from moiety.projection.scenario import Scenario, scenario_of
 
 if TYPE_CHECKING:
     from moiety.cost.calibration import Calibration
     from moiety.projection.step import Timing
-
-_STRENGTH: tuple[Basis, ...] = ("computed", "measured", "fitted", "datasheet", "assumed")
-_FITTED_ARCHITECTURES = frozenset({"hopper"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +28,6 @@ class Evaluation:
     phases: tuple[PhaseOutcome, ...]
 
 
-def weakest(*bases: Basis) -> Basis:
-    """Return the least certain of the bases."""
-    return max(bases, key=_STRENGTH.index)
-
-
 def evaluate(plan: Plan, calibration: Calibration, *, timing: Timing = "simulated") -> Evaluation:
     """Return `plan` with the memory and projection of its pools and of the whole."""
     scenario = scenario_of(plan, calibration)
@@ -41,16 +36,14 @@ def evaluate(plan: Plan, calibration: Calibration, *, timing: Timing = "simulate
         pool.model_copy(update={"memory": phase.memory, "projection": project_pool(scenario, pool, phase)})
         for pool, phase in zip(plan.pools, phases, strict=True)
     )
-    if len(pools) == 1:
-        whole = pools[0].projection
-    else:
-        whole = project_disaggregated(scenario, pools, phases)
+    whole = pools[0].projection if len(pools) == 1 else project_disaggregated(scenario, pools, phases)
     return Evaluation(plan.model_copy(update={"pools": pools, "projection": whole}), phases)
 
 
 def judge_pool(scenario: Scenario, pool: Pool, plan: Plan, *, timing: Timing) -> PhaseOutcome:
     """Return what one pool's phase comes to."""
-    case = PoolCase(scenario, pool.strategy, plan.options, pool.placement, pool.first_rank)
+    in_flight = scenario.workload.concurrency if pool.role in {"decode", "mixed"} else None
+    case = PoolCase(scenario, pool.strategy, plan.options, pool.placement, pool.first_rank, in_flight)
     return PHASES[pool.role](case, pool.schedule, timing=timing)
 
 
@@ -100,50 +93,39 @@ def project_disaggregated(scenario: Scenario, pools: tuple[Pool, ...], phases: t
     """Return the projection of a prefill pool and a decode pool that hand requests over.
 
     Requests in flight stay with the decode pool but for their time to first token (Little's law); the prefill pool's
-    queue is M/D/1 with one batch as the service. Where prefill cannot follow, it sets the rate and requests wait.
+    queue is M/D/1 with one batch as the service. Where prefill cannot follow, it sets the rate and requests wait there.
     """
     workload, engine = scenario.workload, scenario.calibration.engines[scenario.engine]
-    (prefill_pool, decode_pool), (prefill, decode) = pools, phases
+    prefill, decode = phases
     assert decode.tpot_s is not None, "a decode pool has a time per output token"
-    in_flight = decode.schedule.decode_sequences * decode.schedule.num_microbatches
-    in_flight *= decode_pool.strategy.attn_dp * decode_pool.strategy.instances
-    transfer_s = kv_transfer_s(scenario, prefill_pool, decode)
+    in_flight = round(decode.tokens_per_s * decode.tpot_s)
+    transfer_s = kv_transfer_s(scenario, pools[0], decode)
     decode_s = max(workload.output_tokens - 1, 0) * decode.tpot_s
     capacity = prefill.tokens_per_s / workload.input_tokens
     own_s = engine.request_overhead_s + prefill.step_s + transfer_s
-    rate = in_flight / (own_s + decode_s)
-    for _ in range(8):
-        load = min(rate / capacity, 0.98)
-        ttft_s = own_s + load / (2 * (1 - load)) * prefill.step_s
-        rate = min(in_flight / (ttft_s + decode_s), 0.98 * capacity)
-    ttft_s = max(ttft_s, in_flight / rate - decode_s)
-    tokens_per_s = rate * workload.output_tokens
-    gpus = prefill_pool.num_gpus + decode_pool.num_gpus
-    parts = tuple(pool.projection for pool in pools)
-    weights = tuple(pool.num_gpus / gpus for pool in pools)
-    busy = (min(rate / capacity, 1.0), min(tokens_per_s / decode.tokens_per_s, 1.0))
-
-    def mean(field: str, scales: tuple[float, ...]) -> float:
-        return sum(getattr(p, field) * w * s for p, w, s in zip(parts, weights, scales, strict=True))
-
-    device = scenario.cluster.device
-    watts = sum(
-        w * (b * p.power_w_per_gpu + (1 - b) * device.idle_power_w) for p, w, b in zip(parts, weights, busy, strict=True) if p
-    )
-    fullest = max(pools, key=lambda pool: pool.memory.total_bytes if pool.memory else 0)
-    assert fullest.memory is not None, "pools are judged before the whole"
+    arriving = workload.request_rate_per_s or math.inf
+    load = min(closed_loop_load(in_flight / capacity, own_s + decode_s, prefill.step_s), arriving / capacity)
+    ttft_s = own_s + queue_wait_s(load, prefill.step_s)
+    tokens_per_s = min(in_flight / (ttft_s + decode_s), arriving) * workload.output_tokens
+    gpus = sum(pool.num_gpus for pool in pools)
+    busy = (load, min(tokens_per_s / decode.tokens_per_s, 1.0))
+    parts = [(p.projection, p.num_gpus / gpus, b) for p, b in zip(pools, busy, strict=True) if p.projection]
+    idle_w = scenario.cluster.device.idle_power_w
+    watts = sum(w * (b * p.power_w_per_gpu + (1 - b) * idle_w) for p, w, b in parts)
+    fullest = max((pool.memory for pool in pools if pool.memory), key=lambda memory: memory.total_bytes)
+    prompts_per_token = workload.input_tokens / workload.output_tokens
     return Projection(
         throughput_tokens_per_s=tokens_per_s,
         throughput_tokens_per_s_per_gpu=tokens_per_s / gpus,
         ttft_s=ttft_s,
         tpot_s=decode.tpot_s,
         step_s=decode.step_s,
-        model_flops_utilization=mean("model_flops_utilization", busy),
-        exposed_communication_fraction=mean("exposed_communication_fraction", (1.0, 1.0)),
-        overlap_fraction=mean("overlap_fraction", (1.0, 1.0)),
-        memory_bytes_per_gpu=fullest.memory.bytes_by_kind,
+        model_flops_utilization=sum(w * b * p.model_flops_utilization for p, w, b in parts),
+        exposed_communication_fraction=sum(w * p.exposed_communication_fraction for p, w, _ in parts),
+        overlap_fraction=sum(w * p.overlap_fraction for p, w, _ in parts),
+        memory_bytes_per_gpu=fullest.bytes_by_kind,
         cross_node_bytes_per_token=decode.outcome.cross_node_bytes_per_token
-        + prefill.outcome.cross_node_bytes_per_token * workload.input_tokens / workload.output_tokens,
+        + prefill.outcome.cross_node_bytes_per_token * prompts_per_token,
         power_w_per_gpu=watts,
         tokens_per_joule=tokens_per_s / (watts * gpus),
         provenance=provenance(scenario),
@@ -158,27 +140,3 @@ def kv_transfer_s(scenario: Scenario, prefill_pool: Pool, decode: PhaseOutcome) 
     senders = prefill_pool.strategy.tp * prefill_pool.strategy.pp
     rate = cluster.bandwidth_per_gpu(outermost) * scenario.calibration.collectives.network_efficiency
     return cluster.tiers[outermost].latency_s + size * graph.layout.strategy.tp / (senders * rate)
-
-
-def provenance(scenario: Scenario) -> dict[str, Basis]:
-    """Return what each figure of a projection rests on: the weakest of its inputs."""
-    cluster, calibration = scenario.cluster, scenario.calibration
-    hardware: Basis = "assumed" if cluster.assumptions else "datasheet"
-    kernels: Basis = "fitted" if cluster.device.architecture in _FITTED_ARCHITECTURES else "assumed"
-    engine = calibration.engines[scenario.engine].basis
-    timing = weakest(hardware, kernels, engine)
-    power = weakest(calibration.power.basis, hardware, kernels)
-    return {
-        "throughput_tokens_per_s": timing,
-        "throughput_tokens_per_s_per_gpu": timing,
-        "ttft_s": timing,
-        "tpot_s": timing,
-        "step_s": timing,
-        "model_flops_utilization": timing,
-        "exposed_communication_fraction": weakest(hardware, kernels),
-        "overlap_fraction": weakest(hardware, kernels),
-        "memory_bytes_per_gpu": "computed",
-        "cross_node_bytes_per_token": "computed",
-        "power_w_per_gpu": power,
-        "tokens_per_joule": weakest(power, timing),
-    }

@@ -61,7 +61,7 @@ def _batches(workload: Workload, phase: Phase, tokens: float, strategy: Strategy
     if tokens < smallest:
         return []
     least = 2 if options.two_batch_overlap else 1
-    least = max(least, math.ceil(tokens / _LONGEST_MICROBATCH), strategy.pp if strategy.pp > 1 else 1)
+    least = max(least, math.ceil(tokens / _LONGEST_MICROBATCH), 1, strategy.pp)
     counts = dict.fromkeys(least * factor for factor in (1, 2, 4))
     found: list[Schedule] = []
     for count in counts:

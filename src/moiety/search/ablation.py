@@ -26,7 +26,8 @@ _OFF: dict[str, object] = {
         weights="fp32", experts="fp32", activations="fp32", kv_cache="fp32", dispatch="fp32", combine="fp32"
     ),
 }
-_ON: dict[str, object] = {name: True for name, off in _OFF.items() if off is False} | {"all_to_all": "hierarchical"}
+_ON: dict[str, object] = {name: True for name, off in _OFF.items() if off is False}
+_ON["all_to_all"] = "hierarchical"
 
 
 class OptionWorth(Record):
@@ -46,7 +47,8 @@ class OptionWorth(Record):
 def ablate(plan: Plan, calibration: Calibration) -> tuple[OptionWorth, ...]:
     """Return the worth of every option of an evaluated plan, in the order of the options.
 
-    An option that the plan leaves off is judged the other way round: `without` is then with it.
+    An option that the plan leaves off is judged the other way round: `without` is then with it. Formats that are
+    already the widest have no other side and are left out.
     """
     assert plan.projection is not None, "the plan is evaluated"
     whole = plan.projection.throughput_tokens_per_s
@@ -59,6 +61,8 @@ def ablate(plan: Plan, calibration: Calibration) -> tuple[OptionWorth, ...]:
     for name, off in _OFF.items():
         current = getattr(plan.options, name)
         is_on = current != off
+        if not is_on and name not in _ON:
+            continue
         other = with_options(plan, _changed(plan.options, name, off if is_on else _ON[name]), calibration).plan
         assert other.projection is not None, "variants are evaluated"
         alone = None

@@ -9,7 +9,8 @@ from moiety.plan import Pool
 from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase
 from moiety.projection.project import project_disaggregated, project_pool
 from moiety.projection.schedule import schedules
-from moiety.search.judge import Judged, place, variants
+from moiety.search.judge import Judged, place
+from moiety.search.standing import standing
 from moiety.strategy.enumeration import enumerate_strategies
 from moiety.strategy.legality import divisors
 
@@ -27,31 +28,47 @@ _KEPT = 8
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """An instance's strategy with the options that serve it."""
+    """An instance's strategy with what it achieves."""
 
     strategy: Strategy
-    options: Options
     outcome: PhaseOutcome
+    misses: bool
+    """Whether its latency is over the objective."""
+
+    @property
+    def rate_per_gpu(self) -> float:
+        """Tokens per second and GPU."""
+        return self.outcome.tokens_per_s / self.strategy.num_gpus
 
 
-def disaggregated(scenario: Scenario, options: Options, aggregated: Judged) -> list[Judged]:
+def disaggregated(scenario: Scenario, options: Options, aggregated: Judged, *, tune: bool = True) -> list[Judged]:
     """Return the best splits of the cluster into a prefill and a decode pool, each of equal instances.
 
     Instances are independent, so the best strategies per instance size are found once, then every split is judged with
-    the workload's concurrency, or with what the best aggregated strategy needs at the workload's arrival rate.
+    the workload's concurrency, or with what the best aggregated strategy needs at the workload's arrival rate. Both
+    pools run with the same options; `tune` tries them with and without two-batch overlap.
     """
-    total = scenario.cluster.num_gpus
     concurrency = scenario.workload.concurrency or _concurrency_at_rate(scenario, aggregated)
+    settings = [options]
+    if tune and options.two_batch_overlap:
+        settings.append(options.model_copy(update={"two_batch_overlap": False}))
+    found = [judged for each in settings for judged in _under(scenario, each, concurrency)]
+    found.sort(key=lambda each: each.name)
+    found.sort(key=lambda each: standing(scenario, each.projection), reverse=True)
+    best: dict[str, Judged] = {}
+    for each in found:
+        best.setdefault(each.name, each)
+    return list(best.values())[:_KEPT]
+
+
+def _under(scenario: Scenario, options: Options, concurrency: int) -> Iterator[Judged]:
+    """Yield the splits worth judging under these options."""
+    total = scenario.cluster.num_gpus
     sizes = [size for size in divisors(total) if size < total]
     prefill = {size: _best(scenario, options, "prefill", size, None) for size in sizes}
     decode = {size: _best(scenario, options, "decode", size, max(concurrency * size // total, 1)) for size in sizes}
-    found = [
-        judged
-        for prefill_gpus in _splits(scenario, total)
-        for judged in _pairs(scenario, prefill, decode, prefill_gpus, concurrency)
-    ]
-    found.sort(key=lambda each: (-each.projection.throughput_tokens_per_s, each.name))
-    return found[:_KEPT]
+    for prefill_gpus in _splits(scenario, total):
+        yield from _pairs(scenario, options, prefill, decode, prefill_gpus, concurrency)
 
 
 def _splits(scenario: Scenario, total: int) -> list[int]:
@@ -63,82 +80,71 @@ def _splits(scenario: Scenario, total: int) -> list[int]:
     return sorted({choices[int(index * step)] for index in range(min(_MAX_SPLITS, len(choices)))})
 
 
-def _best(
-    scenario: Scenario, options: Options, phase: Phase, size: int, concurrency: int | None
-) -> list[_Choice]:
+def _best(scenario: Scenario, options: Options, phase: Phase, size: int, concurrency: int | None) -> list[_Choice]:
     """Return the strategies of one instance of `size` GPUs with the highest rate, within the objective where any is."""
+    limit = scenario.workload.slo.ttft_s if phase == "prefill" else scenario.workload.slo.tpot_s
     found: list[_Choice] = []
-    for candidate in enumerate_strategies(scenario.model, size, options.redundant_experts, max_instance_gpus=size):
+    for candidate in enumerate_strategies(scenario.model, size, options.redundant_experts):
         strategy = candidate.strategy
         if not candidate.is_legal or strategy.instances > 1:
             continue
-        found += _judged(scenario, strategy, options, phase, concurrency)
-    limit = scenario.workload.slo.ttft_s if phase == "prefill" else scenario.workload.slo.tpot_s
-
-    def order(choice: _Choice) -> tuple[bool, float, str]:
-        latency = choice.outcome.ttft_s if phase == "prefill" else choice.outcome.tpot_s
-        missed = limit is not None and latency is not None and latency > limit
-        return missed, -choice.outcome.tokens_per_s, choice.strategy.name
-
-    return sorted(found, key=order)[:_BEST_PER_SIZE]
-
-
-def _judged(
-    scenario: Scenario, strategy: Strategy, options: Options, phase: Phase, concurrency: int | None
-) -> Iterator[_Choice]:
-    placement = place(scenario, strategy, options)
-    for choice in variants(strategy, options):
-        case = PoolCase(scenario, strategy, choice, placement)
-        for schedule in schedules(scenario.workload, phase, strategy, choice, concurrency)[:1]:
-            outcome = PHASES[phase](case, schedule, timing="estimated")
-            if outcome.memory.fits:
-                yield _Choice(strategy, choice, outcome)
+        cut = schedules(scenario.workload, phase, strategy, options, concurrency)
+        if not cut:
+            continue
+        case = PoolCase(scenario, strategy, options, place(scenario, strategy, options), in_flight=concurrency)
+        outcome = PHASES[phase](case, cut[0], timing="estimated")
+        if outcome.memory.fits:
+            latency = outcome.ttft_s if phase == "prefill" else outcome.tpot_s
+            found.append(_Choice(strategy, outcome, limit is not None and latency is not None and latency > limit))
+    found.sort(key=lambda each: (each.misses, -each.rate_per_gpu, each.strategy.name))
+    return found[:_BEST_PER_SIZE]
 
 
 def _pairs(
     scenario: Scenario,
+    options: Options,
     prefill: dict[int, list[_Choice]],
     decode: dict[int, list[_Choice]],
     prefill_gpus: int,
     concurrency: int,
 ) -> Iterator[Judged]:
-    decode_gpus = scenario.cluster.num_gpus - prefill_gpus
     prefills = [c for size, choices in prefill.items() if prefill_gpus % size == 0 for c in choices[:1]]
     if not prefills:
         return
-    best_prefill = max(prefills, key=lambda c: c.outcome.tokens_per_s / c.strategy.num_gpus)
-    first = _pool(scenario, best_prefill, "prefill", prefill_gpus, 0, None)
+    best = min(prefills, key=lambda c: (c.misses, -c.rate_per_gpu))
+    first = _pool(scenario, options, best, "prefill", prefill_gpus, None)
     if first is None:
         return
-    for size, choices in decode.items():
-        if decode_gpus % size:
-            continue
-        for choice in choices:
-            options = choice.options
-            second = _pool(scenario, choice, "decode", decode_gpus, prefill_gpus, concurrency)
-            if second is None:
-                continue
+    decode_gpus = scenario.cluster.num_gpus - prefill_gpus
+    for choice in (c for size, choices in decode.items() if decode_gpus % size == 0 for c in choices):
+        second = _pool(scenario, options, choice, "decode", decode_gpus, concurrency)
+        if second is not None:
             pools = (first[0], second[0])
-            projection = project_disaggregated(scenario, pools, (first[1], second[1]))
-            yield Judged(pools, options, projection)
+            yield Judged(pools, options, project_disaggregated(scenario, pools, (first[1], second[1])))
 
 
-def _pool(  # noqa: PLR0913 - a pool is a strategy for a phase on some GPUs under a load
-    scenario: Scenario, choice: _Choice, phase: Phase, gpus: int, first_rank: int, concurrency: int | None
+def _pool(
+    scenario: Scenario, options: Options, choice: _Choice, phase: Phase, gpus: int, concurrency: int | None
 ) -> tuple[Pool, PhaseOutcome] | None:
-    """Return a pool of as many instances as `gpus` holds, and what it comes to; None where it has no work or no room."""
+    """Return a pool of as many instances as `gpus` holds, and what it does; None where it has no work or no room."""
     strategy = choice.strategy.model_copy(update={"instances": gpus // choice.strategy.num_gpus})
-    placement = place(scenario, strategy, choice.options)
-    options = schedules(scenario.workload, phase, strategy, choice.options, concurrency)
-    if not options:
+    first_rank = 0 if phase == "prefill" else scenario.cluster.num_gpus - gpus
+    cut = schedules(scenario.workload, phase, strategy, options, concurrency)
+    if not cut:
         return None
-    case = PoolCase(scenario, strategy, choice.options, placement, first_rank)
-    outcome = PHASES[phase](case, options[0], timing="estimated")
+    case = PoolCase(scenario, strategy, options, place(scenario, strategy, options), first_rank, concurrency)
+    outcome = PHASES[phase](case, cut[0], timing="estimated")
     if not outcome.memory.fits:
         return None
-    pool = Pool(role=phase, first_rank=first_rank, strategy=strategy, schedule=outcome.schedule, placement=placement)
-    projection = project_pool(scenario, pool, outcome)
-    return pool.model_copy(update={"memory": outcome.memory, "projection": projection}), outcome
+    pool = Pool(
+        role=phase,
+        first_rank=first_rank,
+        strategy=strategy,
+        schedule=outcome.schedule,
+        placement=case.placement,
+        memory=outcome.memory,
+    )
+    return pool.model_copy(update={"projection": project_pool(scenario, pool, outcome)}), outcome
 
 
 def _concurrency_at_rate(scenario: Scenario, aggregated: Judged) -> int:

@@ -10,12 +10,13 @@ from moiety.plan import Pool
 from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase
 from moiety.projection.project import project_pool
 from moiety.projection.schedule import schedules
+from moiety.search.standing import standing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moiety.placement.placement import Placement
-    from moiety.plan import Options, Phase, Projection
+    from moiety.plan import Options, Projection
     from moiety.projection.scenario import Scenario
     from moiety.projection.step import Timing
     from moiety.strategy.strategy import Strategy
@@ -32,11 +33,16 @@ class Judged:
     projection: Projection
 
     @property
+    def is_disaggregated(self) -> bool:
+        """Whether prefill and decode have pools of their own."""
+        return len(self.pools) > 1
+
+    @property
     def name(self) -> str:
         """Name of the strategy, of both where prefill and decode differ."""
-        return " + ".join(f"{p.role}:{p.strategy.name}" for p in self.pools) if len(self.pools) > 1 else (
-            self.pools[0].strategy.name
-        )
+        if self.is_disaggregated:
+            return " + ".join(f"{pool.role}:{pool.strategy.name}" for pool in self.pools)
+        return self.pools[0].strategy.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class Refused:
 
     rule: str
     reason: str
+    missing_bytes: int = 0
+    """Memory that lacks on each GPU."""
 
 
 def place(scenario: Scenario, strategy: Strategy, options: Options) -> Placement | None:
@@ -75,63 +83,61 @@ def variants(strategy: Strategy, options: Options) -> list[Options]:
     return [options, off]
 
 
-def judge(  # noqa: PLR0913 - a strategy is judged for a phase, on a place, under a load
-    scenario: Scenario,
-    strategy: Strategy,
-    options: Options,
-    phase: Phase,
-    *,
-    first_rank: int = 0,
-    concurrency: int | None = None,
-    tune: bool = True,
-    timing: Timing = "folded",
+def judge(
+    scenario: Scenario, strategy: Strategy, options: Options, *, tune: bool = True, timing: Timing = "folded"
 ) -> Judged | Refused:
-    """Return the best variant of a strategy that fits the memory, or the rule that none meets.
+    """Return the best variant of a strategy on the whole cluster that fits the memory, or the rule that none meets.
 
     `tune` tries the options that depend on the strategy; otherwise `options` stay as they are.
     """
+    workload = scenario.workload
+    in_flight = workload.concurrency if workload.kind in {"decode", "mixed"} else None
     placement = place(scenario, strategy, options)
-    best: tuple[tuple[float, float], Pool, Options] | None = None
+    best: Judged | None = None
     refusal = Refused("every-group-has-work", _too_little_work(scenario, strategy))
     for choice in variants(strategy, options) if tune else [options]:
-        case = PoolCase(scenario, strategy, choice, placement, first_rank)
-        last: tuple[float, float] | None = None
-        for outcome in _outcomes(case, phase, concurrency, timing):
+        case = PoolCase(scenario, strategy, choice, placement, in_flight=in_flight)
+        last: tuple[float, ...] | None = None
+        for outcome in _outcomes(case, timing):
             if isinstance(outcome, Refused):
                 refusal = outcome
                 continue
             if not outcome.memory.fits:
                 refusal = _does_not_fit(outcome)
                 continue
-            pool = Pool(
-                role=phase, first_rank=first_rank, strategy=strategy, schedule=outcome.schedule, placement=placement
-            )
-            score = _score(scenario, outcome, phase)
-            if best is None or score > best[0]:
-                projection = project_pool(scenario, pool, outcome)
-                best = (score, pool.model_copy(update={"projection": projection, "memory": outcome.memory}), choice)
+            pool, projection = _pool_of(case, outcome)
+            score = standing(scenario, projection)
+            if best is None or score > standing(scenario, best.projection):
+                best = Judged((pool,), choice, projection)
             if strategy.pp == 1 or (last is not None and score < last):
                 break  # without a pipeline to fill, more micro-batches only get worse
             last = score
-    if best is None:
-        return refusal
-    pool = best[1]
-    assert pool.projection is not None, "the best pool was projected"
-    return Judged((pool,), best[2], pool.projection)
+    return best or refusal
 
 
-def _outcomes(
-    case: PoolCase, phase: Phase, concurrency: int | None, timing: Timing
-) -> Iterator[PhaseOutcome | Refused]:
+def _pool_of(case: PoolCase, outcome: PhaseOutcome) -> tuple[Pool, Projection]:
+    pool = Pool(
+        role=case.scenario.workload.kind,
+        first_rank=case.first_rank,
+        strategy=case.strategy,
+        schedule=outcome.schedule,
+        placement=case.placement,
+        memory=outcome.memory,
+    )
+    projection = project_pool(case.scenario, pool, outcome)
+    return pool.model_copy(update={"projection": projection}), projection
+
+
+def _outcomes(case: PoolCase, timing: Timing) -> Iterator[PhaseOutcome | Refused]:
     workload, strategy = case.scenario.workload, case.strategy
-    if phase == "mixed" and concurrency is None and workload.request_rate_per_s is not None:
+    if workload.request_rate_per_s is not None:
         yield _at_rate(case, workload.request_rate_per_s, timing)
         return
-    choices = schedules(workload, phase, strategy, case.options, concurrency)
+    choices = schedules(workload, workload.kind, strategy, case.options)
     if not choices:
         yield Refused("every-group-has-work", _too_little_work(case.scenario, strategy))
     for schedule in choices:
-        yield PHASES[phase](case, schedule, timing=timing)
+        yield PHASES[workload.kind](case, schedule, timing=timing)
 
 
 def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome | Refused:
@@ -160,24 +166,14 @@ def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome 
     )
 
 
-def _score(scenario: Scenario, outcome: PhaseOutcome, phase: Phase) -> tuple[float, float]:
-    """Return what is better when larger: meeting the objective, then tokens per second."""
-    slo = scenario.workload.slo
-    missed = 0.0
-    if slo.tpot_s is not None and outcome.tpot_s is not None:
-        missed += max(outcome.tpot_s / slo.tpot_s - 1, 0.0)
-    if slo.ttft_s is not None and outcome.ttft_s is not None and phase != "decode":
-        missed += max(outcome.ttft_s / slo.ttft_s - 1, 0.0)
-    return (-missed, outcome.tokens_per_s)
-
-
 def _does_not_fit(outcome: PhaseOutcome) -> Refused:
     memory = outcome.memory
-    missing = (memory.total_bytes - memory.capacity_bytes) / 1e9
+    missing = memory.total_bytes - memory.capacity_bytes
     return Refused(
         "fits-the-memory",
-        f"needs {memory.total_bytes / 1e9:.1f} GB a GPU, {missing:.1f} GB more than there are; "
+        f"needs {memory.total_bytes / 1e9:.1f} GB a GPU, {missing / 1e9:.1f} GB more than there are; "
         f"most of it {memory.biggest.replace('_', ' ')} ({memory.bytes_by_kind[memory.biggest] / 1e9:.1f} GB)",
+        missing,
     )
 
 

@@ -55,5 +55,23 @@ def baseline_options(options: Options) -> Options:
 
 
 def original_options(options: Options) -> Options:
-    """Return the options of the specification's original strategy: overlap and good kernels, flat exchange, the rest off."""
+    """Return the options of the specification's original strategy: overlap, flash attention, flat exchange, no more."""
     return baseline_options(options).model_copy(update={"two_batch_overlap": True, "flash_attention": True})
+
+
+def enhanced_options(options: Options) -> Options:
+    """Return the same formats and placement with every optimisation on that the specification's best strategy has.
+
+    Parameter sharding stays as it is: it buys memory for time, which is for the plan to weigh.
+    """
+    return options.model_copy(
+        update={
+            "all_to_all": "hierarchical",
+            "two_batch_overlap": True,
+            "priority_scheduling": True,
+            "activation_checkpointing": True,
+            "arena": True,
+            "flash_attention": True,
+            "fused_kernels": True,
+        }
+    )

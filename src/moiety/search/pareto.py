@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moiety.plan import ParetoPoint
 from moiety.search.judge import Judged, judge
+from moiety.search.standing import latency_s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,14 +20,6 @@ _SHARES = (1, 4, 16)
 _STRATEGIES = 12
 
 
-def latency_s(judged: Judged) -> float:
-    """Return the latency a user of the workload feels: time per output token, else to the first, else the step."""
-    projection = judged.projection
-    if projection.tpot_s is not None:
-        return projection.tpot_s
-    return projection.ttft_s if projection.ttft_s is not None else projection.step_s
-
-
 def pareto_front(
     scenario: Scenario, ranked: Sequence[Judged], options: Options, *, tune: bool
 ) -> tuple[ParetoPoint, ...]:
@@ -34,7 +27,7 @@ def pareto_front(
 
     Looked at: the best and the quickest strategies at the workload's load, a quarter and a sixteenth of it.
     """
-    quickest = sorted(ranked, key=lambda each: (latency_s(each), each.name))
+    quickest = sorted(ranked, key=lambda each: (latency_s(each.projection), each.name))
     looked_at = {each.name: each for each in (*ranked[:_STRATEGIES], *quickest[:_STRATEGIES])}
     points: list[tuple[float, float, str, int]] = []
     for share in _SHARES:
@@ -42,17 +35,17 @@ def pareto_front(
         if workload is None:
             continue
         for each in looked_at.values():
-            again = each if share == 1 else _judged_again(replace(scenario, workload=workload), each, options, tune=tune)
+            again = (
+                each if share == 1 else _judged_again(replace(scenario, workload=workload), each, options, tune=tune)
+            )
             if again is not None:
                 rate = again.projection.throughput_tokens_per_s_per_gpu
-                points.append((latency_s(again), -rate, again.name, _load(workload, again)))
+                points.append((latency_s(again.projection), -rate, again.name, _load(workload, again)))
     front: list[ParetoPoint] = []
     for latency, negative_rate, name, load in sorted(points):
         if not front or -negative_rate > front[-1].throughput_tokens_per_s_per_gpu:
             front.append(
-                ParetoPoint(
-                    strategy=name, load=load, throughput_tokens_per_s_per_gpu=-negative_rate, latency_s=latency
-                )
+                ParetoPoint(strategy=name, load=load, throughput_tokens_per_s_per_gpu=-negative_rate, latency_s=latency)
             )
     return tuple(front)
 
@@ -75,9 +68,7 @@ def _load(workload: Workload, judged: Judged) -> int:
 
 
 def _judged_again(scenario: Scenario, judged: Judged, options: Options, *, tune: bool) -> Judged | None:
-    if len(judged.pools) > 1:
+    if judged.is_disaggregated:
         return None
-    again = judge(
-        scenario, judged.pools[0].strategy, options, judged.pools[0].role, tune=tune, timing="estimated"
-    )
+    again = judge(scenario, judged.pools[0].strategy, options, tune=tune, timing="estimated")
     return again if isinstance(again, Judged) else None

@@ -25,7 +25,7 @@ _BASELINE_MICROBATCHES = 8
 _BASELINE_TOKENS = 2048
 
 
-def make_plan(  # noqa: PLR0913 - what the user can decide
+def make_plan(
     scenario: Scenario,
     options: Options,
     *,
@@ -86,7 +86,9 @@ def compare(plan: Plan, calibration: Calibration) -> tuple[Variant, ...]:
     if baseline is not None:
         found.append(variant("baseline", "tensor and pipeline parallelism, every option off", baseline))
     original = with_options(plan, original_options(plan.options), calibration).plan
-    found.append(variant("original", "the plan's strategy with overlap and flash attention, the other options off", original))
+    found.append(
+        variant("original", "the plan's strategy with overlap and flash attention, the other options off", original)
+    )
     found.append(variant("enhanced", "the plan", plan))
     return tuple(found)
 
@@ -99,7 +101,7 @@ def variant(name: str, changed: str, plan: Plan) -> Variant:
 
 
 def baseline_plan(plan: Plan, calibration: Calibration) -> Plan | None:
-    """Return what is done without expert parallelism: TP over a node, pipeline stages over the nodes, nothing overlapped.
+    """Return what is done without expert parallelism: TP in a node, pipeline stages over nodes, nothing overlapped.
 
     Prompts and training tokens go in 8 micro-batches of 2,048 tokens. Where that is not legal or does not fit, the
     pipeline is shortened and instances are added; None where nothing of the kind works.
@@ -114,7 +116,7 @@ def baseline_plan(plan: Plan, calibration: Calibration) -> Plan | None:
             strategy = Strategy(tp=tp, pp=pp, etp=tp, instances=gpus // (tp * pp))
             if broken_rules(plan.model, strategy, options.redundant_experts):
                 continue
-            judged = judge(scenario, strategy, options, kind, tune=False, timing="estimated")
+            judged = judge(scenario, strategy, options, tune=False, timing="estimated")
             if not isinstance(judged, Judged):
                 continue
             pool = judged.pools[0]

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from moiety.cluster.resize import resized
 from moiety.errors import InputError
-from moiety.plan import Plan
 from moiety.projection.scenario import scenario_of
 from moiety.records import Record
 from moiety.search.planner import replan
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moiety.cost.calibration import Calibration
+    from moiety.plan import Plan
     from moiety.workload.workload import Workload
 
 _LINEAR = 0.9
@@ -43,7 +43,9 @@ def scale(plan: Plan, sizes: Sequence[int], calibration: Calibration) -> tuple[S
     for scaling in kinds:
         first: tuple[Plan, int] | None = None
         for gpus in sorted(set(sizes)):
-            workload = plan.workload if scaling == "strong" else scaled_load(plan.workload, gpus / plan.cluster.num_gpus)
+            workload = (
+                plan.workload if scaling == "strong" else scaled_load(plan.workload, gpus / plan.cluster.num_gpus)
+            )
             scenario = scenario_of(plan, calibration)
             scenario = replace(scenario, cluster=resized(plan.cluster, gpus), workload=workload)
             try:

@@ -1,0 +1,118 @@
+"""A step from what one layer of each kind adds to it, instead of layer by layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from moiety.graph.op import Collective
+from moiety.projection.estimate import layer_times, link_seconds
+from moiety.sim.step import RankClass
+from moiety.sim.timeline import simulate_step
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moiety.cost.price import OpPrice, PricedGraph
+    from moiety.graph.graph import Graph
+
+
+@dataclass(frozen=True, slots=True)
+class _Added:
+    """What the passes of one micro-batch (or of the pair that overlaps) through a layer add to a step."""
+
+    seconds: float
+    exposed_s: float
+    moving_s: float
+    link_s: tuple[float, ...]
+    """Per tier, the background included."""
+
+
+def fold(
+    graph: Graph,
+    loads: tuple[float, ...],
+    priced: Mapping[float, PricedGraph],
+    checkpointed: frozenset[int],
+    *,
+    sampled: bool,
+) -> tuple[float, float, float, float]:
+    """Return (step_s, steady_s, exposed fraction, overlap fraction) of the ranks with `loads` in the layers.
+
+    Micro-batches beyond the pair that overlaps repeat it; pipeline stages add (p - 1) units to m (Huang et al. 2019).
+    Gradients are reduced in the background and in the pipeline's bubbles: the step is no shorter than the transfers on
+    the busiest tier. Layers are `sampled` by simulating a few, or timed in closed form.
+    """
+    schedule, stages = graph.layout.schedule, len(graph.stages)
+    pair = 2 if graph.layout.options.two_batch_overlap and schedule.num_microbatches > 1 else 1
+    units = schedule.num_microbatches / pair
+    first = priced[loads[0]]
+    known: dict[tuple[int, float, bool], _Added] = {}
+    held: list[list[_Added]] = []
+    for stage in graph.stages:
+        held.append([])
+        for layer in stage:
+            key = (graph.block_of(layer), loads[layer], layer in checkpointed)
+            if key not in known:
+                known[key] = _added(graph, priced[key[1]], key[0], pair, recomputed=key[2], sampled=sampled)
+            held[-1].append(known[key])
+    per_stage = [sum(each.seconds for each in layers) for layers in held]
+    per_stage[0] += pair * _seconds(first.embedding)
+    per_stage[-1] += pair * _seconds(first.head)
+    sent = (2 if graph.backward else 1) * _seconds(first.boundary)
+    pipeline_s = sum(per_stage) + (units - 1) * max(per_stage) + (stages - 1) * sent
+    links_s = units * max(
+        (sum(tier) for layers in held for tier in zip_longest(*(each.link_s for each in layers), fillvalue=0.0)),
+        default=0.0,
+    )
+    step_s = max(pipeline_s, links_s) + _seconds(first.update)
+    moving = sum(each.moving_s for layers in held for each in layers)
+    exposed = min(max(sum(each.exposed_s for layers in held for each in layers), 0.0), moving)
+    waiting = max(links_s - pipeline_s, 0.0)
+    return (
+        step_s,
+        units * max(per_stage) if stages > 1 else step_s,
+        (exposed / stages * units + waiting) / step_s,
+        1 - exposed / moving if moving else 1.0,
+    )
+
+
+def _seconds(prices: tuple[OpPrice, ...]) -> float:
+    return sum(price.seconds for price in prices)
+
+
+def _added(graph: Graph, priced: PricedGraph, block: int, pair: int, *, recomputed: bool, sampled: bool) -> _Added:
+    """Return what a layer of a kind adds."""
+    passes = [priced.layers[block]] * (2 if recomputed else 1)
+    passes += [priced.backward[block]] if priced.backward else []
+    links = tuple(pair * seconds for seconds in link_seconds(passes))
+    reduced = _without_reductions(priced)
+    if not sampled:
+        passes = [reduced.layers[block]] * (2 if recomputed else 1)
+        passes += [reduced.backward[block]] if reduced.backward else []
+        return _Added(*layer_times(passes, overlapped=pair > 1), links)
+    short, long = (_sample(graph, pair, reduced, block, count, recomputed=recomputed) for count in (2, 4))
+    seconds, exposed, moving = ((more - less) / 2 for more, less in zip(long, short, strict=True))
+    return _Added(seconds, exposed, max(moving, 0.0), links)
+
+
+def _without_reductions(priced: PricedGraph) -> PricedGraph:
+    """Return the prices without the transfers that no later op waits for."""
+    backward = tuple(
+        tuple(p for p in ops if not (isinstance(p.op.work, Collective) and p.op.work.bulk and not p.op.prefetch))
+        for ops in priced.backward
+    )
+    return replace(priced, backward=backward)
+
+
+def _sample(
+    graph: Graph, pair: int, priced: PricedGraph, block: int, count: int, *, recomputed: bool
+) -> tuple[float, float, float]:
+    """Return (time, exposed, communication) of `count` layers of a kind on one stage."""
+    model = graph.model.model_copy(update={"layer_blocks": (block,) * count})
+    schedule = graph.layout.schedule.model_copy(update={"num_microbatches": pair})
+    layout = replace(graph.layout, schedule=schedule)
+    prices = replace(priced, graph=replace(graph, model=model, layout=layout, stages=(range(count),)))
+    ranks = [RankClass("busiest", 1, (prices,) * count)]
+    timeline = simulate_step(ranks, frozenset(range(count) if recomputed else ()))
+    return timeline.makespan_s, timeline.exposed_s[0], timeline.communication_s[0]
