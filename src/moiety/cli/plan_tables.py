@@ -45,6 +45,7 @@ def plan_sections(plan: Plan, verification: Verification, paths: Sequence[str]) 
     yield scenario_section(plan)
     yield Text(headline(plan), style="bold")
     yield pools_section(plan)
+    yield options_line(plan)
     yield memory_section(plan)
     yield projection_section(plan)
     if plan.comparison:
@@ -80,6 +81,22 @@ def headline(plan: Plan) -> str:
         return f"{said}. Asked for; number {rank} of {len(search.ranking)} strategies that work."
     best = "the best under the objective" if _has_objective(plan) else "the fastest"
     return f"{said}. Chosen as {best} of {search.num_fitting} strategies that fit ({search.num_legal} legal)."
+
+
+def options_line(plan: Plan) -> RenderableType:
+    """Return the plan's options in words: what is on, what is off, and the number formats."""
+    switches = {name: value for name, value in plan.options if isinstance(value, bool)}
+    settings = {name: value for name, value in plan.options if isinstance(value, (str, int)) and name not in switches}
+    formats = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in plan.options.dtypes)
+    return pairs(
+        "Options",
+        [
+            ("on", ", ".join(name.replace("_", " ") for name, value in switches.items() if value) or "none"),
+            ("off", ", ".join(name.replace("_", " ") for name, value in switches.items() if not value) or "none"),
+            ("set", ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())),
+            ("formats", formats),
+        ],
+    )
 
 
 def _has_objective(plan: Plan) -> bool:

@@ -29,7 +29,7 @@ def ranking_section(search: SearchSummary, claimed: str | None) -> RenderableTyp
             f"{line.throughput_tokens_per_s_per_gpu:,.0f}",
             _latency(line),
             "yes" if line.meets_slo else "no",
-            (line.why_not or "it is the chosen one") + (" (the claimed strategy)" if line.strategy == claimed else ""),
+            (line.why_not or "chosen") + (" (the claimed strategy)" if line.strategy == claimed else ""),
         )
         for line in lines
     ]

@@ -39,22 +39,20 @@ class Rows:
         ]
         kept = sum(widths[:-1]) + _GAP * (len(widths) - 1)
         if kept + min(widths[-1], _LEAST_TEXT) <= options.max_width:
-            yield self._side_by_side(names)
+            yield self._side_by_side(names, widths[:-1], options.max_width - kept)
         else:
             yield from self._under_each_other(names)
 
-    def _side_by_side(self, names: Sequence[str]) -> Table:
+    def _side_by_side(self, names: Sequence[str], widths: Sequence[int], left: int) -> Table:
+        """Return the table with `left` characters for its last column."""
         made = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-        for column, name in zip(self.columns, names, strict=True):
-            if column.startswith("~"):
-                made.add_column(Text(name), no_wrap=True, overflow="ellipsis")
-            else:
-                last = column is self.columns[-1]
-                made.add_column(
-                    Text(name), justify="right" if column.startswith(">") else "left", no_wrap=not last, overflow="fold"
-                )
-        for row in self.cells:
-            made.add_row(*(Text(cell) for cell in row))
+        for column, name, width in zip(self.columns, names, (*widths, None), strict=True):
+            justify = "right" if column.startswith(">") else "left"
+            made.add_column(Text(name), justify=justify, min_width=width, overflow="fold")
+        cut = self.columns[-1].startswith("~")
+        for *first, last in self.cells:
+            shown = f"{last[: left - 1]}…" if cut and len(last) > left else last
+            made.add_row(*(Text(cell) for cell in (*first, shown)))
         return made
 
     def _under_each_other(self, names: Sequence[str]) -> RenderResult:

@@ -77,12 +77,16 @@ def attention_weights(attention: Attention, hidden_size: int, tp: int) -> float:
 
 
 def dense_weights(block: Block, hidden_size: int, tp: int) -> float:
-    """Return a layer's weights on each GPU without the routed experts; the router is whole everywhere."""
+    """Return a layer's weights on each GPU without the routed experts and their router."""
     part = block.feed_forward
-    held = attention_weights(block.attention, hidden_size, tp)
-    if isinstance(part, MoeFeedForward):
-        return held + hidden_size * part.num_experts + 3 * hidden_size * part.shared_intermediate_size / tp
-    return held + 3 * hidden_size * part.intermediate_size / tp
+    width = part.shared_intermediate_size if isinstance(part, MoeFeedForward) else part.intermediate_size
+    return attention_weights(block.attention, hidden_size, tp) + 3 * hidden_size * width / tp
+
+
+def router_weights(block: Block, hidden_size: int) -> int:
+    """Return the weights of a layer's router, which every GPU holds whole."""
+    part = block.feed_forward
+    return hidden_size * part.num_experts if isinstance(part, MoeFeedForward) else 0
 
 
 def expert_weights(block: Block, hidden_size: int, slots: float, etp: int) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.strategy.stages import stage_layers
-from moiety.verify.closed_form import cache_bytes, dense_weights, expert_weights
+from moiety.verify.closed_form import cache_bytes, dense_weights, expert_weights, router_weights
 from moiety.verify.findings import Finding, judged
 
 if TYPE_CHECKING:
@@ -144,7 +144,12 @@ def _expected_parts(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
     model, dtypes, options = plan.model, plan.options.dtypes, plan.options
     hidden = model.hidden_size
     blocks = [model.blocks[model.layer_blocks[i]] for i in stage_layers(model.num_layers, strategy.pp)[memory.stage]]
-    each = [dense_weights(block, hidden, strategy.tp) * BYTES_PER_ELEMENT[dtypes.weights] for block in blocks]
+    # a router stays in the format of the activations
+    each = [
+        dense_weights(block, hidden, strategy.tp) * BYTES_PER_ELEMENT[dtypes.weights]
+        + router_weights(block, hidden) * BYTES_PER_ELEMENT[dtypes.activations]
+        for block in blocks
+    ]
     dense = math.fsum(each)
     if options.dense_parameter_sharding and strategy.attn_dp > 1:
         dense = dense / strategy.attn_dp + 2 * max(each)
@@ -157,13 +162,11 @@ def _expected_parts(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
         )
         for block in blocks
     )
-    ends = (memory.stage == 0) + (memory.stage == strategy.pp - 1)
-    tables = min(ends, 1 if model.tie_word_embeddings else 2)
+    tables = _tables(inspection, pool, memory)
     element = BYTES_PER_ELEMENT[dtypes.activations]
     reserve = inspection.calibration.engines[plan.engine].reserve_bytes
     expected = {
-        # a router is small but kept in the activations' format
-        "dense_weights": (dense, _TOLERANCE + 0.01 * (dtypes.weights != dtypes.activations)),
+        "dense_weights": (dense, _TOLERANCE),
         "expert_weights": (experts * BYTES_PER_ELEMENT[dtypes.experts], _TOLERANCE),
         "embedding_and_head": (tables * model.vocab_size / strategy.tp * hidden * element, _TOLERANCE),
         "engine_reserve": (float(reserve), 0.0),
@@ -177,6 +180,12 @@ def _expected_parts(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
     else:
         expected |= _training_state(inspection, pool, memory)
     return expected
+
+
+def _tables(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> int:
+    """Return how many vocabulary tables the stage holds: the first has the embedding, the last the head, tied one."""
+    ends = (memory.stage == 0) + (memory.stage == pool.strategy.pp - 1)
+    return min(ends, 1 if inspection.plan.model.tie_word_embeddings else 2)
 
 
 def _cached(inspection: Inspection, pool: Pool) -> tuple[int, int]:
@@ -222,9 +231,10 @@ def _training_state(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
         for part in (block.feed_forward for block in blocks)
         if part.kind == "moe"
     )
-    dense = (total_parameters - routed) / strategy.tp + 2 * model.vocab_size * model.hidden_size / strategy.tp
+    tables = _tables(inspection, pool, memory) * model.vocab_size * model.hidden_size
+    dense = (total_parameters - routed + tables) / strategy.tp
     experts = routed / (strategy.ep * strategy.etp)
-    sharded = plan.options.dense_parameter_sharding and strategy.attn_dp > 1
+    sharded = plan.options.dense_parameter_sharding
     gradients = dense / strategy.attn_dp if sharded else dense
     state = dense / (strategy.attn_dp * strategy.instances) if sharded else dense
     return {
