@@ -132,6 +132,7 @@ class _Composer:
 
 
 def _line(event: yaml.Event) -> int:
+    assert event.start_mark is not None, "the parser marks every event"
     return event.start_mark.line + 1
 
 
