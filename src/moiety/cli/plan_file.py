@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from moiety.cli.json_text import json_text
 from moiety.errors import InputError
 from moiety.files import read_text, resolve_input
+from moiety.json_object import read_json_object
 from moiety.package_data import catalog_names
 from moiety.plan import SCHEMA_VERSION, Plan
 
@@ -44,7 +44,7 @@ def load_plan(argument: str) -> tuple[Plan, Path]:
         rule = f"the folder holds no *{METHOD_SUFFIX}" if Path(argument).is_dir() else "there is no such file or folder"
         raise InputError(rule, source=argument or "PLAN", remedy=_REMEDY)
     source = str(path)
-    document = _parsed(read_text(path, limit=_MAX_PLAN_BYTES), source)
+    document = read_json_object(read_text(path, limit=_MAX_PLAN_BYTES), source=source, remedy=_REMEDY)
     version = document.get("schema_version", SCHEMA_VERSION)
     if version != SCHEMA_VERSION or isinstance(version, bool):
         rule = f"the file is a plan of another version; this Moiety reads version {SCHEMA_VERSION}"
@@ -66,30 +66,6 @@ def _first_of(error: ValidationError, source: str) -> InputError:
     rule = first["msg"].removeprefix("Value error, ")
     others = f"{len(found) - 1} more fields are wrong; " if len(found) > 1 else ""
     return InputError(rule, source=source, field=path or None, value=value, remedy=others + _REMEDY)
-
-
-def _parsed(text: str, source: str) -> dict[str, object]:
-    def refuse_constant(constant: str) -> NoReturn:
-        raise InputError(f"{constant} is not a number that a plan can hold", source=source, remedy=_REMEDY)
-
-    def object_of(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        unique = dict(pairs)
-        if len(unique) < len(pairs):
-            twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-            raise InputError("the key is there twice in one object", source=source, field=repr(twice), remedy=_REMEDY)
-        return unique
-
-    try:
-        value: object = json.loads(text, parse_constant=refuse_constant, object_pairs_hook=object_of)
-    except json.JSONDecodeError as error:
-        rule = f"line {error.lineno}, column {error.colno}: not valid JSON: {error.msg}"
-        raise InputError(rule, source=source, remedy=_REMEDY) from None
-    except (ValueError, RecursionError):
-        rule = "not JSON that can be read: an integer of thousands of digits, or thousands of brackets in each other"
-        raise InputError(rule, source=source, remedy=_REMEDY) from None
-    if not isinstance(value, dict):
-        raise InputError(f"must hold one JSON object, not {type(value).__name__}", source=source, remedy=_REMEDY)
-    return cast("dict[str, object]", value)
 
 
 def calibration_of(plan: Plan, source: str) -> Calibration:

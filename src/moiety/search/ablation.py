@@ -6,28 +6,18 @@ from typing import TYPE_CHECKING
 
 from moiety.plan import DtypePolicy
 from moiety.records import Record
-from moiety.search.options import baseline_options
+from moiety.search.options import OPTIMISATIONS, baseline_options
 from moiety.search.planner import with_options
 
 if TYPE_CHECKING:
     from moiety.cost.calibration import Calibration
     from moiety.plan import Options, Plan
 
-_OFF: dict[str, object] = {
-    "all_to_all": "flat",
-    "two_batch_overlap": False,
-    "priority_scheduling": False,
-    "activation_checkpointing": False,
-    "dense_parameter_sharding": False,
-    "arena": False,
-    "flash_attention": False,
-    "fused_kernels": False,
-    "dtypes": DtypePolicy(
-        weights="fp32", experts="fp32", activations="fp32", kv_cache="fp32", dispatch="fp32", combine="fp32"
-    ),
-}
-_ON: dict[str, object] = {name: True for name, off in _OFF.items() if off is False}
-_ON["all_to_all"] = "hierarchical"
+_WIDEST = DtypePolicy(
+    weights="fp32", experts="fp32", activations="fp32", kv_cache="fp32", dispatch="fp32", combine="fp32"
+)
+_OFF = {name: off for name, (off, _) in OPTIMISATIONS.items()} | {"dtypes": _WIDEST}
+_ON = {name: on for name, (_, on) in OPTIMISATIONS.items()}
 
 
 class OptionWorth(Record):

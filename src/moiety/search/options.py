@@ -38,20 +38,22 @@ def default_dtypes(scenario: Scenario) -> DtypePolicy:
     )
 
 
+OPTIMISATIONS: dict[str, tuple[object, object]] = {
+    "all_to_all": ("flat", "hierarchical"),
+    "two_batch_overlap": (False, True),
+    "priority_scheduling": (False, True),
+    "activation_checkpointing": (False, True),
+    "dense_parameter_sharding": (False, True),
+    "arena": (False, True),
+    "flash_attention": (False, True),
+    "fused_kernels": (False, True),
+}
+"""What each option is set to when it is off and when it is on."""
+
+
 def baseline_options(options: Options) -> Options:
     """Return the same formats and placement with every optimisation off."""
-    return options.model_copy(
-        update={
-            "all_to_all": "flat",
-            "two_batch_overlap": False,
-            "priority_scheduling": False,
-            "activation_checkpointing": False,
-            "dense_parameter_sharding": False,
-            "arena": False,
-            "flash_attention": False,
-            "fused_kernels": False,
-        }
-    )
+    return options.model_copy(update={name: off for name, (off, _) in OPTIMISATIONS.items()})
 
 
 def original_options(options: Options) -> Options:
@@ -64,14 +66,5 @@ def enhanced_options(options: Options) -> Options:
 
     Parameter sharding stays as it is: it buys memory for time, which is for the plan to weigh.
     """
-    return options.model_copy(
-        update={
-            "all_to_all": "hierarchical",
-            "two_batch_overlap": True,
-            "priority_scheduling": True,
-            "activation_checkpointing": True,
-            "arena": True,
-            "flash_attention": True,
-            "fused_kernels": True,
-        }
-    )
+    on = {name: on for name, (_, on) in OPTIMISATIONS.items() if name != "dense_parameter_sharding"}
+    return options.model_copy(update=on)

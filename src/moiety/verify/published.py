@@ -47,3 +47,8 @@ def published_utilizations() -> tuple[PublishedUtilization, ...]:
         for row in fields.mappings("rows", _ROW_FIELDS)
     )
     return tuple(sorted(rows, key=lambda row: (-row.utilization, row.model, row.num_gpus)))
+
+
+def published_for(num_experts: int) -> tuple[PublishedUtilization, ...]:
+    """Return the published utilisations of models with at least as many experts, the highest first."""
+    return tuple(row for row in published_utilizations() if row.num_experts >= num_experts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moiety.verify.findings import Finding, judged
-from moiety.verify.published import published_utilizations
+from moiety.verify.published import published_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,7 +17,7 @@ def utilization(inspection: Inspection) -> Iterator[Finding]:
     """Compare each pool's model FLOPs utilisation with the highest published for a model with as many experts."""
     moe = inspection.plan.model.moe
     experts = moe.num_experts if moe else 1
-    rows = [row for row in published_utilizations() if row.num_experts >= experts]
+    rows = published_for(experts)
     if not rows:
         return
     best = rows[0]

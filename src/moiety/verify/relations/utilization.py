@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from moiety.verify.case import PROJECTION_ERROR
 from moiety.verify.claims import VARIANTS
 from moiety.verify.observation import Observation
-from moiety.verify.published import published_utilizations
+from moiety.verify.published import published_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -174,7 +174,7 @@ def beyond_published(case: AuditCase) -> Iterator[Observation]:
     """Compare utilisations with the highest that was published for a model with as many experts."""
     moe = case.plan.model.moe
     experts = moe.num_experts if moe else 1
-    rows = [row for row in published_utilizations() if row.num_experts >= experts]
+    rows = published_for(experts)
     if not rows:
         return
     best = rows[0]
