@@ -52,8 +52,8 @@ class Options(Record):
     two_batch_overlap: bool = True
     """Two micro-batches at a time, one computing while the other communicates."""
     priority_scheduling: bool = True
-    """What waits for a stream or a link goes by what depends on it, the longest chain of work first, and bulk transfers
-    follow in chunks; otherwise everything goes in the order of its arrival."""
+    """Streams and links are fed in an order that lets overlapping micro-batches take turns, and bulk transfers fill the
+    gaps in chunks; otherwise everything goes in the order of its arrival."""
     activation_checkpointing: bool = True
     """Training: layers recompute their activations in the backward pass; which ones, the memory plan says."""
     dense_parameter_sharding: bool = False
@@ -205,6 +205,9 @@ class RankedStrategy(Record):
     ttft_s: Amount | None
     tpot_s: Amount | None
     step_s: Amount
+    simulated: bool
+    """Whether a few layers of each kind were simulated; the others are timed in closed form, which takes all transfers
+    for hidden that could be."""
     meets_slo: bool
     why_not: str
     """Why it is not the chosen one; empty for the chosen one."""

@@ -76,7 +76,7 @@ def test_figures_agree_with_each_other(phase: Phase, name: str, attention: str) 
     assert found.memory_bytes_per_gpu == pool.memory.bytes_by_kind
 
 
-@settings(max_examples=30)
+@settings(max_examples=60)
 @given(
     st.sampled_from(NAMES),
     st.sampled_from(PHASES),
@@ -92,8 +92,9 @@ def test_faster_hardware_never_lowers_throughput(name: str, phase: Phase, on: bo
     before = evaluate(plan, CALIBRATION).plan
     after = evaluate(plan.model_copy(update={"cluster": quick.cluster}), CALIBRATION).plan
     gain = projection_of(after).throughput_tokens_per_s / projection_of(before).throughput_tokens_per_s
-    # list scheduling knows small anomalies (Graham 1969): a quicker task may change the order of others
-    assert gain >= 1 - 1e-3
+    # training goes by the longest chain, and list scheduling knows anomalies: a quicker task may change the order of
+    # others (Graham 1969); launch orders that do not depend on the machine know none
+    assert gain >= (1 - 1e-3 if phase == "training" else 1 - 1e-9)
 
 
 @pytest.mark.parametrize("phase", PHASES)

@@ -21,6 +21,9 @@ WITHOUT_OVERLAP = 0.04
 FOLDED = {"prefill": 0.10, "decode": 0.03, "mixed": 0.04, "training": 0.35}
 """Of a few simulated layers of overlapping micro-batches. Training with pipelines is worst: one forward and one
 backward pair other passes than two micro-batches on one stage do."""
+PIPELINED = 0.15
+"""Of a few simulated layers where pipeline stages overlap micro-batches: the two of a pair go on to the next stage one
+after the other, not at once."""
 ESTIMATED = {"prefill": 0.25, "decode": 0.25, "mixed": 0.25, "training": 0.40}
 """Of the closed form of overlapping micro-batches, which takes all transfers for hidden that could be."""
 MODELS = {"moe": small_model(MLA, moe(shared=512), num_layers=8, dense_layers=2), "dense": dense_model(8)}
@@ -40,5 +43,8 @@ def test_short_cuts_come_close_to_the_whole_simulation(phase: Phase, overlap: bo
                 PHASES[phase](pool, schedule, timing=timing).step_s for timing in ("simulated", "folded", "estimated")
             )
             paired = overlap and schedule.num_microbatches > 1
-            assert folded == pytest.approx(whole, rel=FOLDED[phase] if paired else WITHOUT_OVERLAP), strategy.name
+            close = FOLDED[phase] if paired else WITHOUT_OVERLAP
+            if paired and strategy.pp > 1:
+                close = max(close, PIPELINED)
+            assert folded == pytest.approx(whole, rel=close), strategy.name
             assert estimated == pytest.approx(whole, rel=ESTIMATED[phase] if paired else WITHOUT_OVERLAP), strategy.name

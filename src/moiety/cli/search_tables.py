@@ -26,7 +26,7 @@ def ranking_section(search: SearchSummary, claimed: str | None) -> RenderableTyp
         (
             str(line.rank),
             line.strategy,
-            f"{line.throughput_tokens_per_s_per_gpu:,.0f}",
+            f"{'' if line.simulated else '~'}{line.throughput_tokens_per_s_per_gpu:,.0f}",
             _latency(line),
             "yes" if line.meets_slo else "no",
             (line.why_not or "chosen") + (" (the claimed strategy)" if line.strategy == claimed else ""),
@@ -38,6 +38,8 @@ def ranking_section(search: SearchSummary, claimed: str | None) -> RenderableTyp
     )
     columns = (">#", "strategy", ">tokens/s/GPU", "latency", "SLO", "why not")
     notes: list[str] = []
+    if not all(line.simulated for line in lines):
+        notes.append("~ timed in closed form, which takes all transfers for hidden that could be")
     if claimed is not None and all(line.strategy != claimed for line in search.ranking):
         notes.append(f"{claimed}, the claimed strategy, is not among them: it breaks a rule or does not fit.")
     return table(title, columns, rows, notes=notes)

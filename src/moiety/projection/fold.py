@@ -41,10 +41,29 @@ def fold(
 
     Micro-batches beyond the pair that overlaps repeat it; pipeline stages add (p - 1) units to m (Huang et al. 2019).
     Gradients are reduced in the background and in the pipeline's bubbles: the step is no shorter than the transfers on
-    the busiest tier. Layers are `sampled` by simulating a few, or timed in closed form.
+    the busiest tier. Layers are `sampled` by simulating a few, or timed in closed form. Micro-batches that may overlap
+    may also follow each other, where that is quicker.
     """
+    schedule = graph.layout.schedule
+    if not graph.layout.options.two_batch_overlap or schedule.num_microbatches == 1:
+        return _fold(graph, loads, priced, checkpointed, 1, sampled=sampled)
+    paired = _fold(graph, loads, priced, checkpointed, 2, sampled=sampled)
+    if graph.layout.training:
+        return paired
+    return min(paired, _fold(graph, loads, priced, checkpointed, 1, sampled=sampled))
+
+
+def _fold(
+    graph: Graph,
+    loads: tuple[float, ...],
+    priced: Mapping[float, PricedGraph],
+    checkpointed: frozenset[int],
+    pair: int,
+    *,
+    sampled: bool,
+) -> tuple[float, float, float, float]:
+    """Return the same with micro-batches that run in pairs (`pair` 2) or one after the other."""
     schedule, stages = graph.layout.schedule, len(graph.stages)
-    pair = 2 if graph.layout.options.two_batch_overlap and schedule.num_microbatches > 1 else 1
     units = schedule.num_microbatches / pair
     first = priced[loads[0]]
     known: dict[tuple[int, float, bool], _Added] = {}

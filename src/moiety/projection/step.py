@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from moiety.cost.price import Pricer
@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
 
 Timing = Literal["estimated", "folded", "simulated"]
-"""In closed form; two and four layers of each kind simulated and the rest by their share; every layer simulated."""
+"""In closed form; two and four layers of each kind simulated and the rest by their share; every layer simulated.
+
+The first two take the busiest rank's load in each kind of layer as its mean over those layers.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,10 @@ def time_step(  # noqa: PLR0913 - what decides a step
     graph = build_step_graph(scenario.model, strategy, schedule, options, training=training)
     pricer = Pricer(graph, scenario.cluster, scenario.calibration, first_rank)
     classes = classes or load_classes(scenario, strategy, schedule, placement)
+    if timing != "simulated":
+        classes = [_levelled(classes[0], scenario.model.layer_blocks)]
     priced: dict[float, PricedGraph] = {}
-    for each in classes if timing == "simulated" else classes[:1]:
+    for each in classes:
         for load in set(each.loads):
             key = round(load, 4)
             if key not in priced:
@@ -91,6 +96,15 @@ def time_step(  # noqa: PLR0913 - what decides a step
         cross_node_bytes_per_token=_cross_node_bytes(graph, priced[round(classes[0].loads[0], 4)]),
         timeline=timeline,
     )
+
+
+def _levelled(busiest: LoadClass, layer_blocks: tuple[int, ...]) -> LoadClass:
+    """Return the class with the mean of its loads over all layers of a kind in each of them."""
+    counts = Counter(layer_blocks)
+    sums = dict.fromkeys(counts, 0.0)
+    for block, load in zip(layer_blocks, busiest.loads, strict=True):
+        sums[block] += load
+    return replace(busiest, loads=tuple(sums[block] / counts[block] for block in layer_blocks))
 
 
 def _memory_traffic(graph: Graph) -> float:

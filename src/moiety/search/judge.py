@@ -31,6 +31,8 @@ class Judged:
     pools: tuple[Pool, ...]
     options: Options
     projection: Projection
+    simulated: bool = False
+    """Whether a few layers of each kind were simulated; otherwise it is timed in closed form."""
 
     @property
     def is_disaggregated(self) -> bool:
@@ -108,7 +110,7 @@ def judge(
             pool, projection = _pool_of(case, outcome)
             score = standing(scenario, projection)
             if best is None or score > standing(scenario, best.projection):
-                best = Judged((pool,), choice, projection)
+                best = Judged((pool,), choice, projection, simulated=timing != "estimated")
             if strategy.pp == 1 or (last is not None and score < last):
                 break  # without a pipeline to fill, more micro-batches only get worse
             last = score

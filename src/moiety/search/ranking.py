@@ -56,6 +56,7 @@ def ranking_lines(scenario: Scenario, ranked: Sequence[Judged], chosen: Judged) 
             ttft_s=each.projection.ttft_s,
             tpot_s=each.projection.tpot_s,
             step_s=each.projection.step_s,
+            simulated=each.simulated,
             meets_slo=missed_share(scenario, each.projection) == 0,
             why_not=_why_not(scenario, each, chosen, ranked[0]),
         )

@@ -38,24 +38,52 @@ def tails_s(tasks: Sequence[Task]) -> list[float]:
     return tails
 
 
-def run(tasks: Sequence[Task], num_resources: int, tails: Sequence[float] | None = None) -> list[float]:
+def run(
+    tasks: Sequence[Task],
+    num_resources: int,
+    tails: Sequence[float] | None = None,
+    launch: Sequence[int] | None = None,
+) -> list[float]:
     """Return the start time of every task.
 
-    A task starts when the tasks before it are done and its resources are free. Among those that could start, with
-    `tails` the lowest priority goes first, then the one that begins the longest chain (critical-path scheduling,
-    Graham 1969); without, the one that became ready first, whatever its priority. The same tasks give the same times to
-    the bit. Raises AssertionError when tasks wait for each other in a circle.
+    A task starts when the tasks before it are done and its resources are free. Among those that could start:
+
+    - with `launch`, each resource takes its tasks of priority 0 strictly in the order of these numbers, waiting for the
+      next one where it is not ready, and others while it waits;
+    - with `tails`, the lowest priority goes first, then the one that begins the longest chain (critical-path
+      scheduling, Graham 1969);
+    - with neither, the one that became ready first, whatever its priority.
+
+    The same tasks give the same times to the bit. Raises AssertionError when tasks wait for each other in a circle.
     """
-    return _Run(tasks, num_resources, tails).start_times()
+    return _Run(tasks, num_resources, tails, launch).start_times()
 
 
 class _Run:
     """One run: what waits, what is busy, what ends when."""
 
-    __slots__ = ("_busy", "_events", "_queues", "_start", "_started", "_tails", "_tasks", "_users", "_waiting")
+    __slots__ = (
+        "_busy",
+        "_events",
+        "_launch",
+        "_lines",
+        "_queues",
+        "_start",
+        "_started",
+        "_tails",
+        "_tasks",
+        "_users",
+        "_waiting",
+    )
 
-    def __init__(self, tasks: Sequence[Task], num_resources: int, tails: Sequence[float] | None) -> None:
-        self._tasks, self._tails = tasks, tails
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        num_resources: int,
+        tails: Sequence[float] | None,
+        launch: Sequence[int] | None,
+    ) -> None:
+        self._tasks, self._tails, self._launch = tasks, tails, launch
         self._waiting = [len(task.after) for task in tasks]
         self._users: list[list[int]] = [[] for _ in tasks]
         for index, task in enumerate(tasks):
@@ -66,6 +94,12 @@ class _Run:
         self._busy = [False] * num_resources
         self._queues: list[list[_Entry]] = [[] for _ in range(num_resources)]
         self._events: list[tuple[float, int]] = []
+        # what each resource still has to take in order, the next one last
+        self._lines: list[list[int]] = [[] for _ in range(num_resources)]
+        if launch is not None:
+            for index in sorted(range(len(tasks)), key=launch.__getitem__, reverse=True):
+                for resource in tasks[index].resources if tasks[index].priority == 0 else ():
+                    self._lines[resource].append(index)
 
     def start_times(self) -> list[float]:
         """Run to the end and return when each task started."""
@@ -103,7 +137,11 @@ class _Run:
         if not task.resources:
             self._begin(index, now)
             return
-        entry = (0, now, index) if self._tails is None else (task.priority, -self._tails[index], index)
+        entry = (0, now, index)
+        if self._launch is not None:
+            entry = (task.priority, self._launch[index], index)
+        elif self._tails is not None:
+            entry = (task.priority, -self._tails[index], index)
         for resource in task.resources:
             heapq.heappush(self._queues[resource], entry)
             touched.add(resource)
@@ -114,6 +152,8 @@ class _Run:
         self._start[index] = now
         for resource in task.resources:
             self._busy[resource] = True
+            if self._launch is not None and task.priority == 0:
+                self._lines[resource].pop()
         heapq.heappush(self._events, (now + task.duration_s, index))
 
     def _start_ready(self, resources: set[int], now: float) -> None:
@@ -124,9 +164,17 @@ class _Run:
                 entry = heapq.heappop(queue)
                 if self._started[entry[2]]:
                     continue
-                if any(self._busy[each] for each in self._tasks[entry[2]].resources):
+                if not self._may_start(entry[2]):
                     blocked.append(entry)
                 else:
                     self._begin(entry[2], now)
             for entry in blocked:
                 heapq.heappush(queue, entry)
+
+    def _may_start(self, index: int) -> bool:
+        """Say whether a task's resources are free and, where they keep an order, all wait for it next."""
+        task = self._tasks[index]
+        if any(self._busy[each] for each in task.resources):
+            return False
+        ordered = self._launch is not None and task.priority == 0
+        return not ordered or all(self._lines[each][-1] == index for each in task.resources)

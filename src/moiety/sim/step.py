@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from moiety.graph.op import Collective
 from moiety.sim.engine import Task
@@ -40,6 +40,21 @@ class Unit:
     microbatch: int
 
 
+class Place(NamedTuple):
+    """Where a task stands among those of its stage."""
+
+    pair: int
+    """Number of the pair of units that overlap (of the unit, where none do)."""
+    member: int
+    """Which of the two units."""
+    transfers: int
+    """Foreground transfers of the unit that it comes behind, one after the other."""
+    exchanges: int
+    """Those of them that move tokens between attention groups: dispatch, combine and their kin."""
+    position: int
+    """Number of the op in its unit."""
+
+
 @dataclass(slots=True)
 class StepTasks:
     """Tasks with what the timeline needs to know of each: parallel lists."""
@@ -53,6 +68,32 @@ class StepTasks:
     layers: list[int] = field(default_factory=list[int])
     """Layer of the model; -1 outside the layers."""
     microbatches: list[int] = field(default_factory=list[int])
+    places: list[Place] = field(default_factory=list[Place])
+    overlaps: bool = False
+    """Whether two units of a stage run at a time."""
+
+    def launch_orders(self) -> list[list[int]]:
+        """Return the orders in which streams and links may be fed: for each, every task's number.
+
+        A stream does what it was given in the order it was given, so a faster machine is never slower under one order,
+        nor under the best of several that do not depend on the machine. Two units that overlap take turns at every
+        transfer, at exchanges only, or not at all.
+        """
+        keys = [[(place.pair, 0, place.member, place.position) for place in self.places]]
+        if self.overlaps:
+            keys.append([(place.pair, place.transfers, place.member, place.position) for place in self.places])
+            keys.append([(place.pair, place.exchanges, place.member, place.position) for place in self.places])
+        orders: list[list[int]] = []
+        for key in keys:
+            order = [0] * len(key)
+            for number, index in enumerate(sorted(range(len(key)), key=key.__getitem__)):
+                order[index] = number
+            orders.append(order)
+        return orders
+
+    def makespan_s(self, start_s: Sequence[float]) -> float:
+        """Return when the last task ends that starts at these times."""
+        return max((start + task.duration_s for start, task in zip(start_s, self.tasks, strict=True)), default=0.0)
 
     def resource(self, lane: int, stream: int) -> int:
         """Return the number of a lane's compute stream (0) or of its link on tier `stream - 1`."""
@@ -88,9 +129,16 @@ class StepBuilder:
         self._overlaps = layout.options.two_batch_overlap and layout.schedule.num_microbatches > 1
         self._chunked = layout.options.priority_scheduling
         tiers = max((len(p.transfer.tier_seconds) for p in _all_prices(classes[0].prices) if p.transfer), default=1)
-        self._out = StepTasks(len(self._graph.stages), len(classes), tiers)
+        self._out = StepTasks(len(self._graph.stages), len(classes), tiers, overlaps=self._overlaps)
         self._done: dict[tuple[int, str, int], tuple[int, ...]] = {}
         self._sent: dict[tuple[int, str, int], tuple[int, ...]] = {}
+        self._turn = (0, 0)
+        """The pair of units that is laid, and which of the two."""
+        self._position = 0
+        """Ops that the unit has behind it."""
+        self._behind: tuple[int, ...] = (0, 0)
+        """Transfers, and exchanges among them, that the unit has behind it."""
+        self._place = Place(0, 0, 0, 0, 0)
         self._background: dict[int, tuple[int, ...]] = {}
         """Per stage: gradient reductions, which nothing but the update waits for."""
 
@@ -123,6 +171,7 @@ class StepBuilder:
 
     def _lay_unit(self, stage: int, order: list[Unit], position: int) -> None:
         unit, window = order[position], 2 if self._overlaps else 1
+        self._turn, self._position, self._behind = divmod(position, window), 0, (0, 0)
         stages, classes = len(self._graph.stages), self._classes
         after: tuple[int, ...] = ()
         if position >= window:
@@ -180,8 +229,16 @@ class StepBuilder:
         """
         ends: list[dict[str, tuple[int, ...]]] = [{} for _ in per_class]
         used: list[set[str]] = [set() for _ in per_class]
+        depth: tuple[dict[str, int], dict[str, int]] = ({}, {})
         for index, first in enumerate(per_class[0]):
             op = first.op
+            behind = [max((made[name] for name in op.inputs if name in made), default=0) for made in depth]
+            self._place = Place(
+                *self._turn, self._behind[0] + behind[0], self._behind[1] + behind[1], self._position + index
+            )
+            foreground = op.is_communication and not _is_bulk(first)
+            depth[0][op.name] = behind[0] + foreground
+            depth[1][op.name] = behind[1] + (foreground and _is_exchange(first))
             ready: list[tuple[int, ...]] = []
             for which in range(len(per_class)):
                 used[which].update(() if _is_bulk(first) and not op.prefetch else op.inputs)
@@ -200,6 +257,10 @@ class StepBuilder:
                 ready, prices = [(gate,)] * len(prices), [slowest] * len(prices)
             for which, price in enumerate(prices):
                 ends[which][op.name] = self._lay_op(price, ready[which], stage, which, layer, microbatch)
+        self._position += len(per_class[0])
+        self._behind = tuple(
+            before + max(made.values(), default=0) for before, made in zip(self._behind, depth, strict=True)
+        )
         unused = [
             (name, tasks)
             for which, by_name in enumerate(ends)
@@ -258,12 +319,18 @@ class StepBuilder:
         out.lanes.append(stage * out.num_classes + which)
         out.layers.append(layer)
         out.microbatches.append(microbatch)
+        out.places.append(self._place)
         return len(out.tasks) - 1
 
 
 def _is_bulk(price: OpPrice) -> bool:
     work = price.op.work
     return isinstance(work, Collective) and work.bulk
+
+
+def _is_exchange(price: OpPrice) -> bool:
+    work = price.op.work
+    return isinstance(work, Collective) and work.axis in {"stage", "attn_dp"}
 
 
 def _all_prices(graphs: Sequence[PricedGraph]) -> Iterator[OpPrice]:

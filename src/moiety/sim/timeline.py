@@ -50,11 +50,21 @@ class Timeline:
 
 
 def simulate_step(classes: Sequence[RankClass], checkpointed: frozenset[int] = frozenset()) -> Timeline:
-    """Return the timeline of one step of a pool whose ranks fall into `classes`."""
+    """Return the timeline of one step of a pool whose ranks fall into `classes`, under the best launch order.
+
+    With priority scheduling, inference launches in a fixed order and training by the longest chain of work; without it,
+    everything goes in the order of its arrival.
+    """
     steps = StepBuilder(classes, checkpointed).build()
     tails = tails_s(steps.tasks)
-    prioritized = classes[0].prices[0].graph.layout.options.priority_scheduling
-    start = run(steps.tasks, steps.num_resources, tails if prioritized else None)
+    layout = classes[0].prices[0].graph.layout
+    if not layout.options.priority_scheduling:
+        start = run(steps.tasks, steps.num_resources)
+    elif layout.training:
+        start = run(steps.tasks, steps.num_resources, tails)
+    else:
+        orders = steps.launch_orders()
+        start = min((run(steps.tasks, steps.num_resources, launch=each) for each in orders), key=steps.makespan_s)
     lanes = steps.num_stages * steps.num_classes
     compute: list[list[tuple[float, float]]] = [[] for _ in range(lanes)]
     transfer: list[list[tuple[float, float]]] = [[] for _ in range(lanes)]
