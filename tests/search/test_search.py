@@ -10,9 +10,11 @@ import pytest
 from moiety.cluster.catalog import load_cluster
 from moiety.cluster.resize import resized
 from moiety.errors import InputError
+from moiety.model.catalog import load_catalog_model
 from moiety.model.feed_forward import DenseFeedForward
 from moiety.plan import Options, Phase, Plan
 from moiety.projection.project import evaluate
+from moiety.projection.scenario import Scenario
 from moiety.search.disaggregation import disaggregated
 from moiety.search.fit import smallest_fitting_gpus
 from moiety.search.options import baseline_options, default_options
@@ -21,8 +23,10 @@ from moiety.search.search import search
 from moiety.search.standing import standing
 from moiety.strategy.enumeration import enumerate_strategies
 from moiety.strategy.strategy import parse_strategy
+from moiety.workload.catalog import load_workload
 from moiety.workload.workload import ServiceObjective
 from tests.scenarios import (
+    CALIBRATION,
     GQA,
     LOADS,
     decode_load,
@@ -37,7 +41,6 @@ from tests.scenarios import (
 
 if TYPE_CHECKING:
     from moiety.model.model import Model
-    from moiety.projection.scenario import Scenario
 
 PHASES: list[Phase] = ["prefill", "decode", "mixed", "training"]
 
@@ -190,3 +193,11 @@ def test_clusters_of_any_size_are_searched(cluster: str) -> None:
         case = scenario(small_model(), cluster, LOADS[phase])
         result = search(case, default_options(case))
         assert sum(pool.num_gpus for pool in result.chosen.pools) == case.cluster.num_gpus
+
+
+def test_requests_that_arrive_too_fast_are_the_cause_not_the_memory_they_fill() -> None:
+    case = Scenario(
+        load_catalog_model("mixtral-8x22b"), load_cluster("a100x16"), load_workload("rag"), "moiety", CALIBRATION
+    )
+    with pytest.raises(InputError, match=r"requests/s arrive faster than they are served; .* GPUs that would is 24"):
+        search(case, default_options(case))

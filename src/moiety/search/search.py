@@ -145,10 +145,16 @@ def _with_pinned(ranked: list[Judged], chosen: Judged, scenario: Scenario) -> li
 
 
 def _nothing_fits(scenario: Scenario, options: Options, rejected: Rejections) -> InputError:
-    """Return the error that says what stands in the way, and how many GPUs would do where memory is what lacks."""
+    """Return the error that says what stands in the way, and how many GPUs would do where more of them help."""
     cluster, most = scenario.cluster, rejected.most_common()
-    memory = rejected.get("fits-the-memory")
-    if memory is None:
+    late, memory = rejected.get("keeps-up-with-arrivals"), rejected.get("fits-the-memory")
+    job = f"{scenario.model.name} with workload {scenario.workload.name}"
+    if late is not None:
+        # requests that pile up fill the memory too, but that is not the cause
+        rule = f"{job} cannot be served on {cluster.num_gpus} GPUs: {late.reason}"
+    elif memory is not None:
+        rule = f"{job} does not fit {cluster.num_gpus} GPUs ({memory.example} {memory.reason})"
+    else:
         return InputError(
             f"no strategy is possible on {cluster.num_gpus} GPUs; "
             f"most ({most.num_strategies}) break the rule {most.rule}: {most.reason}",
@@ -160,5 +166,4 @@ def _nothing_fits(scenario: Scenario, options: Options, rejected: Rejections) ->
     remedy = "no number of these GPUs that was tried would; ask for less concurrency or shorter requests"
     if enough:
         remedy = f"the smallest number of {cluster.device.name} GPUs that would is {enough}"
-    rule = f"{scenario.model.name} with workload {scenario.workload.name} does not fit {cluster.num_gpus} GPUs"
-    return InputError(f"{rule} ({memory.example} {memory.reason})", field="cluster", value=cluster.name, remedy=remedy)
+    return InputError(rule, field="cluster", value=cluster.name, remedy=remedy)
