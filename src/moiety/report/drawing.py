@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 Point = tuple[float, float]
 
 FONT_SIZE = 8
-LINE_HEIGHT = 10.5
 FONT = "Helvetica,Arial,sans-serif"
 
 FILLS = {
