@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.plan import Pool
 from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase
-from moiety.projection.project import project_disaggregated, project_pool
+from moiety.projection.project import project_disaggregated
 from moiety.projection.schedule import schedules
-from moiety.search.judge import Judged, place
+from moiety.search.judge import Judged, place, pool_of
 from moiety.search.standing import standing
 from moiety.strategy.enumeration import enumerate_strategies
 from moiety.strategy.legality import divisors
@@ -17,7 +16,7 @@ from moiety.strategy.legality import divisors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moiety.plan import Options, Phase
+    from moiety.plan import Options, Phase, Pool
     from moiety.projection.scenario import Scenario
     from moiety.strategy.strategy import Strategy
 
@@ -136,15 +135,7 @@ def _pool(
     outcome = PHASES[phase](case, cut[0], timing="estimated")
     if not outcome.memory.fits:
         return None
-    pool = Pool(
-        role=phase,
-        first_rank=first_rank,
-        strategy=strategy,
-        schedule=outcome.schedule,
-        placement=case.placement,
-        memory=outcome.memory,
-    )
-    return pool.model_copy(update={"projection": project_pool(scenario, pool, outcome)}), outcome
+    return pool_of(case, outcome, phase)[0], outcome
 
 
 def _concurrency_at_rate(scenario: Scenario, aggregated: Judged) -> int:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moiety.placement.placement import Placement
-    from moiety.plan import Options, Projection
+    from moiety.plan import Options, Phase, Projection
     from moiety.projection.scenario import Scenario
     from moiety.projection.step import Timing
     from moiety.strategy.strategy import Strategy
@@ -107,7 +107,7 @@ def judge(
             if not outcome.memory.fits:
                 refusal = _does_not_fit(outcome)
                 continue
-            pool, projection = _pool_of(case, outcome)
+            pool, projection = pool_of(case, outcome, scenario.workload.kind)
             score = standing(scenario, projection)
             if best is None or score > standing(scenario, best.projection):
                 best = Judged((pool,), choice, projection, simulated=timing != "estimated")
@@ -117,9 +117,10 @@ def judge(
     return best or refusal
 
 
-def _pool_of(case: PoolCase, outcome: PhaseOutcome) -> tuple[Pool, Projection]:
+def pool_of(case: PoolCase, outcome: PhaseOutcome, role: Phase) -> tuple[Pool, Projection]:
+    """Return a judged case as a pool of a plan, and its projection."""
     pool = Pool(
-        role=case.scenario.workload.kind,
+        role=role,
         first_rank=case.first_rank,
         strategy=case.strategy,
         schedule=outcome.schedule,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moiety.placement.load import zipf_share
 from moiety.strategy.stages import stage_layers
-from moiety.verify.closed_form import dense_weights, expert_weights, layer_flops
+from moiety.verify.closed_form import dense_weights, expert_weights, layer_flops, router_weights
 from moiety.verify.findings import Finding, judged
 
 if TYPE_CHECKING:
@@ -98,6 +98,7 @@ def _stage_weights(inspection: Inspection, pool: Pool) -> list[float]:
     model, strategy = inspection.plan.model, pool.strategy
     per_block = [
         dense_weights(block, model.hidden_size, strategy.tp)
+        + router_weights(block, model.hidden_size)
         + expert_weights(
             block, model.hidden_size, getattr(block.feed_forward, "num_experts", 0) / strategy.ep, strategy.etp
         )

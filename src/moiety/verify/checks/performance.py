@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.strategy.stages import stage_layers
-from moiety.verify.closed_form import cache_bytes, dense_weights, distinct_shares, pool_flops_per_token
+from moiety.verify.closed_form import cache_bytes, dense_weights, distinct_shares, pool_flops_per_token, router_weights
 from moiety.verify.findings import Finding, judged
 
 if TYPE_CHECKING:
@@ -236,6 +236,10 @@ def _least_bytes(plan: Plan, pool: Pool) -> float:
         size = (
             sum(dense_weights(b, model.hidden_size, strategy.tp) for b in blocks)
             * BYTES_PER_ELEMENT[plan.options.dtypes.weights]
+        )
+        size += (
+            sum(router_weights(b, model.hidden_size) for b in blocks)
+            * BYTES_PER_ELEMENT[plan.options.dtypes.activations]
         )
         sequences = schedule.decode_sequences * schedule.num_microbatches
         if sequences:
