@@ -21,19 +21,9 @@ def place_linear(
 ) -> Placement:
     """Return the placement with the experts in order over the expert ranks, and each rank's copies after its own.
 
-    Without redundancy this is the initial map of vLLM and SGLang. The j-th redundant slot of a rank copies the j-th
-    slot of the rank after it (chained declustering, Hsiao and DeWitt 1990): more redundancy only adds copies, and every
-    rank gets as many. `num_experts + redundant_experts` must divide over the expert ranks.
+    `num_experts + redundant_experts` must divide over the expert ranks.
     """
-    ranks = num_gpus // expert_tp
-    slots, rest = divmod(num_experts + redundant_experts, ranks)
-    assert rest == 0, "slots divide over the expert ranks"
-    own = -(-num_experts // ranks)
-    row = tuple(
-        (((rank + slot // own) % ranks) * own + slot % own) % num_experts
-        for rank in range(ranks)
-        for slot in range(slots)
-    )
+    row = linear_row(num_experts, num_experts + redundant_experts, num_gpus // expert_tp)
     return Placement(
         method="linear",
         layers=tuple(layers),
@@ -43,3 +33,16 @@ def place_linear(
         num_logical_experts=num_experts,
         expert_tp=expert_tp,
     )
+
+
+def linear_row(num_experts: int, num_slots: int, num_ranks: int) -> tuple[int, ...]:
+    """Return a layer's experts by slot: in order over the ranks, each rank's copies after its own.
+
+    Without redundancy this is the initial map of vLLM and SGLang. The redundant slots of a rank copy the first slots of
+    the ranks after it (chained declustering, Hsiao and DeWitt 1990): more redundancy only adds copies, every rank gets
+    as many, and none holds an expert twice. `num_slots` must divide over the ranks.
+    """
+    slots, rest = divmod(num_slots, num_ranks)
+    assert rest == 0, "slots divide over the expert ranks"
+    own = -(-num_experts // num_ranks)
+    return tuple((rank * own + slot) % num_experts for rank in range(num_ranks) for slot in range(slots))
