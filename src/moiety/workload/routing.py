@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import io
-import json
-import zipfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from moiety.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
 
 MAX_EXPERTS = 65_536
-_MAX_BYTES = 2 * 2**30
 _MAX_COUNT = 1e18
-_KEYS = ("topk", "counts", "sequence")
+_FEW_CHOICES = 16
+"""Experts a token up to which comparing every two is quicker than sorting."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,20 +56,24 @@ class Routing:
 
 
 def read_routing(data: bytes, *, source: str, num_experts: int | None = None, num_layers: int | None = None) -> Routing:
-    """Return the routing that a dump holds: `.npz` or JSON with `topk` or `counts`, and optionally `sequence`.
+    """Return the routing that a dump holds: `.npz`, JSON or PyTorch's `.pt`, read without PyTorch.
 
-    `topk` is `[layers, tokens, k]`, `counts` `[layers, experts]` or `[windows, layers, experts]`, `sequence`
-    `[tokens]`. `num_experts` and `num_layers` are the model's, where it is known. Raises InputError for anything that
-    is not such a dump.
+    Its keys: `topk` `[layers, tokens, k]` and optionally `sequence` `[tokens]`; `counts` or SGLang's `logical_count`,
+    `[layers, experts]` or `[windows, layers, experts]`; or SGLang's `records` (see `sglang_dump`). A token whose
+    entries are -1 in all layers is padding and left out; a window without tokens says nothing and stays. `num_experts`
+    and `num_layers` are the model's, where it is known. Raises InputError for anything that is not such a dump.
     """
-    arrays = _arrays(data, source)
-    if "topk" not in arrays and "counts" not in arrays:
-        raise InputError("holds no routing", source=source, remedy="it needs topk or counts")
-    topk = _checked_topk(arrays["topk"], source, num_experts) if "topk" in arrays else None
-    if "counts" in arrays:
-        counts = _checked_counts(arrays["counts"], source)
+    from moiety.workload.routing_file import arrays_of_file  # noqa: PLC0415 - planning without a dump needs no numpy
+
+    arrays = arrays_of_file(data, source)
+    topk, sequence = _checked_tokens(arrays, source, num_experts)
+    if "counts" in arrays or "logical_count" in arrays:
+        counts = _counts_of(arrays, source)
+    elif topk is not None:
+        size = num_experts or max(int(arrays.get("num_experts", 0)), int(topk.max()) + 1)
+        counts = _counted(topk, size)
     else:
-        counts = _counted(cast("NDArray[np.integer[Any]]", topk), num_experts)
+        raise InputError("holds no routing", source=source, remedy="it needs topk, counts, logical_count or records")
     if topk is not None and counts.shape[1] != topk.shape[0]:
         _refuse(source, "counts", f"has {counts.shape[1]} layers, topk has {topk.shape[0]}")
     if topk is not None and int(topk.max()) >= counts.shape[2]:
@@ -81,64 +82,62 @@ def read_routing(data: bytes, *, source: str, num_experts: int | None = None, nu
         if expected is not None and found != expected:
             key = "topk" if topk is not None else "counts"
             _refuse(source, key, f"has {found} {what}, the model {expected}")
-    sequence = _checked_sequence(arrays["sequence"], source, topk) if "sequence" in arrays else None
     return Routing(counts=counts, topk=topk, sequence=sequence)
+
+
+def windowed(routing: Routing, num_windows: int) -> Routing:
+    """Return the same tokens counted in consecutive windows of equally many (to one), `[windows, layers, experts]`.
+
+    Raises InputError where the dump has no tokens, or fewer than windows.
+    """
+    import numpy as np  # noqa: PLC0415 - as above
+
+    topk = _tokens(routing, "windows")
+    num_tokens = topk.shape[1]
+    if not 1 <= num_windows <= num_tokens:
+        raise InputError(f"must be from 1 to the {num_tokens} tokens", field="windows", value=num_windows)
+    experts = routing.num_experts
+    start = (
+        np.arange(num_tokens, dtype=np.int64) * num_windows // num_tokens * experts
+    )  # of each token's window in the flat counts
+    rows = [np.bincount((layer + start[:, None]).ravel(), minlength=num_windows * experts) for layer in topk]
+    counts = np.stack(rows).reshape(routing.num_layers, num_windows, experts).swapaxes(0, 1)
+    return Routing(counts=np.ascontiguousarray(counts, dtype=np.float64), topk=topk, sequence=routing.sequence)
+
+
+def by_sequences(routing: Routing, sequences: Iterable[int] | NDArray[np.integer[Any]]) -> Routing:
+    """Return the routing of these sequences' tokens alone, in their order, as one window.
+
+    Raises InputError where the dump does not know sequences, or none of these.
+    """
+    import numpy as np  # noqa: PLC0415 - as above
+
+    if routing.sequence is None:
+        raise InputError("the dump does not say which sequence a token belongs to", field="sequence")
+    wanted = np.asarray(list(sequences))
+    return select_tokens(routing, np.isin(routing.sequence, wanted))
+
+
+def select_tokens(routing: Routing, chosen: NDArray[np.bool_]) -> Routing:
+    """Return the routing of the tokens that `chosen`, `[tokens]`, marks, as one window of the same experts.
+
+    Raises InputError where the dump has no tokens, or none is chosen.
+    """
+    topk = _tokens(routing, "tokens")[:, chosen]
+    if topk.shape[1] == 0:
+        raise InputError("none of the dump's tokens is chosen", field="tokens")
+    sequence = None if routing.sequence is None else routing.sequence[chosen]
+    return Routing(counts=_counted(topk, routing.num_experts), topk=topk, sequence=sequence)
+
+
+def _tokens(routing: Routing, field: str) -> NDArray[np.integer[Any]]:
+    if routing.topk is None:
+        raise InputError("the dump has counts, not the choice of each token", field=field)
+    return routing.topk
 
 
 def _refuse(source: str, field: str, rule: str, remedy: str | None = None) -> NoReturn:
     raise InputError(rule, source=source, field=field, remedy=remedy)
-
-
-def _arrays(data: bytes, source: str) -> Mapping[str, NDArray[Any]]:
-    """Return the arrays under the known keys, told apart by content, not by the file's name."""
-    if data.startswith(b"PK"):
-        return _guarded(source, "a .npz file", lambda: _from_npz(data, source))
-    if data.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        raise _torch_dump(source)
-    if data.startswith(b"\x93NUMPY"):
-        raise InputError("is a single array without a key", source=source, remedy="save it with numpy.savez(topk=...)")
-    return _guarded(source, "JSON", lambda: _from_json(data, source))
-
-
-def _torch_dump(source: str) -> InputError:
-    rule = "is a PyTorch file, which cannot be read without running its pickle"
-    remedy = "convert it: numpy.savez_compressed('routing.npz', counts=torch.load(...)['logical_count'].numpy())"
-    return InputError(rule, source=source, remedy=remedy)
-
-
-def _guarded(source: str, what: str, read: Callable[[], Mapping[str, NDArray[Any]]]) -> Mapping[str, NDArray[Any]]:
-    try:
-        return read()
-    except InputError:
-        raise
-    except Exception as error:  # noqa: BLE001 - what a broken file makes of the parsers has no common class
-        reason = str(error).partition("\n")[0][:200] or type(error).__name__
-        raise InputError(f"cannot be read as {what}: {reason}", source=source) from None
-
-
-def _from_npz(data: bytes, source: str) -> Mapping[str, NDArray[Any]]:
-    import numpy as np  # noqa: PLC0415 - planning without a dump starts without numpy
-
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = {entry.filename: entry.file_size for entry in archive.infolist()}
-    if any(name.endswith("data.pkl") for name in entries):
-        raise _torch_dump(source)
-    wanted = [key for key in _KEYS if f"{key}.npy" in entries]
-    size = sum(entries[f"{key}.npy"] for key in wanted)
-    if size > _MAX_BYTES:
-        raise InputError(f"unpacks to {size:,} bytes; at most {_MAX_BYTES:,} are read", source=source)
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return {key: np.asarray(archive[key]) for key in wanted}
-
-
-def _from_json(data: bytes, source: str) -> Mapping[str, NDArray[Any]]:
-    import numpy as np  # noqa: PLC0415 - as above
-
-    parsed: object = json.loads(data.decode("utf-8-sig"))
-    if not isinstance(parsed, dict):
-        raise InputError("must be a JSON object with topk or counts", source=source)
-    found = cast("dict[str, object]", parsed)
-    return {key: np.asarray(found[key]) for key in _KEYS if found.get(key) is not None}
 
 
 def _integers(array: NDArray[Any], source: str, key: str, shape: str) -> NDArray[np.integer[Any]]:
@@ -149,52 +148,102 @@ def _integers(array: NDArray[Any], source: str, key: str, shape: str) -> NDArray
     return cast("NDArray[np.integer[Any]]", array)
 
 
-def _checked_topk(array: NDArray[Any], source: str, num_experts: int | None) -> NDArray[np.integer[Any]]:
-    topk = _integers(array, source, "topk", "layers, tokens, k")
+def _checked_tokens(
+    arrays: Mapping[str, NDArray[Any]], source: str, num_experts: int | None
+) -> tuple[NDArray[np.integer[Any]] | None, NDArray[np.integer[Any]] | None]:
+    """Return each token's choice and sequence, padding left out; None for what the dump lacks."""
+    topk = _integers(arrays["topk"], source, "topk", "layers, tokens, k") if "topk" in arrays else None
+    sequence = _integers(arrays["sequence"], source, "sequence", "tokens") if "sequence" in arrays else None
+    if sequence is not None and (topk is None or sequence.shape[0] != topk.shape[1]):
+        tokens = "there is no topk" if topk is None else f"topk has {topk.shape[1]}"
+        _refuse(source, "sequence", f"has {sequence.shape[0]} tokens; {tokens}")
+    if topk is None:
+        return None, None
+    if int(topk.min()) == -1:
+        real = ~(topk == -1).all(axis=(0, 2))
+        if not real.any():
+            _refuse(source, "topk", "every token is padding: all entries are -1")
+        topk = topk[:, real]
+        sequence = sequence if sequence is None else sequence[real]
+    _check_ids(topk, source, num_experts)
+    _check_distinct(topk, source)
+    return topk, sequence
+
+
+def _check_ids(topk: NDArray[np.integer[Any]], source: str, num_experts: int | None) -> None:
     low, high = int(topk.min()), int(topk.max())
     if low < 0:
-        _refuse(source, "topk", f"holds expert {low}; experts are numbered from 0")
+        padding = "; -1 marks padding only where a token has it in all layers" if low == -1 else ""
+        _refuse(source, "topk", f"holds expert {low} ({_place(topk == low)}); experts are numbered from 0{padding}")
     limit = MAX_EXPERTS if num_experts is None else num_experts
     if high >= limit:
         owner = "at most" if num_experts is None else "the model has"
-        _refuse(source, "topk", f"holds expert {high}, numbered from 0; {owner} {limit} experts")
+        place = _place(topk == high)
+        _refuse(source, "topk", f"holds expert {high}, numbered from 0; {owner} {limit} experts ({place})")
     if topk.shape[2] > (high + 1 if num_experts is None else num_experts):
         _refuse(source, "topk", f"has {topk.shape[2]} experts a token, more than there are")
-    return topk
 
 
-def _counted(topk: NDArray[np.integer[Any]], num_experts: int | None) -> NDArray[np.float64]:
+def _check_distinct(topk: NDArray[np.integer[Any]], source: str) -> None:
+    """Refuse a token that goes to one expert twice in a layer."""
+    import numpy as np  # noqa: PLC0415 - as above
+
+    narrow = np.uint8 if int(topk.max()) <= np.iinfo(np.uint8).max else np.uint16
+    num_choices = topk.shape[2]
+    if num_choices > _FEW_CHOICES:
+        columns = np.moveaxis(np.sort(topk.astype(narrow), axis=2), 2, 0)
+        pairs = [(i, i + 1) for i in range(num_choices - 1)]
+    else:
+        columns = np.ascontiguousarray(np.moveaxis(topk, 2, 0), dtype=narrow)
+        pairs = [(i, j) for j in range(num_choices) for i in range(j)]
+    for i, j in pairs:
+        twice = columns[i] == columns[j]
+        if twice.any():
+            layer, token = (int(each) for each in np.argwhere(twice)[0])
+            _refuse(source, "topk", f"layer {layer}, token {token} goes to expert {columns[i][layer, token]} twice")
+
+
+def _place(wrong: NDArray[np.bool_]) -> str:
+    import numpy as np  # noqa: PLC0415 - as above
+
+    layer, token, _ = np.unravel_index(int(wrong.argmax()), wrong.shape)
+    return f"layer {int(layer)}, token {int(token)}"
+
+
+def _counted(topk: NDArray[np.integer[Any]], num_experts: int) -> NDArray[np.float64]:
     """Return how many tokens each expert got, `[1, layers, experts]`."""
     import numpy as np  # noqa: PLC0415 - as above
 
-    size = num_experts or int(topk.max()) + 1
-    rows = [np.bincount(layer.ravel().astype(np.int64), minlength=size) for layer in topk]
+    rows = [np.bincount(layer.ravel().astype(np.int64), minlength=num_experts) for layer in topk]
     return np.stack(rows)[None].astype(np.float64)
 
 
-def _checked_counts(array: NDArray[Any], source: str) -> NDArray[np.float64]:
+def _counts_of(arrays: Mapping[str, NDArray[Any]], source: str) -> NDArray[np.float64]:
+    """Return the dump's counts, `[windows, layers, experts]`; SGLang's single forward passes gathered into windows."""
+    if "counts" in arrays:
+        return _checked_counts(arrays["counts"], source, "counts")
+    from moiety.workload.sglang_dump import gather_passes  # noqa: PLC0415 - as above
+
+    return gather_passes(_checked_counts(arrays["logical_count"], source, "logical_count"))
+
+
+def _checked_counts(array: NDArray[Any], source: str, key: str) -> NDArray[np.float64]:
     import numpy as np  # noqa: PLC0415 - as above
 
     if array.ndim not in {2, 3} or array.size == 0:
         shapes = "[layers, experts] or [windows, layers, experts], none of them 0"
-        _refuse(source, "counts", f"must have the shape {shapes}; it has {list(array.shape)}")
+        _refuse(source, key, f"must have the shape {shapes}; it has {list(array.shape)}")
     if array.dtype.kind not in "iuf":
-        _refuse(source, "counts", f"must hold numbers; it holds {array.dtype.name}")
+        _refuse(source, key, f"must hold numbers; it holds {array.dtype.name}")
     if array.shape[-1] > MAX_EXPERTS:
-        _refuse(source, "counts", f"has {array.shape[-1]} experts; at most {MAX_EXPERTS} are planned")
+        _refuse(source, key, f"has {array.shape[-1]} experts; at most {MAX_EXPERTS} are planned")
     counts = array.astype(np.float64)
-    if not (np.isfinite(counts).all() and float(counts.min()) >= 0 and float(counts.max()) <= _MAX_COUNT):
-        _refuse(source, "counts", f"must be finite, from 0 to {_MAX_COUNT:g}")
+    right = (counts >= 0) & (counts <= _MAX_COUNT)
+    if not right.all():
+        *window, layer, expert = (int(each) for each in np.argwhere(~right)[0])
+        place = "".join(f"window {each}, " for each in window) + f"layer {layer}, expert {expert}"
+        found = float(counts[(*window, layer, expert)])
+        _refuse(source, key, f"must be finite, from 0 to {_MAX_COUNT:g}; {place} has {found:g}")
     if not counts.any():
-        _refuse(source, "counts", "are all 0: no token was counted")
+        _refuse(source, key, "are all 0: no token was counted")
     return counts if counts.ndim == 3 else counts[None]  # noqa: PLR2004 - windows, layers, experts
-
-
-def _checked_sequence(
-    array: NDArray[Any], source: str, topk: NDArray[np.integer[Any]] | None
-) -> NDArray[np.integer[Any]]:
-    sequence = _integers(array, source, "sequence", "tokens")
-    if topk is None or sequence.shape[0] != topk.shape[1]:
-        tokens = "there is no topk" if topk is None else f"topk has {topk.shape[1]}"
-        _refuse(source, "sequence", f"has {sequence.shape[0]} tokens; {tokens}")
-    return sequence
