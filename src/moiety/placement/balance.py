@@ -24,6 +24,8 @@ _ITEMS = 12_000
 _TRIES = 32
 """Counts that one step of the search tries for a layer."""
 _STEPS = 8
+_QUICK_ROUNDS = 12
+"""Rounds of exchanges at effort 0, for a start that another search goes on from."""
 _OFFSETS = (-0.5, -0.25, 0.25, 0.5)
 
 
@@ -43,14 +45,14 @@ def balance(problem: PlacementProblem, effort: float = 1.0) -> SlotMap:
     """Return the map whose fullest GPU, in the worst window of each layer, is as light as a bounded search finds.
 
     No GPU holds two copies of an expert. It is never worse than the linear and round-robin maps, nor than EPLB's where
-    that keeps copies apart. More `effort` searches longer where a layer stays above the bound.
+    that keeps copies apart. More `effort` searches longer where a layer stays above the bound; 0 packs quickly.
     """
     shares = problem.shares()
     order = np.lexsort(shares[::-1], axis=1)[:, ::-1]  # by load, so that experts' numbers do not matter
     layer = np.arange(problem.num_layers, dtype=np.int64)[:, None]
     ranked = shares[:, layer, order]
     counts = least_peak_counts(ranked.max(axis=0), problem.num_slots, problem.num_gpus)
-    best = _packed(problem, ranked, counts)
+    best = _packed(problem, ranked, counts, None if effort > 0 else _QUICK_ROUNDS)
     bound = peak_lower_bound(
         ranked, num_gpus=problem.num_gpus, num_slots=problem.num_slots, gpu_speed=problem.speed()
     ).max(axis=0)
@@ -71,7 +73,7 @@ def peaks(problem: PlacementProblem, shares: Loads, slots: SlotMap) -> Loads:
     return (by_gpu / problem.speed()).max(axis=(0, 2))
 
 
-def _packed(problem: PlacementProblem, shares: Loads, counts: SlotMap) -> _Best:
+def _packed(problem: PlacementProblem, shares: Loads, counts: SlotMap, rounds: int | None = None) -> _Best:
     """Return the packed map of given counts; `shares` [windows, layers, experts]."""
     layers, experts = counts.shape
     every = np.tile(np.arange(experts, dtype=np.int64), layers)
@@ -79,7 +81,7 @@ def _packed(problem: PlacementProblem, shares: Loads, counts: SlotMap) -> _Best:
     layer = np.arange(layers, dtype=np.int64)[:, None]
     load = (shares / counts)[:, layer, expert]
     speed = None if problem.gpu_speed is None else problem.speed()
-    where = pack(load, expert, problem.num_gpus, problem.slots_per_gpu, speed)
+    where = pack(load, expert, problem.num_gpus, problem.slots_per_gpu, speed, rounds=rounds)
     slots = np.take_along_axis(expert, np.argsort(where, axis=1, kind="stable"), axis=1)
     return _Best(counts, slots, peaks(problem, shares, slots))
 

@@ -1,0 +1,29 @@
+"""The placement methods, by name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+from moiety.placement.balance import balance
+from moiety.placement.eplb import eplb, eplb_global
+from moiety.placement.joint import joint
+from moiety.placement.linear_map import linear
+from moiety.placement.round_robin import round_robin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moiety.placement.problem import PlacementProblem, SlotMap
+
+Method: TypeAlias = "Callable[[PlacementProblem], SlotMap]"
+"""What makes a map, [layers, slots], of a problem."""
+
+
+METHODS: dict[str, Method] = {
+    "linear": linear,
+    "round-robin": round_robin,
+    "eplb": eplb,
+    "eplb-global": eplb_global,
+    "balance": balance,
+    "joint": joint,
+}
