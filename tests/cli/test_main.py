@@ -12,7 +12,7 @@ import pytest
 from moiety.cli.version import installed_version
 from tests.cli.command import moiety, moiety_process, refused
 
-VERBS = ("plan", "simulate", "verify", "catalog")
+VERBS = ("plan", "place", "routing", "simulate", "verify", "catalog")
 
 
 def test_version_is_printed() -> None:

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from moiety.cli.catalog import catalog
+from moiety.cli.place import place
 from moiety.cli.plan import plan
+from moiety.cli.routing import routing
 from moiety.cli.simulate import simulate
 from moiety.cli.verify import verify
 from moiety.cli.version import installed_version
@@ -35,7 +37,9 @@ app = typer.Typer(
 )
 app.command()(plan)
 app.command()(simulate)
+app.command()(place)
 app.command()(verify)
+app.command()(routing)
 app.command()(catalog)
 
 

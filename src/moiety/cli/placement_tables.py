@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moiety.cli.table import table
+from moiety.placement.load import mean_balance
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -39,6 +40,34 @@ def _repeated(pool: Pool) -> str:
     times = [f"{own.pp} stages"] if own.pp > 1 else []
     times += [f"{own.instances} instances"] if own.instances > 1 else []
     return f"; {' x '.join(times)}, {pool.num_gpus} GPUs in all" if times else ""
+
+
+def routing_section(plan: Plan) -> Iterator[RenderableType]:
+    """Yield what measured routing makes of the placement, beside the other methods; nothing where none was given."""
+    if plan.expert_shares is None:
+        return
+    rates = {each.name: each.projection.throughput_tokens_per_s for each in plan.comparison}
+    for pool in plan.pools:
+        placement = pool.placement
+        if placement is None or pool.strategy.ep == 1:
+            continue
+        redundancy = f"{placement.num_slots / placement.num_logical_experts - 1:.1%}"
+        columns = [(placement.method, mean_balance(placement, plan.expert_shares), placement.traffic)]
+        columns += [(m.method, m.balance, m.traffic) for m in pool.measured if m.method != placement.method]
+        rows: list[tuple[str, ...]] = []
+        for method, balance, traffic in columns:
+            rate = rates.get("enhanced" if method == placement.method else f"{method}-placement")
+            reached = (f"{traffic.remote_domains:.3f}", f"{traffic.reached_ranks:.3f}") if traffic else ("", "")
+            said = f"{rate:,.0f}" if rate is not None else ""
+            rows.append((method, f"{balance:.3f}", *reached, redundancy, said))
+        notes = ["balance: mean over max of the GPUs' expert work; a node: a domain of the innermost links"]
+        if placement.traffic is None:
+            notes.append("no trace of tokens: traffic is that of uniform routing")
+        else:
+            notes.append(f"measured on {placement.traffic.num_tokens:,} tokens; near copies serve first")
+        title = "Placement by measured routing" + (f", {pool.role} pool" if len(plan.pools) > 1 else "")
+        heads = ("method", ">balance", ">other nodes a token", ">GPUs a token", ">redundancy", ">tokens/s")
+        yield table(title, heads, rows, notes=notes)
 
 
 def placement_section(plan: Plan) -> Iterator[RenderableType]:

@@ -1,0 +1,177 @@
+"""What `moiety place` reads beside the options: the routing, a previous placement, and the speeds of the GPUs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from moiety.errors import InputError
+from moiety.files import read_bytes, read_text
+from moiety.json_object import read_json_object
+from moiety.workload.routing import Routing, read_routing
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moiety.model.model import Model
+    from moiety.placement.problem import Loads, SlotMap
+
+_MAX_BYTES = 512 * 10**6
+_MAP = "physical_to_logical_map"
+_REMEDY = "give what `moiety place --out` writes, or SGLang's expert location as JSON"
+_MOST = 2**31
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Previous:
+    """A placement that is in use: its map, [layers, slots], and what its file says of the machine."""
+
+    source: str
+    slot_map: SlotMap
+    num_gpus: int | None
+    num_nodes: int | None
+    num_experts: int
+
+
+def load_routing(argument: str, model: Model | None, num_experts: int | None) -> Routing:
+    """Return the routing of a dump, with one row a MoE layer of the model where that is known.
+
+    Raises InputError for what is no dump, and for one of another model.
+    """
+    routing = read_routing(read_bytes(argument), source=argument, num_experts=num_experts)
+    if model is None:
+        return routing
+    rows = moe_rows(routing.num_layers, model, argument)
+    if len(rows) == routing.num_layers:
+        return routing
+    topk = None if routing.topk is None else routing.topk[rows]
+    return replace(routing, counts=np.ascontiguousarray(routing.counts[:, rows]), topk=topk)
+
+
+def moe_layers(model: Model) -> tuple[int, ...]:
+    """Return the index of each layer of the model that has experts."""
+    return tuple(at for at, block in enumerate(model.layers) if block.feed_forward.kind == "moe")
+
+
+def moe_rows(num_rows: int, model: Model, source: str) -> list[int]:
+    """Return which of a file's rows are MoE layers, where it has a row for each of them or for each layer."""
+    layers = moe_layers(model)
+    if num_rows == len(layers):
+        return list(range(num_rows))
+    if num_rows != model.num_layers:
+        every = f" (of {model.num_layers} layers)" if model.num_layers != len(layers) else ""
+        rule = f"has {num_rows} layers, the model {len(layers)} with experts{every}"
+        raise InputError(rule, source=source, field="layers")
+    return list(layers)
+
+
+def read_previous(argument: str) -> Previous:
+    """Return the placement in a file of ours or of SGLang's; raise InputError for anything else."""
+    document = read_json_object(read_text(argument, limit=_MAX_BYTES), source=argument, remedy=_REMEDY)
+    if _MAP not in document:
+        raise InputError("holds no placement", source=argument, field=_MAP, remedy=_REMEDY)
+    slot_map = _slot_map(document[_MAP], argument)
+    experts = int(slot_map.max()) + 1
+    return Previous(
+        source=argument,
+        slot_map=slot_map,
+        num_gpus=_count(document, "num_gpus", argument),
+        num_nodes=_count(document, "num_nodes", argument),
+        num_experts=_count(document, "num_logical_experts", argument) or experts,
+    )
+
+
+def _slot_map(value: object, source: str) -> SlotMap:
+    rows = cast("list[object]", value) if isinstance(value, list) else []
+    if not rows or not all(isinstance(row, list) for row in rows) or [] in rows:
+        raise InputError("must be a list of layers, each a list of slots", source=source, field=_MAP)
+    lengths = [len(cast("list[object]", row)) for row in rows]
+    for index, length in enumerate(lengths):
+        if length != lengths[0]:
+            rule = f"has {length} slots, layer 0 has {lengths[0]}"
+            raise InputError(rule, source=source, field=f"{_MAP}[{index}]")
+    for index, row in enumerate(cast("list[list[object]]", rows)):
+        for slot, expert in enumerate(row):
+            if type(expert) is not int or not 0 <= expert < _MOST:
+                field = f"{_MAP}[{index}][{slot}]"
+                raise InputError("must be the number of an expert, from 0", source=source, field=field, value=expert)
+    return np.array(rows, dtype=np.int64)
+
+
+def _count(document: dict[str, object], key: str, source: str) -> int | None:
+    value = document.get(key)
+    if value is None:
+        return None
+    if type(value) is not int or not 0 < value < _MOST:
+        raise InputError("must be a whole number above 0", source=source, field=key, value=value)
+    return value
+
+
+def check_previous(previous: Previous, routing: Routing, model: Model | None, num_gpus: int) -> SlotMap:
+    """Return the map of a previous placement as rows of the routing; raise InputError where it is of other experts."""
+    slots = previous.slot_map
+    if model is not None:
+        slots = slots[moe_rows(len(slots), model, previous.source)]
+    if len(slots) != routing.num_layers:
+        rule = f"has {len(slots)} layers, the routing {routing.num_layers}"
+        raise InputError(rule, source=previous.source, field=_MAP)
+    highest, experts = int(slots.max()), routing.num_experts
+    found = max(previous.num_experts, highest + 1)
+    if found != experts:
+        remedy = f"--experts {found}, if the last ones are never used" if found > experts else None
+        rule = f"places {found} experts, the routing has {experts}"
+        raise InputError(rule, source=previous.source, field=_MAP, remedy=remedy)
+    if slots.shape[1] % num_gpus:
+        rule = f"has {slots.shape[1]} slots, which do not divide over {num_gpus} GPUs"
+        raise InputError(rule, source=previous.source, field=_MAP)
+    held = np.zeros((len(slots), experts), dtype=np.bool_)
+    held[np.arange(len(slots))[:, None], slots] = True
+    if not held.all():
+        row, expert = np.argwhere(~held)[0].tolist()
+        raise InputError(f"has no slot with expert {expert}", source=previous.source, field=f"{_MAP}[{row}]")
+    return slots
+
+
+def gpu_speeds(argument: str, num_gpus: int) -> Loads:
+    """Return the relative speeds of the GPUs: numbers in the argument itself, or in the file that it names."""
+    words = _words(argument)
+    source = None
+    if not all(_number(word) is not None for word in words):
+        source = argument
+        words = _words(read_text(Path(argument)))
+    speeds = np.array([_number(word) or np.nan for word in words])
+    if speeds.shape == (num_gpus,) and bool((np.isfinite(speeds) & (speeds > 0)).all()):
+        return speeds
+    value = None if source is None and len(words) == num_gpus else f"{len(words)} numbers"
+    rule = f"must be {num_gpus} positive numbers, one a GPU, with commas or spaces between"
+    raise InputError(rule, source=source, field="--gpu-speed", value=value)
+
+
+def _words(text: str) -> Sequence[str]:
+    return re.split(r"[\s,]+", text.strip().removeprefix("[").removesuffix("]").strip())
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+def expert_location(slot_map: SlotMap, model: Model | None) -> dict[str, object]:
+    """Return what SGLang's `--init-expert-location` takes: the map under its key, a row for every layer of the model.
+
+    SGLang finds a layer by its number in the model and passes every key on by name, so there is no other key and layers
+    without experts get rows too, never used (`compute_initial_expert_location_metadata`,
+    python/sglang/srt/eplb/expert_location.py).
+    """
+    if model is None:
+        return {_MAP: slot_map.tolist()}
+    experts = int(slot_map.max()) + 1
+    plain = [slot % experts for slot in range(slot_map.shape[1])]
+    rows: dict[int, list[int]] = dict(zip(moe_layers(model), slot_map.tolist(), strict=True))
+    return {_MAP: [rows.get(layer, plain) for layer in range(model.num_layers)]}
