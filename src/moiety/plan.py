@@ -10,6 +10,7 @@ from moiety.cluster.cluster import Cluster
 from moiety.dtypes import Dtype
 from moiety.model.model import Model
 from moiety.placement.placement import Placement
+from moiety.placement.routed_traffic import MeasuredPlacement
 from moiety.records import DerivedRecord, Record
 from moiety.strategy.strategy import AXES, Axis, Strategy
 from moiety.workload.workload import Workload
@@ -19,6 +20,7 @@ SCHEMA_VERSION = 1
 Phase = Literal["prefill", "decode", "mixed", "training"]
 Engine = Literal["moiety", "vllm", "sglang", "tensorrt-llm"]
 AllToAll = Literal["flat", "dedup", "hierarchical"]
+PlacementMethod = Literal["linear", "round-robin", "eplb", "eplb-global", "balance", "joint"]
 Basis = Literal["measured", "fitted", "datasheet", "assumed", "computed"]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
@@ -44,7 +46,9 @@ class DtypePolicy(Record):
 class Options(Record):
     """The switches of a plan; each changes what the graph holds or how it is timed."""
 
-    placement: Literal["linear"] = "linear"
+    placement: PlacementMethod = "linear"
+    """How experts are placed: in order, dealt out, as EPLB does (node by node, or over all GPUs), for balance alone, or
+    for balance and traffic together."""
     redundant_experts: Count = 0
     """Expert slots beyond one copy of each."""
     all_to_all: AllToAll = "hierarchical"
@@ -177,6 +181,8 @@ class Pool(DerivedRecord):
     schedule: Schedule
     placement: Placement | None
     """None for a model without experts."""
+    measured: tuple[MeasuredPlacement, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Other methods' placements of the same slots over the same trace; none where there is no trace."""
     memory: MemoryPlan | None = None
     projection: Projection | None = None
 

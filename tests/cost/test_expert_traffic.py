@@ -10,12 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.cost.expert_traffic import expected_domains, missed_probability, rows_per_token
+from moiety.cost.expert_traffic import expected_domains, is_measured, missed_probability, rows_per_token, stage_widths
+from moiety.placement.routed_traffic import DomainReach, RoutedTraffic
 from moiety.strategy.strategy import Strategy
 from tests.scenarios import moe, tiered
 
 if TYPE_CHECKING:
+    from moiety.cluster.cluster import Cluster
     from moiety.model.feed_forward import MoeFeedForward
+    from moiety.plan import AllToAll
 
 METHODS = ("flat", "dedup", "hierarchical")
 
@@ -140,3 +143,55 @@ def test_where_a_pool_starts_decides_what_crosses_nodes(strategy: Strategy, firs
     rows = rows_per_token(part, strategy, tiered(8, 24, per_node=8), "flat", first)
     assert rows[1] == pytest.approx(crossing)
     assert sum(rows) == pytest.approx(1 - 1 / strategy.gpus_per_stage)
+
+
+def uniform_traffic(part: MoeFeedForward, strategy: Strategy, cluster: Cluster) -> RoutedTraffic:
+    """Return what uniform routing would measure: everything reached leaves a domain with the same chance."""
+    stage = strategy.gpus_per_stage
+    widths = [width for width in stage_widths(strategy, cluster) if width < stage]
+    reached = {width: expected_domains(part, stage // width) for width in widths}
+    ranks = expected_domains(part, strategy.ep)
+    domains = [
+        DomainReach(
+            num_gpus=width,
+            messages=part.top_k * (1 - width / stage),
+            ranks=ranks * (1 - width / stage),
+            narrower=(reached[inner] if inner else ranks) * (1 - width / stage),
+            domains=reached[width] * (1 - width / stage),
+        )
+        for inner, width in itertools.pairwise([0, *widths])
+    ]
+    return RoutedTraffic(top_k=part.top_k, reached_ranks=ranks, domains=tuple(domains), num_tokens=1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("spans", [(8, 32), (4, 8, 32), (2, 16, 32), (32,)])
+@pytest.mark.parametrize("strategy", [each for each in MESHES if each.etp <= 2], ids=lambda each: each.name)
+def test_measured_uniform_routing_sends_what_the_formula_says(
+    strategy: Strategy, spans: tuple[int, ...], method: AllToAll
+) -> None:
+    cluster, part = tiered(*spans, per_node=spans[0]), moe(64, 6)
+    traffic = uniform_traffic(part, strategy, cluster)
+    assert is_measured(traffic, strategy, cluster)
+    measured = rows_per_token(part, strategy, cluster, method, traffic=traffic)
+    assert measured == pytest.approx(rows_per_token(part, strategy, cluster, method))
+
+
+def test_tokens_that_reach_fewer_nodes_send_fewer_rows() -> None:
+    cluster, part, strategy = tiered(8, 32, per_node=8), moe(64, 6), Strategy(attn_dp=32, ep=32)
+    uniform = uniform_traffic(part, strategy, cluster)
+    near = DomainReach(num_gpus=8, messages=2, ranks=1.5, narrower=1.5, domains=1)
+    local = uniform.model_copy(update={"domains": (near,)})
+    rows = {method: rows_per_token(part, strategy, cluster, method, traffic=local) for method in METHODS}
+    assert [rows[method][1] for method in METHODS] == pytest.approx([2, 1.5, 1])
+    assert rows["flat"][0] == pytest.approx(4 * 7 / 8)  # the others stay inside, but for those of the token's own GPU
+
+
+def test_traffic_of_other_domains_does_not_count() -> None:
+    part, strategy = moe(64, 6), Strategy(attn_dp=32, ep=32)
+    traffic = uniform_traffic(part, strategy, tiered(8, 32, per_node=8)).model_copy(update={"reached_ranks": 1.0})
+    wide = tiered(16, 32, per_node=16)
+    assert not is_measured(traffic, strategy, wide)
+    assert rows_per_token(part, strategy, wide, "dedup", traffic=traffic) == rows_per_token(
+        part, strategy, wide, "dedup"
+    )

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moiety.placement.routed_traffic import RoutedTraffic
 from moiety.plan import Options
 from moiety.projection.load import classes_of, load_classes
 from moiety.search.judge import place
@@ -45,3 +46,16 @@ def test_measured_shares_decide_the_loads() -> None:
     classes = load_classes(case, STRATEGY, schedule_of("prefill", 100_000_000), placement)
     assert classes[0].loads == pytest.approx((8.0, 8.0), rel=1e-3)
     assert classes[-1].loads == pytest.approx((8 / 15, 8 / 15), rel=1e-3)
+
+
+def test_served_loads_come_before_equal_shares() -> None:
+    case = scenario(small_model(part=moe(16, 2), num_layers=2), "h100x16", decode_load())
+    case = replace(case, expert_shares=((1 / 16,) * 16,) * 2)
+    placement = place(case, STRATEGY, Options(redundant_experts=16))
+    assert placement is not None
+    served = (1.5, 0.5, *(1.0,) * 14)
+    traffic = RoutedTraffic(top_k=2, reached_ranks=2, domains=(), num_tokens=1, rank_loads=(served, served))
+    placement = placement.model_copy(update={"traffic": traffic})
+    classes = load_classes(case, STRATEGY, schedule_of("prefill", 100_000_000), placement)
+    assert classes[0].loads == pytest.approx((1.5, 1.5), rel=1e-3)
+    assert classes[-1].loads == (0.5, 0.5)

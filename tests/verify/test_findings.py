@@ -17,6 +17,7 @@ from moiety.verify.checks.table import FIGURES, STRUCTURE
 from moiety.verify.findings import Verification
 from moiety.verify.verify import verification, verify_plan
 from moiety.workload.workload import ServiceObjective, Workload
+from tests.routed import routed_plan
 from tests.verify.plans import (
     CALIBRATION,
     OFF,
@@ -77,7 +78,7 @@ def test_every_check_says_something_about_some_plan() -> None:
     )
     from moiety.verify.inspection import Inspection  # noqa: PLC0415 - the checks one by one, here only
 
-    for plan in (redundant, reference_plan(), training_plan()):
+    for plan in (redundant, reference_plan(), training_plan(), routed_plan()):
         inspection = Inspection(plan, CALIBRATION)
         silent -= {check.__name__ for check in (*STRUCTURE, *FIGURES) if list(check(inspection))}
     assert not silent

@@ -134,18 +134,20 @@ def plan(
 
 
 def _scenario(model: str | None, cluster: str | None, workload: Workload, routing: str | None, engine: str) -> Scenario:
-    from moiety.cli.scenario_arguments import engine_named, load_cluster, load_expert_shares, load_model
+    from moiety.cli.scenario_arguments import engine_named, expert_shares, load_cluster, load_model, load_routing
     from moiety.cost.calibration import load_calibration
     from moiety.projection.scenario import Scenario
 
     shape = load_model(model)
+    measured = load_routing(routing, shape)
     return Scenario(
         model=shape,
         cluster=load_cluster(cluster, model=model),
         workload=workload,
         engine=engine_named(engine),
         calibration=load_calibration(),
-        expert_shares=load_expert_shares(routing, shape),
+        expert_shares=expert_shares(measured),
+        routing=measured,
     )
 
 

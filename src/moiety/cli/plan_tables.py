@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from moiety.cli.finding_tables import audit_section, finding_section
-from moiety.cli.placement_tables import division_lines, placement_section
+from moiety.cli.placement_tables import division_lines, placement_section, routing_section
 from moiety.cli.search_tables import comparison_section, pareto_section, ranking_section, rejected_section
 from moiety.cli.table import listing, pairs, table
 from moiety.units import format_duration, format_si
@@ -57,6 +57,7 @@ def plan_sections(plan: Plan, verification: Verification, paths: Sequence[str]) 
             yield rejected_section(plan.search)
         if plan.search.pareto_front:
             yield pareto_section(plan)
+    yield from routing_section(plan)
     yield from placement_section(plan)
     if plan.cluster.assumptions or plan.model.warnings:
         warnings = [f"model: {each}" for each in plan.model.warnings]

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moiety.cluster.cluster import Cluster
     from moiety.model.model import Model
     from moiety.plan import Engine
+    from moiety.workload.routing import Routing
     from moiety.workload.workload import Workload
 
 REFERENCE_MODEL = "reference-moe-235b"
@@ -131,26 +132,41 @@ def changed_workload(
         raise InputError(rule, field=f"--{option}" if where in given else "workload", value=value) from None
 
 
-def load_expert_shares(argument: str | None, model: Model) -> tuple[tuple[float, ...], ...] | None:
-    """Return each expert's share of its layer's tokens, [MoE layers][experts], from a routing dump; None without one.
+def load_routing(argument: str | None, model: Model) -> Routing | None:
+    """Return a routing dump with a row for each MoE layer of the model; None without an argument.
 
-    The dump has a row for every MoE layer, or for every layer of the model; InputError otherwise.
+    The dump has a row for every MoE layer, or for every layer of the model, and where it holds tokens, as many experts
+    a token as the router chooses; InputError otherwise.
     """
     if argument is None:
         return None
+    from dataclasses import replace
+
     from moiety.workload.routing import read_routing
 
     moe = model.moe
     if moe is None:
         raise InputError("the model has no experts, so nothing is routed", field="--routing", value=argument)
     routing = read_routing(read_bytes(argument), source=argument, num_experts=moe.num_experts)
-    rows: list[list[float]] = routing.load_share().tolist()
-    if len(rows) == model.num_layers:
-        rows = [row for row, block in zip(rows, model.layers, strict=True) if block.feed_forward.kind == "moe"]
-    elif len(rows) != model.num_moe_layers:
-        all_layers = f" (of {model.num_layers} layers)" if model.num_layers != model.num_moe_layers else ""
-        rule = f"has {len(rows)} layers, the model has {model.num_moe_layers} with experts{all_layers}"
+    layers = [i for i, block in enumerate(model.layers) if block.feed_forward.kind == "moe"]
+    if routing.num_layers == model.num_layers:
+        topk = None if routing.topk is None else routing.topk[layers]
+        routing = replace(routing, counts=routing.counts[:, layers], topk=topk)
+    elif routing.num_layers != len(layers):
+        all_layers = f" (of {model.num_layers} layers)" if model.num_layers != len(layers) else ""
+        rule = f"has {routing.num_layers} layers, the model has {len(layers)} with experts{all_layers}"
         raise InputError(rule, source=argument, field="layers")
+    if routing.topk is not None and routing.topk.shape[2] != moe.top_k:
+        rule = f"has {routing.topk.shape[2]} experts a token, the model's router chooses {moe.top_k}"
+        raise InputError(rule, source=argument, field="topk")
+    return routing
+
+
+def expert_shares(routing: Routing | None) -> tuple[tuple[float, ...], ...] | None:
+    """Return each expert's share of its layer's tokens, [MoE layers][experts]; None where nothing is measured."""
+    if routing is None:
+        return None
+    rows: list[list[float]] = routing.load_share().tolist()
     return tuple(tuple(row) for row in rows)
 
 

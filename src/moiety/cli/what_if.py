@@ -52,6 +52,7 @@ class WhatIf:
         slower = with_links(self.plan.cluster, broken.link_shares)
         best: Plan | None = None
         why_not = "no whole node is left"
+        self._say_what_is_not_known()
         with self.output.progress("planning anew on what is left"):
             for size in surviving_sizes(self.plan.cluster, broken):
                 try:
@@ -70,12 +71,21 @@ class WhatIf:
             cluster = resized(self.plan.cluster, num_gpus)
         except InputError as error:
             raise InputError(error.rule, field="--gpus", value=num_gpus, remedy=error.remedy) from None
+        self._say_what_is_not_known()
         with self.output.progress(f"planning anew on {num_gpus} GPUs"):
             return self._anew(cluster)
 
     def _anew(self, cluster: Cluster) -> Plan:
         scenario = replace(scenario_of(self.plan, self.calibration), cluster=cluster)
         return replan(self.plan, self.calibration, scenario).plan
+
+    def _say_what_is_not_known(self) -> None:
+        """Say that plans made anew from a file have loads that were measured, but not the trace's traffic."""
+        if any(pool.placement is not None and pool.placement.traffic is not None for pool in self.plan.pools):
+            self.output.note(
+                "note: the plan's file does not hold the trace of its tokens: plans made anew have the measured loads, "
+                "and the traffic of uniform routing"
+            )
 
     def ablation(self) -> tuple[OptionWorth, ...]:
         """Return what each option is worth."""
@@ -89,6 +99,7 @@ class WhatIf:
                 resized(self.plan.cluster, size)
             except InputError as error:
                 raise InputError(error.rule, field="--scale", value=size, remedy=error.remedy) from None
+        self._say_what_is_not_known()
         with self.output.progress(f"planning anew for {len(sizes)} sizes"):
             return scale(self.plan, sizes, self.calibration)
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from moiety.cost.calibration import Calibration
     from moiety.graph.op import Collective
     from moiety.model.feed_forward import MoeFeedForward
+    from moiety.placement.routed_traffic import RoutedTraffic
     from moiety.strategy.strategy import Strategy
 
 
@@ -25,15 +26,17 @@ def exchange_transfer(  # noqa: PLR0913 - the nouns that decide an exchange
     decode: bool,
     load: float = 1.0,
     first_rank: int = 0,
+    traffic: RoutedTraffic | None = None,
 ) -> Transfer:
     """Return the time of one dispatch or combine of `work.tokens` tokens a group.
 
     Tiers work at the same time, so the slowest sets the pace: `latency + max over tiers of rows x row_bytes / rate`.
     `load` is the busiest rank's share of the rows relative to the mean: what it must receive (dispatch) or send back.
+    `traffic` is what a trace's tokens reach under the placement; None: routing is uniform.
     Latencies: low-latency kernels of DeepEP over the network, one-sided exchange inside an NVLink domain.
     """
     constants = calibration.expert_exchange
-    rows = rows_per_token(moe, strategy, cluster, work.method, first_rank)
+    rows = rows_per_token(moe, strategy, cluster, work.method, first_rank, traffic)
     tier_bytes = tuple(each * work.tokens * work.payload_bytes for each in rows)
     tier_seconds: list[float] = []
     for tier, sent in enumerate(tier_bytes):

@@ -1,4 +1,4 @@
-"""Rows that dispatch sends over each tier of links, by method of dispatch; exact for uniform routing."""
+"""Rows that dispatch sends over each tier of links: measured on a trace, or exact for uniform routing."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from moiety.cluster.cluster import Cluster
     from moiety.model.feed_forward import MoeFeedForward
+    from moiety.placement.routed_traffic import RoutedTraffic
     from moiety.plan import AllToAll
     from moiety.strategy.strategy import Strategy
 
@@ -69,7 +70,12 @@ def _hits(overlaps: tuple[int, ...], per_group: int) -> Iterator[tuple[int, int,
 
 
 def rows_per_token(
-    moe: MoeFeedForward, strategy: Strategy, cluster: Cluster, method: AllToAll, first_rank: int = 0
+    moe: MoeFeedForward,
+    strategy: Strategy,
+    cluster: Cluster,
+    method: AllToAll,
+    first_rank: int = 0,
+    traffic: RoutedTraffic | None = None,
 ) -> tuple[float, ...]:
     """Return the rows that each GPU sends on each tier per token of its attention group, one way.
 
@@ -77,9 +83,14 @@ def rows_per_token(
     one per token and expert-parallel rank, `hierarchical` one per token and domain, passed on inside it. The first two
     send a row to each of the `etp` GPUs that share an expert; the third sends one and copies it behind the last slow
     link. The tokens of an attention group are divided over its `tp` GPUs.
+
+    With `traffic` the ranks and domains that a token reaches are those measured on a trace under the placement; without
+    it, or where it was measured on other domains than the stage lies in, routing is taken for uniform.
     """
     stage = strategy.gpus_per_stage
-    widths = [1, *(_stage_share(strategy, tier.num_gpus, first_rank) for tier in cluster.tiers)]
+    widths = (1, *stage_widths(strategy, cluster, first_rank))
+    if traffic is not None and is_measured(traffic, strategy, cluster, first_rank):
+        return _measured_rows(traffic, strategy, method, widths)
     experts_apart = expected_domains(moe, strategy.ep)
     if method != "hierarchical":
         copies = (moe.top_k if method == "flat" else experts_apart) * strategy.etp / strategy.tp
@@ -94,8 +105,46 @@ def rows_per_token(
     return tuple(rows)
 
 
+def is_measured(traffic: RoutedTraffic, strategy: Strategy, cluster: Cluster, first_rank: int = 0) -> bool:
+    """Return whether traffic was measured on the domains of links that the stages of a strategy lie in."""
+    stage = strategy.gpus_per_stage
+    widths = stage_widths(strategy, cluster, first_rank)
+    return all(width == stage or traffic.outside(width) is not None for width in widths)
+
+
+def _measured_rows(
+    traffic: RoutedTraffic, strategy: Strategy, method: AllToAll, widths: tuple[int, ...]
+) -> tuple[float, ...]:
+    """Return the rows per tier from what the tokens of a trace reach outside the domains of each width.
+
+    Which GPU of its innermost domain a token starts from is drawn uniformly; so is where its row arrives in another.
+    """
+    total = traffic.top_k if method == "flat" else traffic.reached_ranks
+    rows: list[float] = []
+    for tier, (inner, outer) in enumerate(pairwise(widths)):
+        far, near = traffic.outside(outer), traffic.outside(inner)
+        if method != "hierarchical":
+            leaving = 0.0 if far is None else (far.messages if method == "flat" else far.ranks)
+            if tier == 0:
+                sent = (total - leaving) * (1 - 1 / outer)
+            else:
+                sent = 0.0 if near is None else (near.messages if method == "flat" else near.ranks) - leaving
+            sent *= strategy.etp
+        elif tier == 0:
+            sent = total * strategy.etp * (1 - 1 / outer)
+        else:
+            # in the home's wider domain every narrower one needs a row; in others one of them has it already
+            sent = 0.0 if near is None else near.domains - (far.narrower * inner / outer if far else 0.0)
+        rows.append(max(sent, 0.0) / strategy.tp if outer > inner else 0.0)
+    return tuple(rows)
+
+
+def stage_widths(strategy: Strategy, cluster: Cluster, first_rank: int = 0) -> tuple[int, ...]:
+    """Return how many consecutive GPUs of a stage share a domain of each tier, in the stage that is cut up most."""
+    return tuple(_stage_share(strategy, tier.num_gpus, first_rank) for tier in cluster.tiers)
+
+
 def _stage_share(strategy: Strategy, span: int, first_rank: int) -> int:
-    """Return how many consecutive GPUs of a stage share a domain of `span` GPUs, in the stage that is cut up most."""
     stage = strategy.gpus_per_stage
     if first_rank // span == (first_rank + strategy.num_gpus - 1) // span:
         return stage

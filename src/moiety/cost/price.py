@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moiety.graph.graph import Graph
     from moiety.graph.op import Op
     from moiety.model.feed_forward import MoeFeedForward
+    from moiety.placement.routed_traffic import RoutedTraffic
     from moiety.strategy.strategy import Axis
 
 _MAX_GROUPS_COMPARED = 64
@@ -57,11 +58,19 @@ class PricedGraph:
 class Pricer:
     """Prices ops of one pool on one cluster; remembers the transfers it has priced."""
 
-    def __init__(self, graph: Graph, cluster: Cluster, calibration: Calibration, first_rank: int = 0) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        cluster: Cluster,
+        calibration: Calibration,
+        first_rank: int = 0,
+        traffic: RoutedTraffic | None = None,
+    ) -> None:
         self._graph = graph
         self._cluster = cluster
         self._calibration = calibration
         self._first_rank = first_rank
+        self._traffic = traffic
         self._groups: dict[Axis, tuple[tuple[int, ...], ...]] = {}
         schedule = graph.layout.schedule
         self._decode = schedule.prefill_tokens == 0
@@ -106,6 +115,7 @@ class Pricer:
                 decode=self._decode,
                 load=load,
                 first_rank=self._first_rank,
+                traffic=self._traffic,
             )
             return OpPrice(op, 0.0, transfer)
         transfers = (

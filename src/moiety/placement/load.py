@@ -42,6 +42,16 @@ def rank_loads(placement: Placement, row: int, share: Sequence[float]) -> tuple[
     )
 
 
+def mean_balance(placement: Placement, shares: Sequence[Sequence[float]]) -> float:
+    """Return mean over max of the expert ranks' work, mean over the layers; as a trace is served where that is known.
+
+    `shares` has a row for each layer of the placement and a column for each expert.
+    """
+    served = placement.traffic.rank_loads if placement.traffic is not None else ()
+    loads = served or [rank_loads(placement, row, share) for row, share in enumerate(shares)]
+    return sum(min(sum(each) / len(each) / max(each), 1.0) for each in loads) / len(loads)
+
+
 def coverage(placement: Placement, lost_ranks: frozenset[int]) -> float:
     """Return the share of (layer, expert) pairs that still have a copy when `lost_ranks` (expert ranks) are gone."""
     held = 0

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from moiety.placement.routed_traffic import RoutedTraffic
 from moiety.records import Record
 
 
@@ -26,6 +27,8 @@ class Placement(Record):
     num_nodes: Annotated[int, Field(gt=0)]
     num_logical_experts: Annotated[int, Field(gt=0)]
     expert_tp: Annotated[int, Field(gt=0)] = 1
+    traffic: RoutedTraffic | None = Field(default=None, exclude_if=lambda value: value is None)
+    """What the tokens of a trace reach under this map; None where only loads are known."""
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
@@ -46,6 +49,10 @@ class Placement(Record):
                 missing, strange = sorted(everyone - held)[:3], sorted(held - everyone)[:3]
                 msg = f"layer {layer}: experts without a slot: {missing}; slots with unknown experts: {strange}"
                 raise ValueError(msg)
+        loads = self.traffic.rank_loads if self.traffic else ()
+        if loads and (len(loads) != len(self.layers) or {len(row) for row in loads} != {self.num_expert_ranks}):
+            msg = f"the served loads are not of {len(self.layers)} layers x {self.num_expert_ranks} expert ranks"
+            raise ValueError(msg)
         return self
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from moiety.model.feed_forward import MoeFeedForward
@@ -35,7 +36,9 @@ def load_classes(
 ) -> list[LoadClass]:
     """Return the classes of expert ranks, the busiest first.
 
-    Expected loads come from the placement and the measured or assumed shares of the experts. On top of them a finite
+    Expected loads come from the placement and the measured or assumed shares of the experts, whose copies share their
+    tokens equally; where a trace is known and experts have copies, from what each rank serves of it. That is less even:
+    near copies serve first, and the traffic that they save must not be had without its price. On top of them a finite
     number of tokens scatters: of `ep` ranks with n rows each on average, the busiest gets about
     n + sqrt(2 n ln ep) (extreme value of a normal law). That rank is a class of its own in every layer.
     """
@@ -77,26 +80,39 @@ def expert_share(scenario: Scenario, row: int, num_experts: int) -> tuple[float,
     return zipf_share(num_experts, scenario.workload.routing_skew)
 
 
-def _expected_loads(scenario: Scenario, placement: Placement) -> list[tuple[float, ...]]:
+def _expected_loads(scenario: Scenario, placement: Placement) -> tuple[tuple[float, ...], ...]:
     """Return each expert rank's expected load in every layer of the model."""
-    model = scenario.model
-    ranks = placement.num_expert_ranks
-    if scenario.expert_shares is None and scenario.workload.routing_skew == 0 and not placement.has_copies:
-        return [(1.0,) * model.num_layers] * ranks
+    model, skew = scenario.model, scenario.workload.routing_skew
+    if scenario.expert_shares is None and skew == 0 and not placement.has_copies:
+        return ((1.0,) * model.num_layers,) * placement.num_expert_ranks
+    shares = scenario.expert_shares
+    return _placed_loads(placement, shares, skew, model.num_layers)  # pyright: ignore[reportArgumentType] - frozen: hashable
+
+
+@lru_cache(maxsize=64)
+def _placed_loads(
+    placement: Placement, shares: tuple[tuple[float, ...], ...] | None, skew: float, num_layers: int
+) -> tuple[tuple[float, ...], ...]:
+    """Return the loads of a placement, [expert ranks][layers]: one placement is judged under many schedules."""
+    ranks, law = placement.num_expert_ranks, zipf_share(placement.num_logical_experts, skew)
+    served = placement.traffic.rank_loads if placement.traffic is not None else ()
     columns: list[tuple[float, ...]] = []
     known: dict[tuple[tuple[int, ...], tuple[float, ...]], tuple[float, ...]] = {}
     row_of = {layer: row for row, layer in enumerate(placement.layers)}
-    for layer in range(model.num_layers):
+    for layer in range(num_layers):
         row = row_of.get(layer)
         if row is None:
             columns.append((1.0,) * ranks)
             continue
-        share = expert_share(scenario, row, placement.num_logical_experts)
+        if served:
+            columns.append(served[row])
+            continue
+        share = law if shares is None else shares[row]
         key = (placement.physical_to_logical_map[row], share)
         if key not in known:
             known[key] = tuple(round(load, 6) for load in rank_loads(placement, row, share))
         columns.append(known[key])
-    return list(zip(*columns, strict=True))
+    return tuple(zip(*columns, strict=True))
 
 
 def _grouped(per_rank: Sequence[tuple[float, ...]]) -> list[tuple[int, tuple[float, ...]]]:

@@ -73,7 +73,7 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome) -> Project
         cross_node_bytes_per_token=outcome.cross_node_bytes_per_token,
         power_w_per_gpu=watts,
         tokens_per_joule=phase.tokens_per_s / (watts * pool.num_gpus),
-        provenance=provenance(scenario),
+        provenance=provenance(scenario, (pool,)),
     )
 
 
@@ -128,7 +128,7 @@ def project_disaggregated(scenario: Scenario, pools: tuple[Pool, ...], phases: t
         + prefill.outcome.cross_node_bytes_per_token * prompts_per_token,
         power_w_per_gpu=watts,
         tokens_per_joule=tokens_per_s / (watts * gpus),
-        provenance=provenance(scenario),
+        provenance=provenance(scenario, pools),
     )
 
 

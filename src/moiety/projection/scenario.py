@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from moiety.cost.calibration import Calibration
     from moiety.model.model import Model
     from moiety.plan import Engine, Plan
+    from moiety.workload.routing import Routing
     from moiety.workload.workload import Workload
 
 
@@ -18,7 +19,8 @@ class Scenario:
     """A model, a cluster and a workload, with the engine that will run them and the calibration of the cost model.
 
     `expert_shares` are the routed experts' measured shares of the tokens, [MoE layers][experts], rows adding up to 1;
-    None where no routing was given: then the workload's skew law holds.
+    None where no routing was given: then the workload's skew law holds. `routing` is the dump itself, a row for each
+    MoE layer; None where none was given, and where a plan was read from its file, which holds only what it came to.
     """
 
     model: Model
@@ -27,6 +29,7 @@ class Scenario:
     engine: Engine
     calibration: Calibration
     expert_shares: tuple[tuple[float, ...], ...] | None = None
+    routing: Routing | None = None
 
 
 def scenario_of(plan: Plan, calibration: Calibration) -> Scenario:

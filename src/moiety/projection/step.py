@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 Timing = Literal["estimated", "folded", "simulated"]
 """In closed form; two and four layers of each kind simulated and the rest by their share; every layer simulated.
 
-The first two take the busiest rank's load in each kind of layer as its mean over those layers.
+The first two take the busiest rank's load in each kind of layer as its mean over those layers. All three take the
+measured traffic of a placement as its mean over the MoE layers: an exchange takes time in proportion to its rows.
 """
 
 
@@ -64,7 +65,8 @@ def time_step(  # noqa: PLR0913 - what decides a step
 ) -> StepOutcome:
     """Return the outcome of one step; `classes` replaces what the routing says of the ranks' loads (after a fault)."""
     graph = build_step_graph(scenario.model, strategy, schedule, options, training=training)
-    pricer = Pricer(graph, scenario.cluster, scenario.calibration, first_rank)
+    traffic = placement.traffic if placement is not None else None
+    pricer = Pricer(graph, scenario.cluster, scenario.calibration, first_rank, traffic)
     classes = classes or load_classes(scenario, strategy, schedule, placement)
     if timing != "simulated":
         classes = [_levelled(classes[0], scenario.model.layer_blocks)]

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _WIDEST = DtypePolicy(
     weights="fp32", experts="fp32", activations="fp32", kv_cache="fp32", dispatch="fp32", combine="fp32"
 )
-_OFF = {name: off for name, (off, _) in OPTIMISATIONS.items()} | {"dtypes": _WIDEST}
+_OFF = {name: off for name, (off, _) in OPTIMISATIONS.items()} | {"placement": "linear", "dtypes": _WIDEST}
 _ON = {name: on for name, (_, on) in OPTIMISATIONS.items()}
 
 
@@ -38,7 +38,7 @@ def ablate(plan: Plan, calibration: Calibration) -> tuple[OptionWorth, ...]:
     """Return the worth of every option of an evaluated plan, in the order of the options.
 
     An option that the plan leaves off is judged the other way round: `without` is then with it. Formats that are
-    already the widest have no other side and are left out.
+    already the widest have no other side and are left out, and so is linear placement.
     """
     assert plan.projection is not None, "the plan is evaluated"
     whole = plan.projection.throughput_tokens_per_s
@@ -53,11 +53,12 @@ def ablate(plan: Plan, calibration: Calibration) -> tuple[OptionWorth, ...]:
         is_on = current != off
         if not is_on and name not in _ON:
             continue
-        other = with_options(plan, _changed(plan.options, name, off if is_on else _ON[name]), calibration).plan
+        on = current if name == "placement" else _ON.get(name)
+        other = with_options(plan, _changed(plan.options, name, off if is_on else on), calibration).plan
         assert other.projection is not None, "variants are evaluated"
         alone = None
-        if name in _ON:
-            single = with_options(plan, _changed(bare_options, name, _ON[name]), calibration).plan
+        if on is not None:
+            single = with_options(plan, _changed(bare_options, name, on), calibration).plan
             assert single.projection is not None, "variants are evaluated"
             alone = single.projection.throughput_tokens_per_s / bare_rate
         found.append(

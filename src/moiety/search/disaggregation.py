@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase
+from moiety.projection.place import place
 from moiety.projection.project import project_disaggregated
 from moiety.projection.schedule import schedules
-from moiety.search.judge import Judged, place, pool_of
+from moiety.search.judge import Judged, pool_of
 from moiety.search.standing import standing
 from moiety.strategy.enumeration import enumerate_strategies
 from moiety.strategy.legality import divisors
@@ -90,7 +91,8 @@ def _best(scenario: Scenario, options: Options, phase: Phase, size: int, concurr
         cut = schedules(scenario.workload, phase, strategy, options, concurrency)
         if not cut:
             continue
-        case = PoolCase(scenario, strategy, options, place(scenario, strategy, options), in_flight=concurrency)
+        placement = place(scenario, strategy, options, effort="rank")
+        case = PoolCase(scenario, strategy, options, placement, in_flight=concurrency)
         outcome = PHASES[phase](case, cut[0], timing="estimated")
         if outcome.memory.fits:
             latency = outcome.ttft_s if phase == "prefill" else outcome.tpot_s
@@ -131,7 +133,8 @@ def _pool(
     cut = schedules(scenario.workload, phase, strategy, options, concurrency)
     if not cut:
         return None
-    case = PoolCase(scenario, strategy, options, place(scenario, strategy, options), first_rank, concurrency)
+    placement = place(scenario, strategy, options, first_rank, effort="rank")
+    case = PoolCase(scenario, strategy, options, placement, first_rank, concurrency)
     outcome = PHASES[phase](case, cut[0], timing="estimated")
     if not outcome.memory.fits:
         return None

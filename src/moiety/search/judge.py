@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.placement.linear import place_linear
 from moiety.plan import Pool
 from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase
+from moiety.projection.place import place
 from moiety.projection.project import project_pool
 from moiety.projection.schedule import schedules
 from moiety.search.standing import standing
@@ -15,7 +15,6 @@ from moiety.search.standing import standing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moiety.placement.placement import Placement
     from moiety.plan import Options, Phase, Projection
     from moiety.projection.scenario import Scenario
     from moiety.projection.step import Timing
@@ -57,23 +56,6 @@ class Refused:
     """Memory that lacks on each GPU."""
 
 
-def place(scenario: Scenario, strategy: Strategy, options: Options) -> Placement | None:
-    """Return the placement of a strategy's experts on the GPUs of a stage."""
-    model, moe = scenario.model, scenario.model.moe
-    if moe is None:
-        return None
-    stage, node = strategy.gpus_per_stage, scenario.cluster.gpus_per_node
-    nodes = stage // node if stage > node and stage % node == 0 else 1
-    return place_linear(
-        layers=[i for i, block in enumerate(model.layers) if block.feed_forward.kind == "moe"],
-        num_experts=moe.num_experts,
-        redundant_experts=options.redundant_experts,
-        num_gpus=stage,
-        num_nodes=nodes,
-        expert_tp=strategy.etp,
-    )
-
-
 def variants(strategy: Strategy, options: Options) -> list[Options]:
     """Return the settings worth trying of two-batch overlap, whose use depends on the strategy.
 
@@ -90,11 +72,12 @@ def judge(
 ) -> Judged | Refused:
     """Return the best variant of a strategy on the whole cluster that fits the memory, or the rule that none meets.
 
-    `tune` tries the options that depend on the strategy; otherwise `options` stay as they are.
+    `tune` tries the options that depend on the strategy; otherwise `options` stay as they are. What is timed in closed
+    form has its experts placed by a quick method too.
     """
     workload = scenario.workload
     in_flight = workload.concurrency if workload.kind in {"decode", "mixed"} else None
-    placement = place(scenario, strategy, options)
+    placement = place(scenario, strategy, options, effort="rank" if timing == "estimated" else "simulate")
     best: Judged | None = None
     refusal = Refused("every-group-has-work", _too_little_work(scenario, strategy))
     for choice in variants(strategy, options) if tune else [options]:

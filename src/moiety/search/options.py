@@ -14,9 +14,11 @@ def default_options(scenario: Scenario, redundant_experts: int = 0) -> Options:
     """Return every option on that has no price for this workload, in the formats of the checkpoint.
 
     FP8 checkpoints dispatch in FP8 where the device computes in it. Training keeps weights in BF16 and shards the dense
-    parameters, whose gradients and optimizer state would not fit otherwise.
+    parameters, whose gradients and optimizer state would not fit otherwise. Where routing is known, experts are placed
+    by it.
     """
     return Options(
+        placement="joint" if scenario.expert_shares is not None else "linear",
         redundant_experts=redundant_experts,
         dense_parameter_sharding=scenario.workload.kind == "training",
         dtypes=default_dtypes(scenario),
@@ -48,12 +50,14 @@ OPTIMISATIONS: dict[str, tuple[object, object]] = {
     "flash_attention": (False, True),
     "fused_kernels": (False, True),
 }
-"""What each option is set to when it is off and when it is on."""
+"""What each option is set to when it is off and when it is on. Where routing is known, so is placement: linear when it
+is off."""
 
 
 def baseline_options(options: Options) -> Options:
-    """Return the same formats and placement with every optimisation off."""
-    return options.model_copy(update={name: off for name, (off, _) in OPTIMISATIONS.items()})
+    """Return the same formats and copies of experts with every optimisation off, experts in linear order."""
+    off = {name: off for name, (off, _) in OPTIMISATIONS.items()}
+    return options.model_copy(update={**off, "placement": "linear"})
 
 
 def original_options(options: Options) -> Options:

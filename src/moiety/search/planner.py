@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moiety.plan import Plan, Pool, Provenance, Schedule, Variant
+from moiety.projection.place import placed_again, settled
 from moiety.projection.project import Evaluation, evaluate
 from moiety.projection.scenario import scenario_of
 from moiety.projection.schedule import schedules
-from moiety.search.judge import Judged, judge, place
+from moiety.search.judge import Judged, judge
 from moiety.search.options import baseline_options, original_options
 from moiety.search.search import search
 from moiety.strategy.legality import broken_rules, divisors
@@ -40,7 +41,8 @@ def make_plan(
     `tune` lets the search turn two-batch overlap off where it does not pay. Raises InputError where nothing works.
     """
     result = search(scenario, options, pinned=pinned, tune=tune, progress=progress)
-    plan = assemble(scenario, result.chosen.pools, result.chosen.options, name, version)
+    pools = settled(scenario, result.chosen.pools, result.chosen.options)
+    plan = assemble(scenario, pools, result.chosen.options, name, version)
     evaluation = evaluate(plan, scenario.calibration)
     comparison = compare(evaluation.plan, scenario.calibration)
     return replace(
@@ -74,13 +76,16 @@ def with_options(plan: Plan, options: Options, calibration: Calibration) -> Eval
             in_flight = pool.schedule.decode_sequences * pool.schedule.num_microbatches * groups
         cut = schedules(plan.workload, pool.role, pool.strategy, options, in_flight)
         schedule = cut[0] if cut and options.two_batch_overlap != plan.options.two_batch_overlap else pool.schedule
-        placement = place(scenario, pool.strategy, options)
+        placement = placed_again(scenario, plan.pools, pool.strategy, options, pool.first_rank)
         pools.append(pool.model_copy(update={"schedule": schedule, "placement": placement}))
     return evaluate(assemble(scenario, tuple(pools), options, plan.name, plan.provenance.moiety_version), calibration)
 
 
 def compare(plan: Plan, calibration: Calibration) -> tuple[Variant, ...]:
-    """Return the baseline, the plan's strategy with the original options, and the plan itself, side by side."""
+    """Return the baseline, the plan's strategy with the original options, and the plan itself, side by side.
+
+    Where the plan places its experts otherwise than in order, the same with them in order stands beside it.
+    """
     found: list[Variant] = []
     baseline = baseline_plan(plan, calibration)
     if baseline is not None:
@@ -89,6 +94,9 @@ def compare(plan: Plan, calibration: Calibration) -> tuple[Variant, ...]:
     found.append(
         variant("original", "the plan's strategy with overlap and flash attention, the other options off", original)
     )
+    if plan.options.placement != "linear":
+        linear = with_options(plan, plan.options.model_copy(update={"placement": "linear"}), calibration).plan
+        found.append(variant("linear-placement", "the plan with its experts in order", linear))
     found.append(variant("enhanced", "the plan", plan))
     return tuple(found)
 
@@ -140,4 +148,5 @@ def replan(plan: Plan, calibration: Calibration, scenario: Scenario | None = Non
     scenario = scenario or scenario_of(plan, calibration)
     result = search(scenario, plan.options.model_copy(update={"two_batch_overlap": True}))
     version = plan.provenance.moiety_version
-    return evaluate(assemble(scenario, result.chosen.pools, result.chosen.options, plan.name, version), calibration)
+    pools = settled(scenario, result.chosen.pools, result.chosen.options)
+    return evaluate(assemble(scenario, pools, result.chosen.options, plan.name, version), calibration)

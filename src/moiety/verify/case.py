@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moiety.errors import InputError
-from moiety.placement.linear import place_linear
 from moiety.plan import Plan, Pool
+from moiety.projection.place import placed_again
 from moiety.projection.project import Evaluation, evaluate
+from moiety.projection.scenario import scenario_of
 from moiety.projection.schedule import schedules
 from moiety.strategy.legality import broken_rules
 from moiety.strategy.strategy import parse_strategy
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from moiety.cost.calibration import Calibration
-    from moiety.placement.placement import Placement
     from moiety.plan import Options, Projection, Schedule
     from moiety.projection.step import Timing
     from moiety.strategy.strategy import Strategy
@@ -108,12 +108,13 @@ def best_plan(
     workload, role = base.workload, base.workload.kind
     if wanted is None:
         wanted = schedules(workload, role, strategy, options, workload.concurrency or _in_flight(base.pools[-1]))
+    scenario = scenario_of(base, calibration)
+    placement = placed_again(scenario, base.pools, strategy, options)
+    others = next((pool.measured for pool in base.pools if pool.strategy == strategy and pool.first_rank == 0), ())
     best: Plan | None = None
     reason = "the workload is too little for it"
     for schedule in wanted:
-        pool = Pool(
-            role=role, first_rank=0, strategy=strategy, schedule=schedule, placement=_linear(base, strategy, options)
-        )
+        pool = Pool(role=role, first_rank=0, strategy=strategy, schedule=schedule, placement=placement, measured=others)
         plan = base.model_copy(
             update={"options": options, "pools": (pool,), "projection": None, "comparison": (), "search": None}
         )
@@ -163,18 +164,3 @@ def _in_flight(pool: Pool) -> int:
 
 def _rate(plan: Plan) -> float:
     return plan.projection.throughput_tokens_per_s if plan.projection else 0.0
-
-
-def _linear(base: Plan, strategy: Strategy, options: Options) -> Placement | None:
-    moe = base.model.moe
-    if moe is None:
-        return None
-    stage, node = strategy.gpus_per_stage, base.cluster.gpus_per_node
-    return place_linear(
-        layers=[index for index, block in enumerate(base.model.layers) if block.feed_forward.kind == "moe"],
-        num_experts=moe.num_experts,
-        redundant_experts=options.redundant_experts,
-        num_gpus=stage,
-        num_nodes=stage // node if stage > node and stage % node == 0 else 1,
-        expert_tp=strategy.etp,
-    )

@@ -22,7 +22,10 @@ _UNEVEN_STAGES = 1.25
 
 
 def expert_load(inspection: Inspection) -> Iterator[Finding]:
-    """Report the busiest expert rank over the mean, in the worst layer, copies sharing an expert's tokens."""
+    """Report the busiest expert rank over the mean, in the worst layer.
+
+    Copies share an expert's tokens equally, or as a trace was served.
+    """
     plan = inspection.plan
     for pool in plan.pools:
         placement = pool.placement
@@ -32,19 +35,22 @@ def expert_load(inspection: Inspection) -> Iterator[Finding]:
         ranks = placement.num_gpus // placement.expert_tp
         width = placement.num_slots // ranks
         worst, worst_layer = 0.0, placement.layers[0]
+        served = placement.traffic.rank_loads if placement.traffic is not None else ()
         seen: set[tuple[int, ...]] = set()
         for row, slots in enumerate(placement.physical_to_logical_map):
-            if plan.expert_shares is None and slots in seen:
+            if plan.expert_shares is None and not served and slots in seen:
                 continue
             seen.add(slots)
             shares = plan.expert_shares[row] if plan.expert_shares else law
             copies = Counter(slots)
             per_slot = [shares[expert] / copies[expert] for expert in slots]
             loads = [sum(per_slot[rank * width : (rank + 1) * width]) for rank in range(ranks)]
+            loads = served[row] if served else loads
             peak = max(loads) / (sum(loads) / ranks)
             if peak > worst:
                 worst, worst_layer = peak, placement.layers[row]
         source = "measured shares" if plan.expert_shares else f"Zipf exponent {plan.workload.routing_skew:g}"
+        source = "as the trace is served" if served else source
         yield judged(
             "expert-load",
             inspection.name_of(pool),

@@ -47,6 +47,8 @@ def placement_shape(inspection: Inspection) -> Iterator[Finding]:
                 f"{placement.num_gpus} GPUs by expert TP {placement.expert_tp}, the stage has {stage} by "
                 f"{pool.strategy.etp}"
             )
+        if placement.method != plan.options.placement and pool.strategy.ep > 1:
+            wrong.append(f"placed by {placement.method}, the plan's method is {plan.options.placement}")
         shares = plan.expert_shares
         if shares is not None and [len(row) for row in shares] != [moe.num_experts] * len(moe_layers):
             wrong.append("measured shares of another number of layers or experts")

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moiety.verify.checks import balance, hardware, memory, performance, precedent, provenance, simulation, structure
+from moiety.verify.checks import (
+    balance,
+    hardware,
+    memory,
+    performance,
+    precedent,
+    provenance,
+    routed_traffic,
+    simulation,
+    structure,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,6 +49,7 @@ FIGURES: tuple[Check, ...] = (
     performance.figures_agree,
     performance.objective,
     performance.cross_node_bytes,
+    routed_traffic.routed_traffic,
     precedent.utilization,
     simulation.timelines,
     simulation.reproduces,

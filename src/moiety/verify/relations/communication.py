@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moiety.placement.load import mean_balance
 from moiety.verify.claims import VARIANTS
 from moiety.verify.closed_form import distinct_shares
 from moiety.verify.observation import Observation
@@ -45,7 +46,10 @@ def hidden_communication(case: AuditCase) -> Iterator[Observation]:
 
 
 def cross_node_traffic(case: AuditCase) -> Iterator[Observation]:
-    """Compare a reduction of the traffic between nodes with what each means can bring, routing being uniform."""
+    """Compare a reduction of the traffic between nodes with what each means can bring.
+
+    What placement brings is measured where the plan holds a trace's traffic; routing is uniform otherwise.
+    """
     plan, strategy, moe = case.plan, case.pool.strategy, case.plan.model.moe
     node = plan.cluster.gpus_per_node
     stage_nodes = strategy.gpus_per_stage // node
@@ -74,6 +78,9 @@ def cross_node_traffic(case: AuditCase) -> Iterator[Observation]:
             f"both: {both:.1%} less"
         )
     for claim in claims:
+        if claim.by == "placement" and (measured_cut := _measured_reduction(case, claim)) is not None:
+            yield measured_cut
+            continue
         ways = {"placement": [0.0, dedup], "all_to_all": [dedup, partners, both], "everything": [dedup, partners, both]}
         possible = ways.get(claim.by or "everything", [])
         agrees = any(claim.interval.near(each, _TRAFFIC_TOLERANCE) for each in possible)
@@ -86,7 +93,8 @@ def cross_node_traffic(case: AuditCase) -> Iterator[Observation]:
             )
         measured = plan.expert_shares is not None and claim.by == "placement" and not agrees
         if measured:
-            text += "; the plan has measured loads, but not which experts are chosen together"
+            text += "; the plan has measured loads, but not which experts are chosen together on the GPUs of "
+            text += f"{strategy.name} with one copy of each: plan it with a trace, --strategy and no redundant experts"
         yield Observation(
             rule="cross-node-traffic",
             outcome="supports" if agrees else "cannot judge" if measured else "contradicts",
@@ -94,6 +102,32 @@ def cross_node_traffic(case: AuditCase) -> Iterator[Observation]:
             arithmetic=text,
             consistent={claim.id: claim.in_unit(dedup if claim.by == "placement" else both)},
         )
+
+
+def _measured_reduction(case: AuditCase, claim: Claim) -> Observation | None:
+    """Compare a claim with what the plan's placement saves of other methods' traffic on a trace, None without one."""
+    placement, others, shares = case.pool.placement, case.pool.measured, case.plan.expert_shares
+    if placement is None or placement.traffic is None or not placement.traffic.domains or not others or shares is None:
+        return None
+    ours = placement.traffic.remote_domains
+    saved: dict[str, float] = {}
+    said: list[str] = []
+    for other in others:
+        theirs = other.traffic.remote_domains
+        saved[other.method] = 1 - ours / theirs if theirs else 0.0
+        less = f"{saved[other.method]:.1%} less than {other.method}"
+        said.append(f"{less} ({theirs:.3f} at balance {other.balance:.3f})")
+    copies = placement.num_slots - placement.num_logical_experts
+    agrees = any(claim.interval.near(each, _TRAFFIC_TOLERANCE) for each in saved.values())
+    return Observation(
+        rule="cross-node-traffic",
+        outcome="supports" if agrees else "contradicts",
+        claims=(claim.id,),
+        arithmetic=f"claimed {claim.shown} by placement; measured on {placement.traffic.num_tokens:,} tokens, one row "
+        f"per node and near copies first in each: {placement.method} reaches {ours:.3f} other nodes a token with "
+        f"{copies} copies of experts at balance {mean_balance(placement, shares):.3f}, {', '.join(said)}",
+        consistent={claim.id: claim.in_unit(max(saved.values()))},
+    )
 
 
 def _within(claim: Claim, actual: float) -> bool:
