@@ -165,8 +165,6 @@ def test_a_selection_needs_tokens() -> None:
         (npz(topk=[[[0, 1], [0, -1]], [[0, 1], [0, 1]]]), "holds expert -1 (layer 0, token 1)"),
         (npz(topk=[[[0, 1], [-1, -1]], [[0, 1], [0, 1]]]), "holds expert -1 (layer 0, token 1)"),
         (npz(topk=[[[0, -2]]]), "holds expert -2 (layer 0, token 0)"),
-        (npz(topk=[[[0, 1], [1, 2]], [[0, 1], [2, 2]]]), "layer 1, token 1 goes to expert 2 twice"),
-        (npz(topk=[[[*range(1, 20), 7]]]), "layer 0, token 0 goes to expert 7 twice"),
         (npz(topk=[[[2**31]]]), "at most 65536 experts"),
         (npz(topk=np.zeros((1, 0, 2), int)), "shape"),
         (npz(topk=np.zeros((1, 2, 3), int)), "more than there are"),
@@ -255,3 +253,7 @@ def test_planning_without_a_dump_needs_no_numpy() -> None:
     code = "import sys, moiety.workload.routing, moiety.workload.catalog as c; c.load_workload('chat')"
     check = f"{code}; sys.exit('numpy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], check=False).returncode == 0
+
+
+def test_a_token_that_names_an_expert_twice_is_twice_the_work() -> None:
+    assert read_routing(npz(topk=[[[0, 1], [2, 2]]]), source="x").counts.tolist() == [[[1, 1, 2]]]

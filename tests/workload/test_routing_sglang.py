@@ -159,7 +159,6 @@ def test_counts_of_the_mode_per_pass() -> None:
         ({"records": [PREFILL], "last_physical_to_logical_map": MAP * 2}, "names expert 6"),
         ({"records": [PREFILL], "last_physical_to_logical_map": [[0], [1, 2]]}, "different length"),
         ({"records": [PREFILL], "last_physical_to_logical_map": "x"}, "whole numbers"),
-        ({"records": [PREFILL], "last_physical_to_logical_map": MAP // 2}, "twice"),
     ],
 )
 def test_what_the_recorder_does_not_write_is_refused(dump: object, said: str) -> None:

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 MAX_EXPERTS = 65_536
 _MAX_COUNT = 1e18
-_FEW_CHOICES = 16
-"""Experts a token up to which comparing every two is quicker than sorting."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,7 +58,8 @@ def read_routing(data: bytes, *, source: str, num_experts: int | None = None, nu
 
     Its keys: `topk` `[layers, tokens, k]` and optionally `sequence` `[tokens]`; `counts` or SGLang's `logical_count`,
     `[layers, experts]` or `[windows, layers, experts]`; or SGLang's `records` (see `sglang_dump`). A token whose
-    entries are -1 in all layers is padding and left out; a window without tokens says nothing and stays. `num_experts`
+    entries are -1 in all layers is padding and left out; one that names an expert twice, as in a shuffled trace, is
+    that much work for it, and reaches it once; a window without tokens says nothing and stays. `num_experts`
     and `num_layers` are the model's, where it is known. Raises InputError for anything that is not such a dump.
     """
     from moiety.workload.routing_file import arrays_of_file  # noqa: PLC0415 - planning without a dump needs no numpy
@@ -166,7 +165,6 @@ def _checked_tokens(
         topk = topk[:, real]
         sequence = sequence if sequence is None else sequence[real]
     _check_ids(topk, source, num_experts)
-    _check_distinct(topk, source)
     return topk, sequence
 
 
@@ -182,25 +180,6 @@ def _check_ids(topk: NDArray[np.integer[Any]], source: str, num_experts: int | N
         _refuse(source, "topk", f"holds expert {high}, numbered from 0; {owner} {limit} experts ({place})")
     if topk.shape[2] > (high + 1 if num_experts is None else num_experts):
         _refuse(source, "topk", f"has {topk.shape[2]} experts a token, more than there are")
-
-
-def _check_distinct(topk: NDArray[np.integer[Any]], source: str) -> None:
-    """Refuse a token that goes to one expert twice in a layer."""
-    import numpy as np  # noqa: PLC0415 - as above
-
-    narrow = np.uint8 if int(topk.max()) <= np.iinfo(np.uint8).max else np.uint16
-    num_choices = topk.shape[2]
-    if num_choices > _FEW_CHOICES:
-        columns = np.moveaxis(np.sort(topk.astype(narrow), axis=2), 2, 0)
-        pairs = [(i, i + 1) for i in range(num_choices - 1)]
-    else:
-        columns = np.ascontiguousarray(np.moveaxis(topk, 2, 0), dtype=narrow)
-        pairs = [(i, j) for j in range(num_choices) for i in range(j)]
-    for i, j in pairs:
-        twice = columns[i] == columns[j]
-        if twice.any():
-            layer, token = (int(each) for each in np.argwhere(twice)[0])
-            _refuse(source, "topk", f"layer {layer}, token {token} goes to expert {columns[i][layer, token]} twice")
 
 
 def _place(wrong: NDArray[np.bool_]) -> str:
