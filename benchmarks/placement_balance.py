@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.placement.balance import balance, peaks
-from moiety.placement.eplb import eplb_global
+from moiety.placement.methods.balance import balance, peaks
+from moiety.placement.methods.eplb import eplb_global
 from moiety.placement.problem import PlacementProblem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moiety.placement.methods import Method
+    from moiety.placement.methods.table import Method
     from moiety.placement.problem import Loads, SlotMap
 
 LAYERS, EXPERTS = 58, 256

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.placement.balance import balance
+from moiety.placement.methods.balance import balance
 from moiety.placement.metrics import balance_of, gpu_loads
-from moiety.placement.migration import migrate
-from moiety.placement.migration_cost import CopyLinks, migration_cost, settled
+from moiety.placement.migration.cost import CopyLinks, migration_cost, settled
+from moiety.placement.migration.migration import migrate
 from moiety.placement.problem import PlacementProblem
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from moiety.cluster.cluster import Cluster
 from moiety.dtypes import Dtype
 from moiety.model.model import Model
 from moiety.placement.placement import Placement
-from moiety.placement.routed_traffic import MeasuredPlacement
+from moiety.placement.serving.routed_traffic import MeasuredPlacement
 from moiety.records import DerivedRecord, Record
 from moiety.strategy.strategy import AXES, Axis, Strategy
 from moiety.workload.workload import Workload

@@ -415,4 +415,4 @@ def test_the_command_starts_without_arrays(work: Path) -> None:
         text=True,
     ).stdout.split()
     assert "moiety.cli.place" in loaded
-    assert not {"numpy", "numba", "moiety.placement.methods"} & set(loaded)
+    assert not {"numpy", "numba", "moiety.placement.methods.table"} & set(loaded)

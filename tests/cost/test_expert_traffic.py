@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moiety.cost.expert_traffic import expected_domains, is_measured, missed_probability, rows_per_token, stage_widths
-from moiety.placement.routed_traffic import DomainReach, RoutedTraffic
+from moiety.placement.serving.routed_traffic import DomainReach, RoutedTraffic
 from moiety.strategy.strategy import Strategy
 from tests.scenarios import moe, tiered
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moiety.placement.metrics import measure
-from moiety.placement.traffic import traffic
+from moiety.placement.serving.traffic import traffic
 from tests.placement.placed import problem_of
 
 if TYPE_CHECKING:

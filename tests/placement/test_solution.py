@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from moiety.errors import InputError
-from moiety.placement.serving import serve
+from moiety.placement.serving.rule import serve
 from moiety.placement.solution import COMPARED, compared, solved
 from moiety.placement.stage_shape import StageShape
 from moiety.workload.routing import Routing

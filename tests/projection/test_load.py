@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.routed_traffic import RoutedTraffic
+from moiety.placement.serving.routed_traffic import RoutedTraffic
 from moiety.plan import Options
 from moiety.projection.load import classes_of, load_classes
 from moiety.search.judge import place

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.methods import METHODS
+from moiety.placement.methods.table import METHODS
 from moiety.placement.problem import PlacementProblem, placement_problem
-from moiety.placement.traffic import traffic
+from moiety.placement.serving.traffic import traffic
 from moiety.report.heat_map import LEVELS, HeatMap, colour, heat_map
 from moiety.report.placement_picture import PicturedMap, placement_picture
 from moiety.workload.routing import Routing

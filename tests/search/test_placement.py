@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from moiety.placement.methods import METHODS
+from moiety.placement.methods.table import METHODS
 from moiety.plan import Options, Plan
 from moiety.projection.project import evaluate
 from moiety.search.ablation import ablate

@@ -156,7 +156,7 @@ def place(
 
 
 def _check_names(method: str | None, compare: str, to: str) -> None:
-    from moiety.placement.methods import METHODS
+    from moiety.placement.methods.table import METHODS
 
     for option, name, known in (
         ("--method", method, METHODS),

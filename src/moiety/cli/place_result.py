@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from moiety.cli.place_machine import Machine
     from moiety.placement.metrics import PlacementMetrics
-    from moiety.placement.migration_order import Move
+    from moiety.placement.migration.order import Move
     from moiety.placement.placement import Placement
     from moiety.placement.problem import PlacementProblem, SlotMap
 

@@ -10,11 +10,11 @@ from moiety.cli.place_files import check_previous, gpu_speeds, load_routing, moe
 from moiety.cli.place_machine import MOST_SLOTS, Machine, check_memory
 from moiety.cli.place_result import MIGRATION, Moved, Placed
 from moiety.errors import InputError
-from moiety.placement.holding_cost import holding_cost
-from moiety.placement.methods import METHODS
+from moiety.placement.methods.table import METHODS
 from moiety.placement.metrics import measure
-from moiety.placement.migration import migrate
-from moiety.placement.migration_cost import CopyLinks, copies_between, port_bytes, port_time_s, settled
+from moiety.placement.migration.cost import CopyLinks, copies_between, port_bytes, port_time_s, settled
+from moiety.placement.migration.holding_cost import holding_cost
+from moiety.placement.migration.migration import migrate
 from moiety.placement.placement import Placement
 from moiety.placement.problem import placement_problem
 from moiety.workload.routing import windowed
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from moiety.cli.place_files import Previous
     from moiety.placement.metrics import PlacementMetrics
-    from moiety.placement.migration_order import Move
+    from moiety.placement.migration.order import Move
     from moiety.placement.problem import PlacementProblem, SlotMap
     from moiety.workload.routing import Routing
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from moiety.cost.calibration import Calibration
     from moiety.graph.op import Collective
     from moiety.model.feed_forward import MoeFeedForward
-    from moiety.placement.routed_traffic import RoutedTraffic
+    from moiety.placement.serving.routed_traffic import RoutedTraffic
     from moiety.strategy.strategy import Strategy
 
 

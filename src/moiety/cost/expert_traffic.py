@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from moiety.cluster.cluster import Cluster
     from moiety.model.feed_forward import MoeFeedForward
-    from moiety.placement.routed_traffic import RoutedTraffic
+    from moiety.placement.serving.routed_traffic import RoutedTraffic
     from moiety.plan import AllToAll
     from moiety.strategy.strategy import Strategy
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moiety.graph.graph import Graph
     from moiety.graph.op import Op
     from moiety.model.feed_forward import MoeFeedForward
-    from moiety.placement.routed_traffic import RoutedTraffic
+    from moiety.placement.serving.routed_traffic import RoutedTraffic
     from moiety.strategy.strategy import Axis
 
 _MAX_GROUPS_COMPARED = 64

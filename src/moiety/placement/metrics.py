@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import numpy as np
 from pydantic import Field
 
-from moiety.placement.affinity import sequence_affinity
 from moiety.placement.lower_bound import peak_lower_bound
-from moiety.placement.traffic import ServedTraffic, traffic
+from moiety.placement.serving.affinity import sequence_affinity
+from moiety.placement.serving.traffic import ServedTraffic, traffic
 from moiety.records import Record
 
 if TYPE_CHECKING:
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap
-    from moiety.placement.serving import Indices, Integers
+    from moiety.placement.serving.rule import Indices, Integers
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Amount = Annotated[float, Field(ge=0)]

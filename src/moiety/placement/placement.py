@@ -6,7 +6,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from moiety.placement.routed_traffic import RoutedTraffic
+from moiety.placement.serving.routed_traffic import RoutedTraffic
 from moiety.records import Record
 
 

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moiety.errors import InputError, nearest
-from moiety.placement.methods import METHODS
+from moiety.placement.methods.table import METHODS
 from moiety.placement.metrics import gpu_loads
 from moiety.placement.placement import Placement
 from moiety.placement.problem import placement_problem
-from moiety.placement.routed_traffic import DomainReach, MeasuredPlacement, RoutedTraffic
-from moiety.placement.serving import serve
-from moiety.placement.traffic import traffic
+from moiety.placement.serving.routed_traffic import DomainReach, MeasuredPlacement, RoutedTraffic
+from moiety.placement.serving.rule import serve
+from moiety.placement.serving.traffic import traffic
 
 if TYPE_CHECKING:
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap
-    from moiety.placement.serving import Indices, Integers
+    from moiety.placement.serving.rule import Indices, Integers
     from moiety.placement.stage_shape import StageShape
     from moiety.workload.routing import Routing
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moiety.cluster.cluster import Cluster
     from moiety.model.feed_forward import MoeFeedForward
     from moiety.placement.placement import Placement
-    from moiety.placement.routed_traffic import MeasuredPlacement
+    from moiety.placement.serving.routed_traffic import MeasuredPlacement
     from moiety.plan import Options, PlacementMethod, Pool
     from moiety.projection.scenario import Scenario
     from moiety.strategy.strategy import Strategy

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.placement.expert_reach import remote_shares
 from moiety.placement.metrics import balance_of, gpu_loads
-from moiety.placement.traffic import traffic
+from moiety.placement.serving.expert_reach import remote_shares
+from moiety.placement.serving.traffic import traffic
 from moiety.report.heat_map import HeatMap, colour, heat_map
 from moiety.report.svg_text import number, printable, rectangle, text
 

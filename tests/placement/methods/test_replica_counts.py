@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.replica_counts import least_peak_counts, nearby_counts
+from moiety.placement.methods.replica_counts import least_peak_counts, nearby_counts
 
 
 def every_count(experts: int, slots: int, most: int) -> list[tuple[int, ...]]:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.affinity import even_homes, sequence_affinity
-from moiety.placement.serving import serve
-from moiety.placement.traffic import RULES, traffic
+from moiety.placement.serving.affinity import even_homes, sequence_affinity
+from moiety.placement.serving.rule import serve
+from moiety.placement.serving.traffic import RULES, traffic
 from tests.placement.placed import by_gpu, placed_traces, problem_of
 
 if TYPE_CHECKING:

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.balance import balance, peaks
-from moiety.placement.eplb import eplb_global
-from moiety.placement.joint import joint
-from moiety.placement.linear_map import linear
+from moiety.placement.methods.balance import balance, peaks
+from moiety.placement.methods.eplb import eplb_global
+from moiety.placement.methods.joint import joint
+from moiety.placement.methods.linear_map import linear
+from moiety.placement.methods.packing import has_twins
+from moiety.placement.methods.round_robin import round_robin
 from moiety.placement.metrics import measure
-from moiety.placement.packing import has_twins
-from moiety.placement.round_robin import round_robin
-from moiety.placement.traffic import traffic
+from moiety.placement.serving.traffic import traffic
 from moiety.workload.synthetic_routing import RoutingSize, RoutingTargets, synthesize_from
 from tests.placement.placed import problem_of
 from tests.placement.reference import partition_cost, reference_partition, remote_nodes

@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moiety.placement.methods.round_robin import round_robin
 from moiety.placement.problem import PlacementProblem
-from moiety.placement.round_robin import round_robin
 
 
 @given(st.integers(1, 8), st.integers(1, 8))

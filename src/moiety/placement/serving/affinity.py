@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moiety.placement.serving import serve_columns, serving_table
+from moiety.placement.serving.rule import serve_columns, serving_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap
-    from moiety.placement.serving import Indices, Integers, ServingTable
+    from moiety.placement.serving.rule import Indices, Integers, ServingTable
 
 FIRST_TOKENS = 32
 """Tokens of a sequence that choose its home."""
@@ -40,7 +40,7 @@ def sequence_affinity(
 
     `sequence` [tokens] is the sequence of each token of the problem's trace, in order. Nodes take equally many
     sequences, give or take one: the sequences choose in the order of what their second choice would cost them. Tokens
-    after a sequence's first 32 are served by the rule of `serving.serve`; None where there are none.
+    after a sequence's first 32 are served by the rule of `rule.serve`; None where there are none.
     """
     assert problem.topk is not None
     names, of = np.unique(sequence, return_inverse=True)

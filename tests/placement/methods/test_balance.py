@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moiety.placement.balance import balance, peaks
-from moiety.placement.eplb import eplb_global
-from moiety.placement.packing import has_twins
+from moiety.placement.methods.balance import balance, peaks
+from moiety.placement.methods.eplb import eplb_global
+from moiety.placement.methods.packing import has_twins
 from moiety.placement.problem import PlacementProblem
 
 

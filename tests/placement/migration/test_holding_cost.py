@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from moiety.placement.balance import balance
-from moiety.placement.holding_cost import holding_cost
-from moiety.placement.local_search import PRICE
+from moiety.placement.methods.balance import balance
+from moiety.placement.methods.local_search import PRICE
 from moiety.placement.metrics import measure
-from moiety.placement.migration import migrate
-from moiety.placement.traffic import traffic
+from moiety.placement.migration.holding_cost import holding_cost
+from moiety.placement.migration.migration import migrate
+from moiety.placement.serving.traffic import traffic
+from tests.placement.methods.test_joint import communities
 from tests.placement.placed import problem_of
-from tests.placement.test_joint import communities
 
 
 def test_moving_an_only_copy_costs_what_it_changes_of_the_traffic() -> None:

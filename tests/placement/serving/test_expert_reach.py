@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.expert_reach import remote_shares
-from moiety.placement.methods import METHODS
+from moiety.placement.methods.table import METHODS
 from moiety.placement.problem import placement_problem
-from moiety.placement.traffic import traffic
+from moiety.placement.serving.expert_reach import remote_shares
+from moiety.placement.serving.traffic import traffic
 from moiety.workload.routing import Routing
 
 

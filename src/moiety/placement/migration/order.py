@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from moiety.placement.migration_candidates import MoveProblem, maps_of, retarget_gains, smooth_peak, tables
+from moiety.placement.migration.candidates import MoveProblem, maps_of, retarget_gains, smooth_peak, tables
 
 if TYPE_CHECKING:
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap

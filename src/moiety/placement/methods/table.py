@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeAlias
 
-from moiety.placement.balance import balance
-from moiety.placement.eplb import eplb, eplb_global
-from moiety.placement.joint import joint
-from moiety.placement.linear_map import linear
-from moiety.placement.round_robin import round_robin
+from moiety.placement.methods.balance import balance
+from moiety.placement.methods.eplb import eplb, eplb_global
+from moiety.placement.methods.joint import joint
+from moiety.placement.methods.linear_map import linear
+from moiety.placement.methods.round_robin import round_robin
 
 if TYPE_CHECKING:
     from collections.abc import Callable

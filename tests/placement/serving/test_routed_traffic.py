@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from moiety.placement.routed_traffic import DomainReach, RoutedTraffic
+from moiety.placement.serving.routed_traffic import DomainReach, RoutedTraffic
 
 
 def reach(num_gpus: int = 4, **changes: float) -> DomainReach:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.packing import has_twins, pack
+from moiety.placement.methods.packing import has_twins, pack
 
 
 def fullest(loads: np.ndarray, where: np.ndarray, bins: int, speed: np.ndarray | None = None) -> np.ndarray:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.placement.migration_candidates import candidates, maps_of, smooth_peak, tables
+from moiety.placement.migration.candidates import candidates, maps_of, smooth_peak, tables
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from moiety.placement.migration_candidates import MoveProblem
+    from moiety.placement.migration.candidates import MoveProblem
     from moiety.placement.problem import Loads, SlotMap
 
 _BRANCHES = 6

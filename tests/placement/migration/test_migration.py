@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moiety.errors import InputError
-from moiety.placement.migration import Migration, Payback, migrate
-from moiety.placement.migration_cost import CopyLinks
+from moiety.placement.migration.cost import CopyLinks
+from moiety.placement.migration.migration import Migration, Payback, migrate
 from moiety.placement.problem import PlacementProblem
 
 if TYPE_CHECKING:

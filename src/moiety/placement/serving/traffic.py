@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
-from moiety.placement.serving import check_held, serve_columns, serving_table, turn_slots
+from moiety.placement.serving.rule import check_held, serve_columns, serving_table, turn_slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap
-    from moiety.placement.serving import Indices, Integers, ServingTable
+    from moiety.placement.serving.rule import Indices, Integers, ServingTable
 
 ServingRule: TypeAlias = Literal["even", "local", "cover"]
 """How a copy is chosen: each copy its even share, blind to locality (by token index, as EPLB's users do); a copy on the
-home node first and else the even one; or the rule of `serving.serve`, which covers the rest by few nodes."""
+home node first and else the even one; or the rule of `rule.serve`, which covers the rest by few nodes."""
 
 RULES: tuple[ServingRule, ...] = ("even", "local", "cover")
 MAX_SERVED = 2_000_000

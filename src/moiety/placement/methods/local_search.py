@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.placement.kernels import exchange_pass, gain_tables
+from moiety.placement.methods.kernels import exchange_pass, gain_tables
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moiety.placement.methods.token_sample import TokenSample
     from moiety.placement.problem import Loads
-    from moiety.placement.token_sample import TokenSample
 
     Slots = NDArray[np.int64]
 

@@ -30,7 +30,7 @@ class DomainReach(Record):
 class RoutedTraffic(Record):
     """Means over the tokens of a trace, a home drawn uniformly from the innermost domains of links, and the MoE layers.
 
-    Copies are chosen by the serving rule (`serving.serve`): at home first, then on the fewest nodes. Domains are
+    Copies are chosen by the serving rule (`rule.serve`): at home first, then on the fewest nodes. Domains are
     consecutive GPUs of a stage that one tier of links joins; only those narrower than the stage are listed.
     """
 

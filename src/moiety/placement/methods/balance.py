@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.placement.eplb import eplb_global
-from moiety.placement.linear_map import linear
 from moiety.placement.lower_bound import peak_lower_bound
-from moiety.placement.packing import SLACK, has_twins, pack
-from moiety.placement.replica_counts import least_peak_counts, nearby_counts
-from moiety.placement.round_robin import round_robin
+from moiety.placement.methods.eplb import eplb_global
+from moiety.placement.methods.linear_map import linear
+from moiety.placement.methods.packing import SLACK, has_twins, pack
+from moiety.placement.methods.replica_counts import least_peak_counts, nearby_counts
+from moiety.placement.methods.round_robin import round_robin
 
 if TYPE_CHECKING:
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moiety.errors import InputError
-from moiety.placement.serving import serve
+from moiety.placement.serving.rule import serve
 from tests.placement.placed import placed_traces
 
 if TYPE_CHECKING:

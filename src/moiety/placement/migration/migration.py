@@ -10,15 +10,15 @@ import numpy as np
 
 from moiety.errors import InputError
 from moiety.placement.metrics import balance_of, gpu_loads
-from moiety.placement.migration_candidates import MoveProblem
-from moiety.placement.migration_cost import copies_between, port_bytes, port_time_s, settled
-from moiety.placement.migration_order import ordered_moves
-from moiety.placement.migration_search import best_within
+from moiety.placement.migration.candidates import MoveProblem
+from moiety.placement.migration.cost import copies_between, port_bytes, port_time_s, settled
+from moiety.placement.migration.order import ordered_moves
+from moiety.placement.migration.search import best_within
 
 if TYPE_CHECKING:
-    from moiety.placement.migration_cost import CopyLinks
-    from moiety.placement.migration_order import Move
-    from moiety.placement.migration_search import Levels
+    from moiety.placement.migration.cost import CopyLinks
+    from moiety.placement.migration.order import Move
+    from moiety.placement.migration.search import Levels
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap
 
 _WIDTH = 16

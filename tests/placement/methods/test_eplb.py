@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.balance import peaks
-from moiety.placement.eplb import eplb, eplb_global
-from moiety.placement.packing import has_twins
+from moiety.placement.methods.balance import peaks
+from moiety.placement.methods.eplb import eplb, eplb_global
+from moiety.placement.methods.packing import has_twins
 from moiety.placement.problem import PlacementProblem
 
 # The worked example of the README of github.com/deepseek-ai/EPLB: 2 layers, 12 experts in 4 groups, 16 slots,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.migration_cost import CopyLinks, copies_between, migration_cost, settled
+from moiety.placement.migration.cost import CopyLinks, copies_between, migration_cost, settled
 from moiety.placement.problem import PlacementProblem
 
 LINKS = CopyLinks(expert_bytes=100.0, node_bytes_per_s=1000.0, network_bytes_per_s=10.0)

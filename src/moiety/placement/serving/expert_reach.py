@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.placement.serving import serve_columns, serving_table
+from moiety.placement.serving.rule import serve_columns, serving_table
 
 if TYPE_CHECKING:
     from moiety.placement.problem import Loads, PlacementProblem
-    from moiety.placement.serving import Indices
+    from moiety.placement.serving.rule import Indices
 
 
 def remote_shares(problem: PlacementProblem, slots: Indices, layer: int, *, cover: bool) -> Loads:
     """Return the share of a layer's tokens that reach each expert on each node from another, [experts, nodes].
 
     `slots` [slots] is the layer's row of a slot map. Homes are uniform, each token taken from every node. With `cover`
-    copies are chosen by `serving.serve`, else evenly: token t by copy t mod copies, in the order of slots. The sum is
+    copies are chosen by `rule.serve`, else evenly: token t by copy t mod copies, in the order of slots. The sum is
     the messages per token that leave their node under flat dispatch. The problem must have a trace, and every expert
     a slot.
     """

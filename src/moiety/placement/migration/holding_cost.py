@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.placement.node_distance import is_uneven, mean_one
-from moiety.placement.token_sample import token_sample
+from moiety.placement.methods.node_distance import is_uneven, mean_one
+from moiety.placement.methods.token_sample import token_sample
 
 if TYPE_CHECKING:
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap
@@ -25,8 +25,8 @@ def holding_cost(problem: PlacementProblem, slot_map: SlotMap) -> Loads | None:
     """
     if problem.topk is None or problem.num_nodes == 1:
         return None
-    from moiety.placement.kernels import MAX_NODES, gain_tables  # noqa: PLC0415 - compiled only where tokens are known
-    from moiety.placement.local_search import PRICE  # noqa: PLC0415 - as above
+    from moiety.placement.methods.kernels import MAX_NODES, gain_tables  # noqa: PLC0415 - compiled only where tokens are known
+    from moiety.placement.methods.local_search import PRICE  # noqa: PLC0415 - as above
 
     if problem.num_nodes > MAX_NODES:
         return None

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.balance import peaks
 from moiety.placement.linear import place_linear
 from moiety.placement.lower_bound import peak_lower_bound
-from moiety.placement.methods import METHODS
-from moiety.placement.packing import has_twins
+from moiety.placement.methods.balance import peaks
+from moiety.placement.methods.packing import has_twins
+from moiety.placement.methods.table import METHODS
 from moiety.placement.problem import PlacementProblem
 
 if TYPE_CHECKING:

@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.placement.balance import balance, peaks
-from moiety.placement.eplb import eplb, eplb_global
-from moiety.placement.linear_map import linear
-from moiety.placement.node_distance import is_uneven, mean_one
-from moiety.placement.packing import has_twins
-from moiety.placement.round_robin import round_robin
-from moiety.placement.token_sample import token_sample
+from moiety.placement.methods.balance import balance, peaks
+from moiety.placement.methods.eplb import eplb, eplb_global
+from moiety.placement.methods.linear_map import linear
+from moiety.placement.methods.node_distance import is_uneven, mean_one
+from moiety.placement.methods.packing import has_twins
+from moiety.placement.methods.round_robin import round_robin
+from moiety.placement.methods.token_sample import token_sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from moiety.placement.local_search import LayerProblem
+    from moiety.placement.methods.local_search import LayerProblem
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap
 
 _SLACK = 0.004
@@ -57,7 +57,7 @@ def joint(problem: PlacementProblem, effort: float = 1.0) -> SlotMap:
     simple method's map of the same balance. In whatever order experts, the GPUs of a node or the nodes are numbered,
     the same problem gives a map of the same cost, ties apart.
     """
-    from moiety.placement.kernels import MAX_NODES  # noqa: PLC0415 - compiled loops are loaded where tokens are known
+    from moiety.placement.methods.kernels import MAX_NODES  # noqa: PLC0415 - compiled loops are loaded where tokens are known
 
     if problem.topk is None or problem.num_nodes == 1 or problem.num_nodes > MAX_NODES:
         return balance(problem)
@@ -93,7 +93,7 @@ def _reordered(problem: PlacementProblem, gpus: NDArray[np.int64]) -> PlacementP
 
 def _searched(problem: PlacementProblem, by_load: SlotMap, effort: float) -> SlotMap:
     """Return the searched map; `by_load` [layers, experts] is each expert's rank by load, its number in the search."""
-    from moiety.placement.local_search import improved  # noqa: PLC0415 - as above
+    from moiety.placement.methods.local_search import improved  # noqa: PLC0415 - as above
 
     layer = np.arange(problem.num_layers, dtype=np.int64)[:, None]
     best, published = balance(problem, effort=0.0), eplb_global(problem)  # a start: the search goes on from here
@@ -123,7 +123,7 @@ def _not_worse_than_simple(
     layers: Callable[[int], LayerProblem],
 ) -> SlotMap:
     """Return the map with a simple method's row where that is as balanced, keeps copies apart and has less traffic."""
-    from moiety.placement.local_search import remote_distance  # noqa: PLC0415 - as above
+    from moiety.placement.methods.local_search import remote_distance  # noqa: PLC0415 - as above
 
     shares, found = problem.shares(), found.copy()
     for simple in (published, linear(problem), round_robin(problem)):
@@ -147,7 +147,7 @@ def _layer_problems(
 
     Loads are in units of a GPU's mean. `best` and `published` are the maps of `balance` and EPLB, in the old numbers.
     """
-    from moiety.placement.local_search import SERVED_WEIGHT, LayerProblem  # noqa: PLC0415 - as above
+    from moiety.placement.methods.local_search import SERVED_WEIGHT, LayerProblem  # noqa: PLC0415 - as above
 
     assert problem.topk is not None, "tokens are known"
     topk = problem.topk

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.kernels import exchange_pass, gain_tables
-from moiety.placement.traffic import traffic
+from moiety.placement.methods.kernels import exchange_pass, gain_tables
+from moiety.placement.serving.traffic import traffic
 from tests.placement.placed import placed_traces
 
 if TYPE_CHECKING:

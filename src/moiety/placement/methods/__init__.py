@@ -1,0 +1,1 @@
+"""The placement methods, a file each, and what they are made of."""

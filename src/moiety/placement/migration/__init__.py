@@ -1,0 +1,1 @@
+"""From a previous placement to a better one in few moves."""

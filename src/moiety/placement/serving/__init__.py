@@ -1,0 +1,1 @@
+"""Which copy serves a token, and what that makes tokens reach."""
