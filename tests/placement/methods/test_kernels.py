@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.placement.methods.kernels import exchange_pass, gain_tables
+from moiety.placement.methods.kernels import exchange_pass, gain_tables, uneven_gain_tables
 from moiety.placement.serving.traffic import traffic
 from tests.placement.placed import placed_traces
 
@@ -31,7 +31,8 @@ def tables(
     found = [np.zeros((experts, nodes)), np.zeros((experts, nodes)), np.zeros((experts, nodes, nodes))]
     served = np.zeros((experts, nodes))
     uneven = bool((distance[~np.eye(nodes, dtype=bool)] != 1).any())
-    return gain_tables(bits, records, home, weight, distance, uneven, *found, served), [*found, served]
+    fill = uneven_gain_tables if uneven else gain_tables
+    return fill(bits, records, home, weight, distance, *found, served), [*found, served]
 
 
 @st.composite
@@ -126,7 +127,7 @@ def test_a_sweep_keeps_its_own_books(seed: int, most: int) -> None:
     limit = np.full((2, gpus), filled.mean())
     done = exchange_pass(
         random.permutation(12), slots, on_gpu, on_node, copies, part, filled, limit, 1.0, add, rem,
-        np.zeros((experts, nodes, nodes)), most,
+        np.zeros((experts, nodes, nodes)), np.zeros(experts, dtype=np.bool_), np.empty(gpus), np.empty(experts), most,
     )  # fmt: skip
     assert 0 <= done <= most
     assert np.bincount(slots, minlength=experts).tolist() == copies.tolist()

@@ -1,4 +1,4 @@
-"""The two compiled loops of the joint solver: what each move would save of the traffic, and a sweep of paying moves.
+"""The compiled loops of the joint solver: what each move would save of the traffic, and a sweep of moves that pay.
 
 They work on one layer. Compiled on first use and cached beside the module, so only `moiety place` and plans with a
 routing dump pay for it. Nodes are bits of an integer, so there may be up to 62 of them.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 from numba import njit  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
 if TYPE_CHECKING:
@@ -20,151 +19,188 @@ MAX_NODES = 62
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return cast("Callable[..., Any]", njit(nogil=True, cache=True)(function))  # pyright: ignore[reportUnknownMemberType]
+    return cast("Callable[..., Any]", njit(nogil=True, cache=True, error_model="numpy")(function))  # pyright: ignore[reportUnknownMemberType]
 
 
 @_compiled
-def gain_tables(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917 - one loop nest, compiled as one
+def reached(  # noqa: C901 - one loop nest, compiled as one
+    held: NDArray[Any], experts: NDArray[Any], distance: NDArray[Any], r: int, start: int
+) -> tuple[Any, Any, Any]:
+    """Return the nodes that token r at node `start` visits, as bits, the home not among them, and two parts of them.
+
+    The first part would be visited without any one of its experts, the second is for experts with several copies.
+    Experts with a copy at home need no node. The nodes that hold an only copy come first; then, for each expert with
+    none there, the nearest node that it shares with most that follow it.
+    """
+    once = twice = chosen = 0
+    local = 1 << start
+    k = experts.shape[1]
+    several = False
+    for j in range(k):
+        m = held[experts[r, j]]
+        if m & local == 0:
+            if m & (m - 1):
+                several = True
+            else:
+                twice |= once & m
+                once |= m
+    if several:
+        for j in range(k):
+            m = held[experts[r, j]]
+            if m & (local | once) == 0:
+                shared = False
+                for i in range(j + 1, k):
+                    other = held[experts[r, i]]
+                    if other & (local | once) == 0 and other & m:
+                        m &= other
+                        shared = True
+                bit, nearest, n = 0, 1e300, 0
+                while m:
+                    if m & 1 and distance[start, n] < nearest:
+                        nearest = distance[start, n]
+                        bit = 1 << n
+                    m >>= 1
+                    n += 1
+                once |= bit
+                chosen |= bit
+                if shared:
+                    twice |= bit
+    return once, twice, chosen
+
+
+@_compiled
+def gain_tables(  # noqa: C901, PLR0912, PLR0913, PLR0917 - one loop nest, compiled as one
     held: NDArray[Any],
     experts: NDArray[Any],
     home: NDArray[Any],
     weight: NDArray[Any],
     distance: NDArray[Any],
-    uneven: bool,  # noqa: FBT001 - compiled code is called by position
     add: NDArray[Any],
     rem: NDArray[Any],
     both: NDArray[Any],
     served: NDArray[Any],
 ) -> float:
-    """Return the weighted distance to the remote nodes that the tokens reach, and fill the tables of what moves change.
+    """Return the remote nodes that the tokens reach, weighted, and fill the tables of what moves change of them.
 
     `held` [experts] has the nodes with a copy as bits. Token r, `weight[r]`, at node `home[r]`, needs `experts[r]`
-    (k of them): copies at home serve first, then the nodes that hold an only copy, then nodes shared by many.
-    `add[e, n]` becomes what a new copy of e on node n saves, `rem[e, a]` what losing the copy on node a costs, and
-    `both[e, a, n]` how much less it costs where node n gets a copy at the same time. Each is exact for one move of a
-    token's experts, and first-order where two of them move at once. `served[e, n]` becomes the weight of the tokens
-    whose expert e, of several copies, node n serves, the nodes at hand taking turns. `uneven` says that distances
-    differ.
+    (k of them) and visits the nodes of `reached`. `add[e, n]` becomes what a new copy of e on node n saves, `rem[e, a]`
+    what losing the copy on node a costs, and `both[e, a, n]` how much less it costs where node n gets a copy at the
+    same time. Each is exact for one move of a token's experts, and first-order where two of them move at once.
+    `served[e, n]` becomes the weight of the tokens whose expert e, of several copies, node n serves, the nodes at hand
+    taking turns. `distance` is 1 between all nodes.
     """
     total = 0.0
-    k = experts.shape[1]
-    num_nodes = add.shape[1]
     for r in range(experts.shape[0]):
         start = home[r]
         local = 1 << start
         w = weight[r]
-        once = 0  # nodes that must be visited
-        twice = 0  # those that stay visited when one expert leaves
-        several = False
-        for j in range(k):
-            m = held[experts[r, j]]
-            if m & local == 0:
-                if m & (m - 1):
-                    several = True
-                else:
-                    twice |= once & m
-                    once |= m
-        chosen = 0  # nodes visited for experts with several copies
-        if several:
-            for j in range(k):
-                m = held[experts[r, j]]
-                if m & (local | once) == 0:
-                    shared = False
-                    for i in range(j + 1, k):
-                        other = held[experts[r, i]]
-                        if other & (local | once) == 0 and other & m:
-                            m &= other
-                            shared = True
-                    bit = m & -m
-                    if uneven:
-                        nearest = 1e300
-                        for n in range(num_nodes):
-                            if m >> n & 1 and distance[start, n] < nearest:
-                                nearest = distance[start, n]
-                                bit = 1 << n
-                    once |= bit
-                    chosen |= bit
-                    if shared:
-                        twice |= bit
-        bits, n = once, 0
+        once, twice, chosen = reached(held, experts, distance, r, start)
+        bits = once
         while bits:
-            if bits & 1:
-                total += w * distance[start, n]
-            bits >>= 1
-            n += 1
+            total += w
+            bits &= bits - 1
         reach = once | local
-        for j in range(k):
+        for j in range(experts.shape[1]):
             e = experts[r, j]
             m = held[e]
             hit = m & reach
             lone = m & (m - 1) == 0
             if not lone:
-                if m & local:
-                    served[e, start] += w
-                else:
-                    hits, bits = 0, hit
-                    while bits:
-                        hits += 1
-                        bits &= bits - 1
-                    bits, n = hit, 0
-                    while bits:
-                        if bits & 1:
-                            served[e, n] += w / hits
-                        bits >>= 1
-                        n += 1
+                hits, bits = 0, local if m & local else hit
+                while bits:
+                    hits += 1
+                    bits &= bits - 1
+                bits, n = local if m & local else hit, 0
+                while bits:
+                    if bits & 1:
+                        served[e, n] += w / hits
+                    bits >>= 1
+                    n += 1
                 if hit & (hit - 1):
                     continue  # other copies are at hand
-            sole = hit & (local | twice) == 0 and (lone or hit & chosen != 0)
             a, bits = 0, hit >> 1
             while bits:
                 bits >>= 1
                 a += 1
-            cost = w
-            if sole:
-                if uneven:
-                    cost *= distance[start, a]
-                    second = 1e300  # what the next copy would cost
-                    for n in range(num_nodes):
-                        if n != a and m >> n & 1:
-                            second = min(second, w * distance[start, n])
-                    if not lone:
-                        rem[e, a] += second - cost
-                    for n in range(num_nodes):
-                        near = 0.0
-                        if n == a or reach >> n & 1 == 0:
-                            near = w * distance[start, n]
-                            if near < cost:
-                                add[e, n] += cost - near
-                            elif lone:
-                                both[e, a, n] += cost - near
-                        if not lone and n != a:
-                            both[e, a, n] += max(second - max(cost, near), 0.0)
-                bits, n = reach & ~hit, 0
-                while bits:
-                    if bits & 1:
-                        add[e, n] += cost
-                    bits >>= 1
-                    n += 1
-                continue
-            if uneven:
-                farthest, nearest = 0.0, 1e300
-                for n in range(num_nodes):
-                    farthest = max(farthest, distance[start, n])
-                    if n != a and m >> n & 1:
-                        nearest = min(nearest, distance[start, n])
-                cost *= farthest if lone else nearest
-                for n in range(num_nodes):
-                    near = w * distance[start, n]
-                    if reach >> n & 1 == 0 and near < cost:
-                        both[e, a, n] += cost - near
-            rem[e, a] += cost
-            bits, n = reach, 0
+            sole = hit & (local | twice) == 0 and (lone or hit & chosen != 0)
+            if not sole:
+                rem[e, a] += w
+            bits, n = reach & ~hit if sole else reach, 0
             while bits:
                 if bits & 1:
-                    both[e, a, n] += cost
+                    if sole:
+                        add[e, n] += w
+                    else:
+                        both[e, a, n] += w
                 bits >>= 1
                 n += 1
     return total
+
+
+@_compiled
+def uneven_gain_tables(  # noqa: C901, PLR0912, PLR0913, PLR0917 - one loop nest, compiled as one
+    held: NDArray[Any],
+    experts: NDArray[Any],
+    home: NDArray[Any],
+    weight: NDArray[Any],
+    distance: NDArray[Any],
+    add: NDArray[Any],
+    rem: NDArray[Any],
+    both: NDArray[Any],
+    served: NDArray[Any],
+) -> float:
+    """Return what `gain_tables` does where `distance` [nodes, nodes] differs: distances are summed, not nodes."""
+    total = 0.0
+    num_nodes = add.shape[1]
+    for r in range(experts.shape[0]):
+        start = home[r]
+        local = 1 << start
+        once, twice, chosen = reached(held, experts, distance, r, start)
+        farthest = 0.0
+        for n in range(num_nodes):
+            farthest = max(farthest, distance[start, n])
+            if once >> n & 1:
+                total += weight[r] * distance[start, n]
+        for j in range(experts.shape[1]):
+            e = experts[r, j]
+            m = held[e]
+            hit = m & (once | local)
+            lone = m & (m - 1) == 0
+            sole = hit & (local | twice) == 0 and (lone or hit & chosen != 0) and hit & (hit - 1) == 0
+            without = once | local
+            if sole:
+                without &= ~hit
+            turns = local if m & local else hit
+            hits = 0
+            for n in range(num_nodes):
+                hits += turns >> n & 1
+            now = 0.0 if m & without else farthest  # what the nearest copy costs
+            for n in range(num_nodes):
+                if turns >> n & 1:
+                    served[e, n] += weight[r] / hits
+                if m >> n & 1 and distance[start, n] < now:
+                    now = distance[start, n]
+            for n in range(num_nodes):
+                cost = 0.0 if without >> n & 1 else distance[start, n]
+                add[e, n] += weight[r] * max(now - cost, 0.0)
+            for a in range(num_nodes):
+                if m >> a & 1:
+                    left = m & ~(1 << a)
+                    then = 0.0 if left & without else farthest
+                    for n in range(num_nodes):
+                        if left >> n & 1 and distance[start, n] < then:
+                            then = distance[start, n]
+                    rem[e, a] += weight[r] * (then - now)
+                    for n in range(num_nodes):
+                        cost = 0.0 if without >> n & 1 else distance[start, n]
+                        both[e, a, n] += weight[r] * (then - max(now - cost, 0.0) - min(then, cost))
+    return total
+
+
+@_compiled
+def over_more(over: float, more: float) -> float:
+    """Return how much more lies above a limit when a load `over` it (less than 0: below) grows by `more`."""
+    return max(over + more, 0.0) - max(over, 0.0)
 
 
 @_compiled
@@ -181,6 +217,9 @@ def exchange_pass(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917 - one loop 
     add: NDArray[Any],
     rem: NDArray[Any],
     both: NDArray[Any],
+    moved: NDArray[Any],
+    excess: NDArray[Any],
+    relief: NDArray[Any],
     most: int,
 ) -> int:
     """Make at most `most` moves that pay by the tables, in place, and return how many: each expert moves once.
@@ -190,16 +229,15 @@ def exchange_pass(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917 - one loop 
     `slots` [slots] has each slot's expert, `on_gpu` [experts, GPUs] and `on_node` [experts, nodes] count copies, `part`
     [windows, experts, nodes] is the work of one copy of an expert on a node in units of a GPU's mean, `filled`
     [windows, GPUs] that of the GPUs. A moved copy takes its work along; one that goes leaves its work to the others,
-    and a new one takes an even share of theirs. No GPU gets a second copy.
+    and a new one takes an even share of theirs. No GPU gets a second copy. The last three arrays are room to work in:
+    `moved` [experts], all False, what each GPU's load above its limit costs, `excess` [GPUs], and what the GPUs that
+    hold an expert cost, `relief` [experts]: no more can be saved by another copy of it.
     """
     num_slots, num_experts = len(slots), len(copies)
     num_windows, num_gpus = filled.shape
     per_gpu = num_slots // num_gpus
     per_node = num_slots // add.shape[1]
     gpus_of_node = num_gpus // add.shape[1]
-    moved = np.zeros(num_experts, dtype=np.bool_)
-    excess = np.zeros(num_gpus)  # what each GPU's load above its limit costs
-    relief = np.zeros(num_experts)  # what the GPUs that hold an expert cost: no more can be saved by another copy
     stale = True
     done = 0
     for at in range(len(order)):
@@ -213,11 +251,13 @@ def exchange_pass(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917 - one loop 
         n1 = p // per_node
         if stale:
             stale = False
-            relief[:] = 0.0
+            for e in range(num_experts):
+                relief[e] = 0.0
             for g in range(num_gpus):
                 excess[g] = 0.0
                 for v in range(num_windows):
-                    excess[g] += price * max(filled[v, g] - limit[v, g], 0.0)
+                    over = filled[v, g] - limit[v, g]
+                    excess[g] += price * over if over > 0.0 else 0.0
             for q in range(num_slots):
                 relief[slots[q]] += excess[q // per_gpu]
         best = -1e-6
@@ -251,8 +291,7 @@ def exchange_pass(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917 - one loop 
                     more = part[v, b, n2] - part[v, a, n1]
                     over1 = filled[v, g1] - limit[v, g1]
                     over2 = filled[v, g2] - limit[v, g2]
-                    change += price * (max(over1 + more, 0.0) - max(over1, 0.0))
-                    change += price * (max(over2 - more, 0.0) - max(over2, 0.0))
+                    change += price * over_more(over1, more) + price * over_more(over2, -more)
             else:
                 b = q - num_slots
                 if a == b or moved[b] or on_gpu[b, g1]:
@@ -274,9 +313,9 @@ def exchange_pass(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917 - one loop 
                             if on_gpu[a, g]:
                                 more += left
                             over = filled[v, g] - limit[v, g]
-                            change += price * (max(over + more, 0.0) - max(over, 0.0))
+                            change += price * over_more(over, more)
                     over = filled[v, g1] - limit[v, g1]
-                    change += price * (max(over + gained - part[v, a, n1], 0.0) - max(over, 0.0))
+                    change += price * over_more(over, gained - part[v, a, n1])
             if change < best:
                 best = change
                 best_slot = q

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.placement.methods.kernels import exchange_pass, gain_tables
+from moiety.placement.methods.kernels import exchange_pass, gain_tables, uneven_gain_tables
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -107,9 +107,8 @@ def _derived(
     add, rem, served = table[:3]
     both = table[3:].reshape(num_experts, num_nodes, num_nodes)
     sample = problem.sample
-    traffic = gain_tables(
-        held, sample.experts, sample.home, sample.weight, problem.distance, problem.uneven, add, rem, both, served
-    )
+    fill = uneven_gain_tables if problem.uneven else gain_tables
+    traffic = fill(held, sample.experts, sample.home, sample.weight, problem.distance, add, rem, both, served)
     part = _parts(problem, copies, on_node, served)
     node = np.arange(len(slots), dtype=np.int64) // (len(slots) // num_nodes)
     filled = part[:, slots, node].reshape(len(part), on_gpu.shape[1], -1).sum(axis=2)
@@ -151,6 +150,9 @@ def _descended(problem: LayerProblem, state: _State, random: np.random.Generator
             state.add,
             state.rem,
             state.both,
+            np.zeros(len(copies), dtype=np.bool_),
+            np.empty(filled.shape[1]),
+            np.empty(len(copies)),
             most,
         )
         if done == 0:

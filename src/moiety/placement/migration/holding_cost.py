@@ -25,7 +25,7 @@ def holding_cost(problem: PlacementProblem, slot_map: SlotMap) -> Loads | None:
     """
     if problem.topk is None or problem.num_nodes == 1:
         return None
-    from moiety.placement.methods.kernels import MAX_NODES, gain_tables  # noqa: PLC0415 - compiled only where tokens are known
+    from moiety.placement.methods.kernels import MAX_NODES, gain_tables, uneven_gain_tables  # noqa: PLC0415 - compiled only where tokens are known
     from moiety.placement.methods.local_search import PRICE  # noqa: PLC0415 - as above
 
     if problem.num_nodes > MAX_NODES:
@@ -41,9 +41,8 @@ def holding_cost(problem: PlacementProblem, slot_map: SlotMap) -> Loads | None:
         sample = token_sample(problem.topk[layer], problem.num_experts, problem.num_nodes, _RECORDS)
         add, rem, served = np.zeros(shape), np.zeros(shape), np.zeros(shape)
         both = np.zeros((*shape, problem.num_nodes))
-        gain_tables(
-            bits, sample.experts, sample.home, sample.weight, distance, is_uneven(distance), add, rem, both, served
-        )
+        fill = uneven_gain_tables if is_uneven(distance) else gain_tables
+        fill(bits, sample.experts, sample.home, sample.weight, distance, add, rem, both, served)
         # An only copy that moves from a to n: rem[a] - add[n] - both[a, n]. Of several, one goes or one comes.
         lone = held.sum(axis=1) == 1
         only = add + both[np.arange(shape[0], dtype=np.int64), held.argmax(axis=1)]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moiety.placement.migration.search import Levels
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap
 
-_WIDTH = 16
+_WIDTH = 32
 """Maps of each number of moves that the search follows: a few seconds for 58 x 288 slots and 32 moves."""
 
 
