@@ -156,10 +156,10 @@ def test_unseen_tokens_reach_fewer_nodes_than_under_eplb_at_its_balance(nodes: i
 
 def test_where_experts_are_chosen_independently_there_is_little_to_gain() -> None:
     random = np.random.default_rng(5)
-    liking = random.normal(size=(2, 1, 32))
-    topk = (liking + random.gumbel(size=(2, 12_000, 32))).argsort(axis=2)[:, :, -4:]
+    liking = random.normal(size=(3, 1, 32))
+    topk = (liking + random.gumbel(size=(3, 30_000, 32))).argsort(axis=2)[:, :, -4:]
     shape = {"num_experts": 32, "num_gpus": 4, "num_nodes": 4, "num_slots": 32}
-    planned, unseen = problem_of(topk[:, :6000], **shape), problem_of(topk[:, 6000:], **shape)
+    planned, unseen = problem_of(topk[:, :15_000], **shape), problem_of(topk[:, 15_000:], **shape)
     ours, theirs = measure(unseen, joint(planned)), measure(unseen, eplb_global(planned))
     assert ours.traffic is not None
     assert theirs.traffic is not None

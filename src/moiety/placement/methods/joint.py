@@ -29,7 +29,7 @@ _SLACK = 0.004
 """What traffic may cost: load of the fullest GPU above that of EPLB's map, in units of the mean, but at most ..."""
 _MOST_SLACK = 0.04
 """... this and that above the best that is known."""
-_DRIFT_SLACK = 0.02
+_DRIFT_SLACK = 0.01
 """What traffic may cost in each stretch of the trace, above the fullest GPU of EPLB's map there."""
 _SERVED_SLACK = 0.02
 """What traffic may cost as served, when the copies near a token get more of the work than an even share."""
@@ -182,9 +182,10 @@ def _layer_problems(
 
 
 def _stretches(problem: PlacementProblem) -> Loads:
-    """Return each expert's share of the tokens in stretches of the trace, [stretches, layers, experts].
+    """Return each expert's share of the tokens where loads may drift, [2 x stretches, layers, experts].
 
-    There are fewer stretches, or none, where an expert would have too few tokens in one for its share to mean much.
+    They are the shares in stretches of the trace, and those as far on the other side of the mean, none below 0. There
+    are fewer stretches, or none, where an expert would have too few tokens in one for its share to mean much.
     """
     assert problem.topk is not None, "tokens are known"
     layers, tokens, k = problem.topk.shape
@@ -196,4 +197,5 @@ def _stretches(problem: PlacementProblem) -> Loads:
         np.bincount((part.reshape(layers, -1) + first).ravel(), minlength=layers * problem.num_experts)
         for part in np.array_split(problem.topk, number, axis=1)
     ]
-    return np.stack(counted).reshape(number, layers, problem.num_experts) * (number / (tokens * k))
+    seen = np.stack(counted).reshape(number, layers, problem.num_experts) * (number / (tokens * k))
+    return np.concatenate([seen, np.maximum(2 * seen.mean(axis=0) - seen, 0.0)])

@@ -32,7 +32,7 @@ def token_sample(topk: NDArray[np.integer[Any]], num_experts: int, num_nodes: in
     """Return about `most` records for the tokens of a layer, `topk` [tokens, k], with homes uniform over the nodes.
 
     Where tokens repeat each other's sets of experts, the commonest sets stand at every home; otherwise evenly spaced
-    tokens stand at one home each, by turns. Deterministic.
+    tokens stand at one home each, by turns, twice as many because they say less. Deterministic.
     """
     tokens, k = topk.shape
     spaced = topk[:: -(-tokens // _MOST_TOKENS)].astype(np.int64)
@@ -44,7 +44,7 @@ def token_sample(topk: NDArray[np.integer[Any]], num_experts: int, num_nodes: in
             weight = np.repeat(times[common].astype(np.float64), num_nodes)
             home = np.tile(np.arange(num_nodes, dtype=np.int64), len(common))
             return TokenSample(np.repeat(spaced[first[common]], num_nodes, axis=0), home, weight / weight.sum())
-    number = min(most, tokens)
+    number = min(2 * most, tokens)
     some = topk[np.arange(number, dtype=np.int64) * tokens // number].astype(np.int64)
     home = np.arange(len(some), dtype=np.int64) % num_nodes
     return TokenSample(np.ascontiguousarray(some), home, np.full(len(some), 1.0 / len(some)))
