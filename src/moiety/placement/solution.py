@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moiety.errors import InputError, nearest
-from moiety.placement.methods.table import METHODS
+from moiety.placement.methods.table import METHODS, QUICK
 from moiety.placement.metrics import gpu_loads
 from moiety.placement.placement import Placement
 from moiety.placement.problem import placement_problem
@@ -28,16 +28,19 @@ COMPARED = ("linear", "eplb-global")
 
 
 @lru_cache(maxsize=128)
-def solved(routing: Routing, shape: StageShape, method: str, max_served: int | None = None) -> Placement:
+def solved(
+    routing: Routing, shape: StageShape, method: str, max_served: int | None = None, *, quick: bool = False
+) -> Placement:
     """Return a method's placement of a stage's experts; the same question is answered once.
 
     `routing` has a row for each of the stage's MoE layers. With `max_served` the tokens' own choices take part and the
-    traffic is measured, at most that many (layer, token) of the trace being served; else only the loads count. Raises
-    InputError for a method that there is not.
+    traffic is measured, at most that many (layer, token) of the trace being served; else only the loads count. A
+    `quick` answer does without the long search that some methods make. Raises InputError for a method that there is
+    not.
     """
     traced = max_served is not None
     problem = _problem(routing, shape, traced=traced)
-    slots = _slot_map(routing, shape, method, traced=traced)
+    slots = _slot_map(routing, shape, method, traced=traced, quick=quick)
     measured = None
     if max_served is not None and problem.topk is not None and shape.domain_gpus is not None:
         measured = _measured(problem, slots, shape, max_served)
@@ -82,9 +85,9 @@ def _problem(routing: Routing, shape: StageShape, *, traced: bool) -> PlacementP
 
 
 @lru_cache(maxsize=128)
-def _slot_map(routing: Routing, shape: StageShape, method: str, *, traced: bool) -> SlotMap:
+def _slot_map(routing: Routing, shape: StageShape, method: str, *, traced: bool, quick: bool = False) -> SlotMap:
     """Return a method's map; it is solved once, however often it is measured."""
-    solve = METHODS.get(method)
+    solve = (QUICK if quick else METHODS).get(method)
     if solve is None:
         raise InputError("no such placement method", field="placement", value=method, remedy=nearest(method, METHODS))
     return solve(_problem(routing, shape, traced=traced))

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 Effort = Literal["rank", "simulate", "plan"]
 """How much a placement may cost. `rank`: thousands of strategies, loads alone, by balance where the method is joint;
-`simulate`: the best two dozen, by the method itself with a small sample of the trace; `plan`: the chosen one."""
+`simulate`: the best two dozen, by the method without its long search and a small sample of the trace; `plan`: the
+chosen one."""
 
 _MAX_SERVED: dict[Effort, int] = {"simulate": 100_000, "plan": 500_000}
 """(layer, token) of a trace whose copies are chosen one by one to measure the traffic."""
@@ -57,7 +58,7 @@ def place(
     method: PlacementMethod = options.placement
     if effort == "rank" and method == "joint":
         method = "balance"
-    return solved(_routing(scenario), shape, method, _MAX_SERVED.get(effort))
+    return solved(_routing(scenario), shape, method, _MAX_SERVED.get(effort), quick=effort != "plan")
 
 
 def compared_methods(

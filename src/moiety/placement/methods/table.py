@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
 from moiety.placement.methods.balance import balance
@@ -27,3 +28,6 @@ METHODS: dict[str, Method] = {
     "balance": balance,
     "joint": joint,
 }
+
+QUICK: dict[str, Method] = {**METHODS, "joint": partial(joint, effort=0.0)}
+"""The same for choosing between machines' shapes: what searches long by default descends once."""
