@@ -42,7 +42,7 @@ _ROUNDS = 120
 _ROUND_SLOTS = 64
 """... this many slots; with the fourth power fewer for bigger ones, which a kick changes less and costs more."""
 _RECORDS = 2048
-_FEWEST_RECORDS = 1024
+_FEWEST_RECORDS = 512
 _PASSES = 5
 """Passes of a descent."""
 
