@@ -236,8 +236,9 @@ def exchange_pass(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917 - one loop 
     num_slots, num_experts = len(slots), len(copies)
     num_windows, num_gpus = filled.shape
     per_gpu = num_slots // num_gpus
-    per_node = num_slots // add.shape[1]
-    gpus_of_node = num_gpus // add.shape[1]
+    num_nodes = add.shape[1]
+    per_node = num_slots // num_nodes
+    gpus_of_node = num_gpus // num_nodes
     stale = True
     done = 0
     for at in range(len(order)):
@@ -360,7 +361,7 @@ def exchange_pass(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917 - one loop 
                     if on_gpu[a, g] and g != g1:
                         filled[v, g] += left
                 filled[v, g1] += gained
-                for n in range(len(on_node[b])):
+                for n in range(num_nodes):
                     part[v, a, n] += left
                     part[v, b, n] *= copies[b] / (copies[b] + 1)
                 part[v, b, n1] = gained
