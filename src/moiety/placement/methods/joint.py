@@ -47,15 +47,16 @@ _PASSES = 5
 """Passes of a descent."""
 
 
-def joint(problem: PlacementProblem, effort: float = 1.0) -> SlotMap:
+def joint(problem: PlacementProblem, effort: float = 1.0, slack: float | None = None) -> SlotMap:
     """Return a map of few remote nodes per token whose balance is about the best that is known.
 
     The search starts from the map of `balance`, and where the router is node-limited from EPLB's hierarchical one too,
     which keeps the router's groups together. It weighs every move by what it saves of the distance to remote nodes, and
     by the load that it adds to GPUs above their limit: that of the fullest GPU under `balance` or under EPLB, in every
     window and in stretches of the trace. Without tokens, or on one node, it is `balance`. No layer is worse than a
-    simple method's map of the same balance. In whatever order experts, the GPUs of a node or the nodes are numbered,
-    the same problem gives a map of the same cost, ties apart.
+    simple method's map of the same balance. With `slack` the limit is that much above the fullest GPU of
+    `balance`, in units of the mean, and drift is not looked at. In whatever order experts, the GPUs of a node or the
+    nodes are numbered, the same problem gives a map of the same cost, ties apart.
     """
     from moiety.placement.methods.kernels import MAX_NODES  # noqa: PLC0415 - compiled loops are loaded where tokens are known
 
@@ -65,7 +66,7 @@ def joint(problem: PlacementProblem, effort: float = 1.0) -> SlotMap:
     problem = _reordered(problem, gpus)
     shares = problem.shares()
     by_load = np.argsort(np.argsort(-shares.sum(axis=0), axis=1, kind="stable"), axis=1)
-    found = _searched(problem, by_load, effort).reshape(problem.num_layers, problem.num_gpus, -1)
+    found = _searched(problem, by_load, effort, slack).reshape(problem.num_layers, problem.num_gpus, -1)
     slots = np.empty_like(found)
     slots[:, gpus] = found
     return slots.reshape(problem.num_layers, -1)
@@ -91,7 +92,7 @@ def _reordered(problem: PlacementProblem, gpus: NDArray[np.int64]) -> PlacementP
     )
 
 
-def _searched(problem: PlacementProblem, by_load: SlotMap, effort: float) -> SlotMap:
+def _searched(problem: PlacementProblem, by_load: SlotMap, effort: float, slack: float | None) -> SlotMap:
     """Return the searched map; `by_load` [layers, experts] is each expert's rank by load, its number in the search."""
     from moiety.placement.methods.local_search import improved  # noqa: PLC0415 - as above
 
@@ -100,7 +101,7 @@ def _searched(problem: PlacementProblem, by_load: SlotMap, effort: float) -> Slo
     starts = [best]
     if problem.num_groups > 1 and problem.num_groups % problem.num_nodes == 0:
         starts.append(eplb(problem))
-    layers = _layer_problems(problem, by_load, best, published)
+    layers = _layer_problems(problem, by_load, best, published, slack)
     rounds = int(_ROUNDS * effort * min(1.0, _ROUND_SLOTS / problem.num_slots) ** 4)
 
     def search(at: int) -> SlotMap:
@@ -141,7 +142,7 @@ def _twins(problem: PlacementProblem, slots: SlotMap) -> NDArray[np.bool_]:
 
 
 def _layer_problems(
-    problem: PlacementProblem, by_load: SlotMap, best: SlotMap, published: SlotMap
+    problem: PlacementProblem, by_load: SlotMap, best: SlotMap, published: SlotMap, slack: float | None
 ) -> Callable[[int], LayerProblem]:
     """Return the problem of each layer, in the experts' numbers by load, made when it is asked for.
 
@@ -160,7 +161,9 @@ def _layer_problems(
     limit = np.empty_like(ours)
     worst = ours[:known].max(axis=0)
     limit[:known] = np.clip(theirs[:known].max(axis=0), worst, worst + _MOST_SLACK) + _SLACK
-    if len(stretches):
+    if slack is not None:
+        limit[:known], limit[known:] = worst + slack, np.inf
+    elif len(stretches):
         limit[known:] = np.maximum(theirs[known:], theirs[known:].mean(axis=0)) + _DRIFT_SLACK
     order = np.argsort(by_load, axis=1)
     load = np.take_along_axis(every, order[None], axis=2) * gpus

@@ -19,7 +19,12 @@ MAX_NODES = 62
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return cast("Callable[..., Any]", njit(nogil=True, cache=True, error_model="numpy")(function))  # pyright: ignore[reportUnknownMemberType]
+    """Compile a function when it is first called, and keep the result where a folder can be written."""
+    try:
+        kept = njit(nogil=True, error_model="numpy", cache=True)
+        return cast("Callable[..., Any]", kept(function))  # pyright: ignore[reportUnknownMemberType]
+    except RuntimeError:  # neither the package's folder nor the user's can be written
+        return cast("Callable[..., Any]", njit(nogil=True, error_model="numpy")(function))  # pyright: ignore[reportUnknownMemberType]
 
 
 @_compiled
