@@ -184,6 +184,14 @@ def test_folder_that_takes_no_files() -> None:
             write_all(folder, {"x": "new"})
 
 
+def test_a_pipe_or_device_stays_what_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputError, match="device or a pipe"):
+        write_all(tmp_path, {"pipe": "text"})
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
 def test_made_folders_go_again_when_writing_fails(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="too long"):
         write_all(tmp_path / "a" / "b", {"fine": "x", "n" * 300: "x"})

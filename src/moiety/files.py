@@ -26,7 +26,7 @@ def read_bytes(path: Path | str, *, limit: int = MAX_DATA_BYTES) -> bytes:
     except FileNotFoundError:
         raise InputError("there is no such file", source=source) from None
     except IsADirectoryError:
-        raise InputError("is a folder, not a file", source=source) from None
+        raise InputError("is a folder, not a file", source=source or repr(source)) from None
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read: {_reason(error)}", source=repr(source)) from None
     if len(data) > limit:
@@ -169,6 +169,8 @@ def _place(target: Path, backup: Path, writing: _Writing) -> None:
     """Move the finished file to its name; what is there already is kept beside until all are in place."""
     if target.is_dir():
         raise IsADirectoryError(0, "there is a folder of that name")
+    if target.exists() and not target.is_file():
+        raise OSError(0, "it is a device or a pipe, not a file")
     existed = os.path.lexists(target)
     if existed:
         writing.backups[target.name] = backup

@@ -285,6 +285,10 @@ def test_the_picture_is_drawn_with_the_map(dump: Path) -> None:
         (("counts.json", "--gpu-speed", "1,2"), ("--gpu-speed", "8 positive numbers")),
         (("counts.json", "--gpu-speed", "1,1,1,1,1,1,1,-1"), ("--gpu-speed", "8 positive numbers")),
         (("counts.json", "--gpu-speed", "1,1,1,1,1,1,1,nan"), ("--gpu-speed", "8 positive numbers")),
+        (("counts.json", "--gpu-speed", "1,1,1,1,1,1,1,0"), ("--gpu-speed", "GPU 7 has 0")),
+        (("counts.json", "--gpu-speed", "1,1,1,1,1,1,1,1e308"), ("--gpu-speed", "GPU 7 has 1e308")),
+        (("counts.json", "--gpu-speed", "1,1,1,1,1,1,1,1e6"), ("--gpu-speed", "10,000 times as fast")),
+        (("counts.json", "--gpu-speed", ""), ("--gpu-speed", "numbers or name a file")),
         (("counts.json", "--gpu-speed", "no.txt"), ("no.txt", "no such file")),
         (("counts.json", "--max-moves", "3"), ("--max-moves = 3", "--previous")),
         (("counts.json", "--max-moves", "-3", "--previous", "x"), ("--max-moves",)),
@@ -301,6 +305,12 @@ def test_the_picture_is_drawn_with_the_map(dump: Path) -> None:
         (("counts.json", "--layer", "1"), ("--layer", "--picture")),
         (("counts.json", "--picture", "p.png"), ("--picture", ".svg")),
         (("counts.json", "--picture", "p.svg", "--nodes", "2"), ("--picture", "counts only")),
+        (("",), ("''", "is a folder")),
+        (("counts.json", "--experts", "65537"), ("--experts", "65536")),
+        (("counts.json", "--picture", "p.svg", "--compare", "none"), ("--picture", "--compare")),
+        (("counts.json", "--picture", "p.svg", "--out", "./p.svg"), ("--picture", "--out")),
+        (("counts.json", "--out", "x/"), ("--out", "name a file")),
+        (("counts.json", "--out", ".."), ("--out", "name a file")),
         (("counts.json", "--out", ""), ("--out", "name a file")),
         (("counts.json", "--out", "counts.json/x"), ("counts.json", "cannot be written")),
     ],
@@ -325,9 +335,10 @@ def test_wrong_arguments(arguments: tuple[str, ...], words: tuple[str, ...], cou
         ('{"counts": [[[0, 0]], [[0, 0]]]}', ("counts", "all 0")),
         ('{"counts": []}', ("counts", "shape")),
         ('{"counts": null}', ("holds no routing",)),
+        ('{"counts": [[1, null]]}', ("counts[0][1] = null", "must hold numbers")),
+        ('{"counts": [[%s, 1]]}' % 10**30, ("counts[0][0]", "numbers of the usual size")),
         ('{"topk": [[[0, 1]], [[0, -1]]]}', ("topk", "expert -1")),
         ('{"topk": [[[0, 99999999]]]}', ("topk", "99999999")),
-        ('{"topk": [[[0, 0], [1, 2]]]}', ("topk", "twice")),
         ("[]", ("JSON object",)),
         ("{", ("JSON",)),
         ("", ("JSON",)),
@@ -362,6 +373,9 @@ ROW = list(range(16))
         ({"physical_to_logical_map": [ROW] * 3, "num_gpus": 4}, ("num_gpus", "4 GPUs, not 8")),
         ({"physical_to_logical_map": [ROW] * 3, "num_gpus": "4"}, ("num_gpus",)),
         ({"physical_to_logical_map": [ROW] * 3, "num_logical_experts": 20}, ("20 experts", "16")),
+        ({"physical_to_logical_map": [ROW] * 3, "num_logical_experts": 12}, ("num_logical_experts = 12", "expert 15")),
+        ({"physical_to_logical_map": [ROW] * 3, "num_gpus": 8, "num_nodes": 3}, ("num_nodes = 3", "8 GPUs")),
+        ({"physical_to_logical_map": [ROW] * 3, "expert_tp": 2}, ("expert_tp = 2", "share")),
     ],
 )
 def test_a_previous_placement_that_does_not_fit(document: object, words: tuple[str, ...], counts: Path) -> None:
@@ -387,6 +401,20 @@ def test_any_text_for_speeds_is_read_or_refused(text: str) -> None:
         return
     assert found.shape == (2,)
     assert (found > 0).all()
+
+
+def test_what_the_answer_rests_on_is_noted(dump: Path, work: Path) -> None:
+    wide = moiety("place", dump, "--gpus", "63", "--nodes", "63", "--json")
+    assert wide.code == 0
+    assert "63 nodes are too many" in wide.err
+    assert json.loads(wide.out)["metrics"]["traffic"]["all_homes"] is True
+    assert "too many" not in moiety("place", dump, "--gpus", "63", "--nodes", "63", "--method", "balance").err
+    loads = [[[1, 2], [0, 0]], [[0, 0], [0, 0]], [[2, 1], [0, 0]]]
+    (work / "gaps.json").write_text(json.dumps({"counts": loads}))
+    gaps = moiety("place", "gaps.json", "--gpus", "2")
+    assert gaps.code == 0
+    assert "layers without any token, placed as if all experts were alike: 1\n" in gaps.err
+    assert "windows without any token, taken as the mean of the others: 1\n" in gaps.err
 
 
 def test_a_terminal_sees_progress(counts: Path) -> None:

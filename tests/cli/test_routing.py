@@ -74,7 +74,9 @@ def test_synthetic_routing_is_written_and_reads_back(dump: Path, tmp_path: Path)
         (("show", "a", "b"), "moiety routing show FILE"),
         (("shwo", "a"), "did you mean 'show'"),
         (("show", "missing.npz"), "there is no such file"),
-        (("show", "a.npz", "--layers", "3"), "takes no options"),
+        (("show", "a.npz", "--layers", "3"), "--layers: takes no options"),
+        (("show", "a.npz", "--seed", "3"), "--seed: takes no options"),
+        (("show", "a.npz", "--groups", "2"), "--groups: takes no options"),
         (("synthesize",), "--like"),
         (("synthesize", "--like", "a.npz"), "--out"),
         (("synthesize", "--like", "a.npz", "--out", "b.txt"), "must end in .npz"),
@@ -89,5 +91,11 @@ def test_what_is_not_understood_is_refused(arguments: tuple[str, ...], said: str
 
 def test_a_size_that_cannot_be_is_refused_before_anything_is_written(dump: Path, tmp_path: Path) -> None:
     target = tmp_path / "b.npz"
-    assert "top_k" in refused(moiety("routing", "synthesize", "--like", dump, "--out", target, "--top-k", "17"))
+    for option, value, said in (
+        ("--top-k", "17", "--top-k = 17"),
+        ("--groups", "3", "--groups = 3"),
+        ("--layers", "2147483648", "layers x tokens x k"),
+    ):
+        message = refused(moiety("routing", "synthesize", "--like", dump, "--out", target, option, value))
+        assert said in message, message
     assert not target.exists()

@@ -82,3 +82,12 @@ def test_what_is_legal_can_be_built(name: str, num_gpus: int) -> None:
         for phase in ("prefill", "decode", "mixed", "training"):
             graph = graph_of(model, strategy, phase, Options(dense_parameter_sharding=True))
             assert len(graph.layers) == len(model.blocks)
+
+
+def test_a_rank_has_no_more_slots_than_there_are_experts() -> None:
+    model = small_model()
+    assert model.moe is not None
+    experts = model.moe.num_experts
+    for extra, broken in ((experts, False), (experts + 2, True)):
+        found = broken_rules(model, Strategy(attn_dp=2, ep=2), extra)
+        assert any("more than the" in rule.reason for rule in found) is broken

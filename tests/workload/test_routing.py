@@ -55,6 +55,18 @@ def test_topk_is_counted(data: bytes) -> None:
     assert routing.load_share().tolist() == [[0.5, 0.25, 0.25, 0], [0, 0.25, 0.25, 0.5]]
 
 
+@pytest.mark.parametrize("dtype", ["i1", "u1", "<i2", ">i2", ">i4", "<u4", "<u8", ">u8", ">i8"])
+def test_whole_numbers_of_any_width_and_byte_order_are_alike(dtype: str) -> None:
+    routing = read(npz(topk=TOPK.astype(dtype), sequence=np.array([7, 7], dtype=dtype)))
+    assert routing.topk is not None
+    assert routing.sequence is not None
+    assert routing.topk.tolist() == TOPK.tolist()
+    assert routing.topk.dtype.isnative
+    assert (routing.topk + np.int64(0)).dtype.kind == "i"
+    assert (routing.sequence + np.int64(0)).dtype.kind == "i"
+    assert windowed(routing, 2).counts.tolist() == [[[1, 1, 0, 0], [0, 1, 0, 1]], [[1, 0, 1, 0], [0, 0, 1, 1]]]
+
+
 def test_known_model_has_experts_that_no_token_chose() -> None:
     assert read(npz(topk=TOPK), num_experts=6, num_layers=2).counts.shape == (1, 2, 6)
 

@@ -11,12 +11,15 @@ from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 from moiety.errors import InputError, nearest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moiety.cli.place_result import Placed
 
 TARGETS = ("moiety", "sglang")
 DEFAULT_METHOD = "joint"
 NO_COMPARISON = "none"
 _MOST = 2**31 - 1
+_MOST_EXPERTS = 65_536
 _MOST_SHOWN = 8
 
 
@@ -84,7 +87,9 @@ def place(
     ] = None,
     experts: Annotated[
         int | None,
-        typer.Option(min=1, max=_MOST, help="Experts of a layer, where the dump does not tell.", show_default=False),
+        typer.Option(
+            min=1, max=_MOST_EXPERTS, help="Experts of a layer, where the dump does not tell.", show_default=False
+        ),
     ] = None,
     expert_bytes: Annotated[
         str | None,
@@ -127,6 +132,8 @@ def place(
     output = Output(json, quiet)
     _check_names(method, compare, to)
     _check_files(out, to, picture, layer)
+    if picture is not None and compare == NO_COMPARISON and previous is None:
+        raise InputError("shows two placements", field="--picture", remedy="give --compare or --previous")
     if max_moves is not None and previous is None:
         raise InputError(
             "limits what changes in a placement", field="--max-moves", value=max_moves, remedy="name it with --previous"
@@ -176,8 +183,10 @@ def _check_files(out: str | None, to: str, picture: str | None, layer: int | Non
     if picture is not None and not picture.endswith(".svg"):
         raise InputError("must end in .svg", field="--picture", value=picture)
     for option, name in (("--out", out), ("--picture", picture)):
-        if name is not None and not Path(name).name:
+        if name is not None and (Path(name).name in {"", ".."} or name.endswith("/")):
             raise InputError("must name a file", field=option, value=name)
+    if out is not None and picture is not None and Path(out).resolve() == Path(picture).resolve():
+        raise InputError("is the file of --out too", field="--picture", value=picture, remedy="name two files")
 
 
 def _contents(placed: Placed, out: str | None, to: str, picture: str | None, layer: int | None) -> dict[Path, str]:
@@ -210,10 +219,9 @@ def _picture(placed: Placed, layer: int | None) -> str:
         raise InputError(rule, field="--layer", value=layer)
     if moved is not None:
         before = PicturedMap("previous placement", moved.previous, cover=True)
-    elif placed.compared is not None:
-        before = PicturedMap(placed.compared[0], placed.compared[1], cover=False)
     else:
-        raise InputError("shows two placements", field="--picture", remedy="give --compare or --previous")
+        assert placed.compared is not None, "checked before"
+        before = PicturedMap(placed.compared[0], placed.compared[1], cover=False)
     return placement_picture(
         placed.problem,
         before,
@@ -240,11 +248,19 @@ def _notes(placed: Placed, output: Output, method: str | None, to: str | None) -
         output.note(f"--max-moves: the moves are chosen one by one, --method {method} has no part in it")
     if to == "sglang" and placed.machine.model is None:
         output.note("SGLang wants a row for every layer: name the --model where some layers have no experts")
-    tokens = placed.problem.counts.sum(axis=(0, 2))
-    empty = [layer for row, layer in enumerate(placed.placement.layers) if not tokens[row]]
+    if placed.is_too_wide:
+        output.note(f"{placed.problem.num_nodes} nodes are too many to search for traffic: placed for balance alone")
+    tokens = placed.problem.counts.sum(axis=2)  # [windows, layers]
+    empty = [layer for row, layer in enumerate(placed.placement.layers) if not tokens[:, row].any()]
     if empty:
-        shown = ", ".join(str(each) for each in empty[:_MOST_SHOWN]) + (", ..." if len(empty) > _MOST_SHOWN else "")
-        output.note(f"layers without any token, placed as if all experts were alike: {shown}")
+        output.note(f"layers without any token, placed as if all experts were alike: {_some(empty)}")
+    empty = [window for window, row in enumerate(tokens) if not row.any()]
+    if empty:
+        output.note(f"windows without any token, taken as the mean of the others: {_some(empty)}")
+
+
+def _some(numbers: Sequence[int]) -> str:
+    return ", ".join(str(each) for each in numbers[:_MOST_SHOWN]) + (", ..." if len(numbers) > _MOST_SHOWN else "")
 
 
 def _show(placed: Placed, output: Output, paths: tuple[str, ...]) -> None:

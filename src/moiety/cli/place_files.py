@@ -24,6 +24,7 @@ _MAX_BYTES = 512 * 10**6
 _MAP = "physical_to_logical_map"
 _REMEDY = "give what `moiety place --out` writes, or SGLang's expert location as JSON"
 _MOST = 2**31
+_MOST_FASTER = 10_000
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,14 +76,19 @@ def read_previous(argument: str) -> Previous:
     if _MAP not in document:
         raise InputError("holds no placement", source=argument, field=_MAP, remedy=_REMEDY)
     slot_map = _slot_map(document[_MAP], argument)
-    experts = int(slot_map.max()) + 1
-    return Previous(
-        source=argument,
-        slot_map=slot_map,
-        num_gpus=_count(document, "num_gpus", argument),
-        num_nodes=_count(document, "num_nodes", argument),
-        num_experts=_count(document, "num_logical_experts", argument) or experts,
-    )
+    num_gpus, num_nodes = _count(document, "num_gpus", argument), _count(document, "num_nodes", argument)
+    if num_gpus is not None and num_nodes is not None and num_gpus % num_nodes:
+        raise InputError(f"must divide {num_gpus} GPUs", source=argument, field="num_nodes", value=num_nodes)
+    highest = int(slot_map.max())
+    experts = _count(document, "num_logical_experts", argument) or highest + 1
+    if experts <= highest:
+        rule = f"{_MAP} has expert {highest}, numbered from 0"
+        raise InputError(rule, source=argument, field="num_logical_experts", value=experts)
+    shared = _count(document, "expert_tp", argument) or 1
+    if shared > 1:
+        rule = "experts that several GPUs share are not placed anew"
+        raise InputError(rule, source=argument, field="expert_tp", value=shared, remedy="plan with --routing instead")
+    return Previous(source=argument, slot_map=slot_map, num_gpus=num_gpus, num_nodes=num_nodes, num_experts=experts)
 
 
 def _slot_map(value: object, source: str) -> SlotMap:
@@ -119,8 +125,7 @@ def check_previous(previous: Previous, routing: Routing, model: Model | None, nu
     if len(slots) != routing.num_layers:
         rule = f"has {len(slots)} layers, the routing {routing.num_layers}"
         raise InputError(rule, source=previous.source, field=_MAP)
-    highest, experts = int(slots.max()), routing.num_experts
-    found = max(previous.num_experts, highest + 1)
+    found, experts = previous.num_experts, routing.num_experts
     if found != experts:
         remedy = f"--experts {found}, if the last ones are never used" if found > experts else None
         rule = f"places {found} experts, the routing has {experts}"
@@ -140,15 +145,23 @@ def gpu_speeds(argument: str, num_gpus: int) -> Loads:
     """Return the relative speeds of the GPUs: numbers in the argument itself, or in the file that it names."""
     words = _words(argument)
     source = None
+    if words == [""]:
+        raise InputError("must be numbers or name a file of them", field="--gpu-speed", value=argument)
     if not all(_number(word) is not None for word in words):
         source = argument
         words = _words(read_text(Path(argument)))
-    speeds = np.array([_number(word) or np.nan for word in words])
-    if speeds.shape == (num_gpus,) and bool((np.isfinite(speeds) & (speeds > 0)).all()):
-        return speeds
-    value = None if source is None and len(words) == num_gpus else f"{len(words)} numbers"
     rule = f"must be {num_gpus} positive numbers, one a GPU, with commas or spaces between"
-    raise InputError(rule, source=source, field="--gpu-speed", value=value)
+    if len(words) != num_gpus:
+        raise InputError(f"{rule}; there are {len(words)}", source=source, field="--gpu-speed")
+    speeds = np.array([_number(word) or np.nan for word in words])
+    wrong = np.flatnonzero(~((speeds >= 1 / _MOST) & (speeds <= _MOST)))
+    if wrong.size:
+        gpu = int(wrong[0])
+        raise InputError(f"{rule}; GPU {gpu} has {words[gpu][:80]}", source=source, field="--gpu-speed")
+    if speeds.max() > _MOST_FASTER * speeds.min():
+        rule = f"the fastest GPU may be {_MOST_FASTER:,} times as fast as the slowest"
+        raise InputError(rule, source=source, field="--gpu-speed", value=f"{speeds.min():g} to {speeds.max():g}")
+    return speeds
 
 
 def _words(text: str) -> Sequence[str]:

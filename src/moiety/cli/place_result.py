@@ -80,6 +80,15 @@ class Placed:
     seconds: dict[str, float]
     """What reading, solving, comparing and measuring took."""
 
+    @property
+    def is_too_wide(self) -> bool:
+        """Whether the joint method was asked for, and the nodes are more than it can search for traffic."""
+        if self.placement.method != "joint" or self.problem.topk is None or self.problem.num_nodes == 1:
+            return False
+        from moiety.placement.methods.kernels import MAX_NODES
+
+        return self.problem.num_nodes > MAX_NODES
+
     def document(self) -> dict[str, object]:
         """Return everything as JSON: the placement's own keys, then its figures."""
         problem = self.problem

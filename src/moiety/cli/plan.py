@@ -44,7 +44,7 @@ def plan(
         typer.Option(help="A workload of the catalogue or a YAML file; without it: chat.", show_default=False),
     ] = None,
     routing: Annotated[
-        str | None, typer.Option(help="A routing dump (.npz or JSON): where real tokens went.", show_default=False)
+        str | None, typer.Option(help="A routing dump (.npz, JSON or .pt): where real tokens went.", show_default=False)
     ] = None,
     strategy: Annotated[
         str | None,

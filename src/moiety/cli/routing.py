@@ -79,20 +79,34 @@ def routing(
     }
     match what or []:
         case ["show", path]:
-            given = [*(key for key, value in sizes.items() if value is not None), *filter(None, (like, out))]
+            options = {**sizes, "like": like, "out": out, "num_groups": groups - 1 or None, "seed": seed or None}
+            given = [_option(key) for key, value in options.items() if value is not None]
             if given:
-                raise InputError("takes no options but --json and --quiet", field="routing show", value=given[0])
+                raise InputError("takes no options but --json and --quiet", field=f"routing show {given[0]}")
             _show(path, output)
         case ["synthesize"]:
             if like is None or out is None:
                 missing = "--like" if like is None else "--out"
                 raise InputError("is needed", field=missing, remedy=_USAGE)
-            _synthesize(like, Path(out), sizes, groups, seed, output)
+            try:
+                _synthesize(like, Path(out), sizes, groups, seed, output)
+            except InputError as error:
+                if error.field not in {*sizes, "num_groups"}:
+                    raise
+                remedy = error.remedy
+                for key in sizes if remedy else ():
+                    remedy = remedy and remedy.replace(key, _option(key))
+                raise InputError(error.rule, field=_option(error.field), value=error.value, remedy=remedy) from None
         case [word, *_] if word not in {"show", "synthesize"}:
             remedy = nearest(word, ("show", "synthesize"))
             raise InputError("is not understood", field="routing", value=word, remedy=remedy)
         case words:
             raise InputError("is not complete", field="routing", value=" ".join(words) or None, remedy=_USAGE)
+
+
+def _option(field: str) -> str:
+    """Return how the command spells a size of the synthetic routing."""
+    return "--" + field.removeprefix("num_").replace("_", "-")
 
 
 def _read(path: str) -> Routing:

@@ -50,6 +50,9 @@ def _experts_divide(model: Model, strategy: Strategy, redundant_experts: int) ->
         if redundant_experts == 0
         else f"num_experts + redundant ({moe.num_experts} + {redundant_experts})"
     )
+    each = slots // strategy.ep
+    if strategy.ep > 1 and each > moe.num_experts:
+        return f"ep={strategy.ep} gives a rank {each} slots, more than the {moe.num_experts} experts; try a larger ep"
     return _not_dividing("ep", strategy.ep, what, slots)
 
 

@@ -165,7 +165,16 @@ def _checked_tokens(
         topk = topk[:, real]
         sequence = sequence if sequence is None else sequence[real]
     _check_ids(topk, source, num_experts)
-    return topk, sequence
+    return _signed(topk), None if sequence is None else _signed(sequence)
+
+
+def _signed(array: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    """Return the numbers in this machine's byte order; those of 8 bytes signed, so that they add to signed ones."""
+    import numpy as np  # noqa: PLC0415 - as above
+
+    if array.dtype.kind == "u" and array.dtype.itemsize == np.dtype(np.int64).itemsize:
+        return array.astype(np.int64)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _check_ids(topk: NDArray[np.integer[Any]], source: str, num_experts: int | None) -> None:
@@ -179,7 +188,8 @@ def _check_ids(topk: NDArray[np.integer[Any]], source: str, num_experts: int | N
         place = _place(topk == high)
         _refuse(source, "topk", f"holds expert {high}, numbered from 0; {owner} {limit} experts ({place})")
     if topk.shape[2] > (high + 1 if num_experts is None else num_experts):
-        _refuse(source, "topk", f"has {topk.shape[2]} experts a token, more than there are")
+        remedy = "say how many there are, where the last ones are never used" if num_experts is None else None
+        _refuse(source, "topk", f"has {topk.shape[2]} experts a token, more than there are", remedy)
 
 
 def _place(wrong: NDArray[np.bool_]) -> str:

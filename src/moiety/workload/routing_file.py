@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _Read = TypeVar("_Read")
 _MAX_BYTES = 2 * 2**30
+_TOO_LARGE = 2**63
 _KEYS = ("topk", "counts", "logical_count", "sequence")
 _PICKLE_STARTS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
@@ -91,10 +92,23 @@ def _of_object(parsed: object, source: str, what: str) -> Mapping[str, NDArray[A
 
 def _array(value: object, source: str, key: str) -> NDArray[Any]:
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except ValueError:
         _refuse_ragged(value, source, key)
         raise
+    if array.dtype.kind == "O" and array.ndim:
+        _refuse_strange(array, source, key)
+    return array
+
+
+def _refuse_strange(array: NDArray[Any], source: str, key: str) -> None:
+    """Raise InputError that names the first entry that is no number, or one of more digits than an array holds."""
+    for place, each in np.ndenumerate(array):
+        if type(each) is not float and (type(each) is not int or abs(each) >= _TOO_LARGE):
+            field = key + "".join(f"[{index}]" for index in place)
+            whole = "" if key in {"counts", "logical_count"} else "whole "
+            rule = f"must hold {whole}numbers of the usual size"
+            raise InputError(rule, source=source, field=field, value="null" if each is None else each)
 
 
 def _refuse_ragged(value: object, source: str, key: str) -> None:

@@ -85,7 +85,8 @@ class RoutingSize:
         for name, most in limits.items():
             value = getattr(self, name)
             if not 1 <= value <= most:
-                raise InputError(f"must be from 1 to {most}", field=name, value=value)
+                why = f", as layers x tokens x k may be {_MAX_CHOICES}" if name == "num_tokens" else ""
+                raise InputError(f"must be from 1 to {most}{why}", field=name, value=value)
         if self.num_experts % self.num_groups:
             raise InputError(f"must divide {self.num_experts} experts", field="num_groups", value=self.num_groups)
         reach = self.num_experts // self.num_groups * self.top_k_groups

@@ -213,6 +213,25 @@ def test_a_sample_says_so_and_is_near_the_exact_mean() -> None:
     assert (exact.served["local"].remote_nodes < 0.97 * exact.served["even"].remote_nodes).all()
 
 
+def test_fewer_tokens_than_nodes_start_from_as_many_homes_as_they_are() -> None:
+    topk = np.random.default_rng(2).random((2, 5, 32)).argsort(axis=2)[:, :, :3]
+    problem = problem_of(topk, num_experts=32, num_gpus=16, num_nodes=16, num_slots=32)
+    found = traffic(problem, np.stack([np.arange(32)] * 2), max_served=20)
+    assert (found.all_homes, found.num_tokens) == (False, 5)
+    for rule in RULES:
+        assert found.served[rule].gpu_loads.sum(axis=1) == pytest.approx(3)
+        assert found.served[rule].remote_messages == pytest.approx(3 * (1 - 1 / 16))  # one copy: any home
+
+
+def test_on_many_nodes_fewer_tokens_are_served() -> None:
+    topk = np.random.default_rng(2).integers(0, 64, (1, 4000, 1))
+    copies = np.concatenate([np.arange(64), np.arange(64)])[None]
+    problem = problem_of(topk, num_experts=64, num_gpus=64, num_nodes=64, num_slots=128)
+    found = traffic(problem, copies)
+    assert (found.all_homes, found.num_tokens) == (False, 4000)
+    assert traffic(problem, copies, max_served=4000 * 64).all_homes
+
+
 @given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 2**32 - 1))
 def test_homes_of_sequences_are_even(sequences: int, nodes: int, seed: int) -> None:
     cost = np.random.default_rng(seed).integers(0, 4, (sequences, nodes)).astype(float)
@@ -240,7 +259,8 @@ def test_sequences_that_live_on_a_node_reach_no_other_once_they_are_home() -> No
     assert (found.num_tokens, found.num_sequences) == (12 * 18, 12)
     few = sequence_affinity(problem, slot_map, sequence, max_served=400)
     assert few is not None
-    assert few.num_tokens == 100
+    assert (few.num_tokens, few.num_sequences) == (100, 6)
+    assert sequence_affinity(problem, slot_map, sequence, max_served=60) is None
     assert sequence_affinity(problem, slot_map, np.arange(600) // 32) is None
 
 

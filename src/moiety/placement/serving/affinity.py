@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 FIRST_TOKENS = 32
 """Tokens of a sequence that choose its home."""
 MAX_SERVED = 1_000_000
-"""(layer, token, home) that are served to tell; where there are more, later tokens are taken at equal distances."""
+"""(layer, token, home) of later tokens that are served to tell, and twice as many of the first ones; where there are
+more, fewer sequences are taken and fewer of their later tokens, at equal distances."""
+_NODES_AT_ONCE = 8
+"""Beyond so many nodes serving a token takes longer in proportion, and that much fewer are served."""
 _CHUNK_TOKENS = 16_384
 
 
@@ -40,29 +43,40 @@ def sequence_affinity(
 
     `sequence` [tokens] is the sequence of each token of the problem's trace, in order. Nodes take equally many
     sequences, give or take one: the sequences choose in the order of what their second choice would cost them. Tokens
-    after a sequence's first 32 are served by the rule of `rule.serve`; None where there are none.
+    after a sequence's first 32 are served by the rule of `rule.serve`. None where there are none, or where there are
+    too many nodes to serve a sequence from each.
     """
     assert problem.topk is not None
-    names, of = np.unique(sequence, return_inverse=True)
+    per_layer = max_served * _NODES_AT_ONCE // max(problem.num_nodes, _NODES_AT_ONCE)
+    per_layer //= problem.topk.shape[0] * problem.num_nodes
+    tokens, of = _of_some(sequence, 2 * per_layer // FIRST_TOKENS)
     early = _position(of) < FIRST_TOKENS
-    first, late = np.flatnonzero(early), np.flatnonzero(~early)
+    late = np.flatnonzero(~early)
     if late.size == 0:
         return None
-    per_layer = max(max_served // (problem.topk.shape[0] * problem.num_nodes), 1)
     if late.size > per_layer:
         late = late[np.arange(per_layer) * late.size // per_layer]
-    cost, _ = _reached(problem, slot_map, first)
-    by_sequence = np.stack(
-        [np.bincount(of[first], row, minlength=names.size).astype(np.float64) for row in cost], axis=1
-    )
+    cost, _ = _reached(problem, slot_map, tokens[early])
+    by_sequence = np.stack([np.bincount(of[early], row).astype(np.float64) for row in cost], axis=1)
     home = even_homes(by_sequence)[of[late]]
-    _, remote = _reached(problem, slot_map, late)
+    _, remote = _reached(problem, slot_map, tokens[late])
     return AffinityTraffic(
         remote_nodes=float(remote[home, np.arange(late.size)].mean()),
         uniform_remote_nodes=float(remote.mean()),
         num_tokens=int(late.size),
-        num_sequences=int(names.size),
+        num_sequences=len(by_sequence),
     )
+
+
+def _of_some(sequence: Integers, most: int) -> tuple[Indices, Indices]:
+    """Return the tokens of at most so many sequences, at equal distances, and the number of each one's sequence."""
+    names, of = np.unique(sequence, return_inverse=True)
+    if names.size <= most:
+        return np.arange(of.size), of
+    number = np.full(names.size, -1)
+    number[np.arange(most) * names.size // max(most, 1)] = np.arange(most)
+    tokens = np.flatnonzero(number[of] >= 0)
+    return tokens, number[of[tokens]]
 
 
 def even_homes(cost: Loads) -> Indices:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from moiety.records import Record
 
 _ROUNDING = 1e-6
+_LOAD_ROUNDING = 1e-3
 Amount = Annotated[float, Field(ge=0)]
 
 
@@ -50,9 +51,16 @@ class RoutedTraffic(Record):
     @model_validator(mode="after")
     def _is_possible(self) -> Self:
         most_messages, most_ranks = float(self.top_k), self.reached_ranks
+        if not 0 < most_ranks <= most_messages + _ROUNDING:
+            msg = f"a token of {self.top_k} experts cannot reach {most_ranks} ranks"
+            raise ValueError(msg)
+        if any(not 0 < max(loads, default=0) <= len(loads) + _LOAD_ROUNDING for loads in self.rank_loads):
+            msg = "the busiest rank of a layer serves some of its work, and at most all of it"
+            raise ValueError(msg)
         for reach in self.domains:
             amounts = (most_messages, reach.messages, reach.ranks, reach.domains)
-            if any(low > high + _ROUNDING for high, low in pairwise(amounts)) or reach.ranks > most_ranks + _ROUNDING:
+            beyond = reach.ranks > most_ranks + _ROUNDING or reach.narrower > reach.ranks + _ROUNDING
+            if beyond or any(low > high + _ROUNDING for high, low in pairwise(amounts)):
                 msg = f"more leaves domains of {reach.num_gpus} GPUs than the experts, ranks or wider domains allow"
                 raise ValueError(msg)
             most_messages, most_ranks = reach.messages, reach.ranks

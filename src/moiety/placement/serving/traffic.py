@@ -24,6 +24,8 @@ home node first and else the even one; or the rule of `rule.serve`, which covers
 RULES: tuple[ServingRule, ...] = ("even", "local", "cover")
 MAX_SERVED = 2_000_000
 """(layer, token, home) that are served one by one; past it each token starts from one home, and fewer are taken."""
+_NODES_AT_ONCE = 8
+"""Beyond so many nodes serving a token takes longer in proportion, and `MAX_SERVED` is that much less."""
 _CHUNK_TOKENS = 16_384
 
 
@@ -94,19 +96,21 @@ def traffic(
     slot_map: SlotMap,
     *,
     rules: Sequence[ServingRule] = RULES,
-    max_served: int = MAX_SERVED,
+    max_served: int | None = None,
 ) -> Traffic:
     """Return the traffic of a slot map over the problem's trace, under each of `rules`.
 
-    The mean over homes is exact where layers x tokens x nodes is at most `max_served`: token t, with index t, starts
-    from every node with weight 1 / nodes. Else token t starts from node t mod nodes only, with index t // nodes among
-    that node's tokens; a layer without copies, and `even`, whose choice does not depend on the home, stay exact. Where
-    layers x tokens alone is more, that many tokens at equal distances stand for the trace.
+    The mean over homes is exact where layers x tokens x nodes is at most `max_served` (without it `MAX_SERVED`, less on
+    many nodes): token t, with index t, starts from every node with weight 1 / nodes. Else token t starts from node
+    t mod nodes only, with index t // nodes among that node's tokens; a layer without copies, and `even`, whose choice
+    does not depend on the home, stay exact. Where layers x tokens alone is more, that many tokens at equal distances
+    stand for the trace.
 
     Raises InputError where a token names an expert that no slot holds. The problem must have a trace.
     """
     assert problem.topk is not None
-    topk, all_homes = _sample(problem.topk, problem.num_nodes, max_served)
+    most = MAX_SERVED * _NODES_AT_ONCE // max(problem.num_nodes, _NODES_AT_ONCE) if max_served is None else max_served
+    topk, all_homes = _sample(problem.topk, problem.num_nodes, most)
     num_tokens = topk.shape[1]
     rows: dict[ServingRule, list[_Tally]] = {rule: [] for rule in rules}
     for experts, slots in zip(topk, slot_map, strict=True):
@@ -127,9 +131,9 @@ def traffic(
 def _sample(topk: Integers, num_nodes: int, max_served: int) -> tuple[Integers, bool]:
     """Return the tokens to serve, [layers, tokens, k], and whether each is served from every node."""
     num_layers, num_tokens, _ = topk.shape
-    if num_layers * num_tokens * num_nodes <= max_served or num_tokens < num_nodes:
+    if num_layers * num_tokens * num_nodes <= max_served:
         return topk, True
-    wanted = max(max_served // num_layers, num_nodes)
+    wanted = max(max_served // num_layers, 1)
     if wanted >= num_tokens:
         return topk, False
     return topk[:, np.arange(wanted) * num_tokens // wanted], False
@@ -242,10 +246,12 @@ def _first_seen(columns: Indices) -> NDArray[np.bool_]:
 
 
 def _summed(tallies: Sequence[_Tally]) -> ServedTraffic:
-    """Return the layers' means over tokens with a uniform home."""
+    """Return the layers' means over tokens with a uniform home, of those that any token starts from."""
 
     def mean(part: Callable[[_Tally], NDArray[Any]]) -> Loads:
-        return np.stack([part(tally) / tally.tokens[:, None] / tally.tokens.size for tally in tallies])
+        return np.stack(
+            [part(tally) / np.maximum(tally.tokens, 1)[:, None] / np.count_nonzero(tally.tokens) for tally in tallies]
+        )
 
     return ServedTraffic(
         messages=mean(lambda tally: tally.messages),
