@@ -248,8 +248,9 @@ def _notes(placed: Placed, output: Output, method: str | None, to: str | None) -
         output.note(f"--max-moves: the moves are chosen one by one, --method {method} has no part in it")
     if to == "sglang" and placed.machine.model is None:
         output.note("SGLang wants a row for every layer: name the --model where some layers have no experts")
-    if placed.is_too_wide:
-        output.note(f"{placed.problem.num_nodes} nodes are too many to search for traffic: placed for balance alone")
+    if placed.nodes_as_one > 1:
+        what = f"each {placed.nodes_as_one} neighbours" if placed.nodes_as_one < placed.problem.num_nodes else "all"
+        output.note(f"{placed.problem.num_nodes} nodes are too many to tell apart: {what} are searched as one")
     tokens = placed.problem.counts.sum(axis=2)  # [windows, layers]
     empty = [layer for row, layer in enumerate(placed.placement.layers) if not tokens[:, row].any()]
     if empty:

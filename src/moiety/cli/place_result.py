@@ -81,13 +81,13 @@ class Placed:
     """What reading, solving, comparing and measuring took."""
 
     @property
-    def is_too_wide(self) -> bool:
-        """Whether the joint method was asked for, and the nodes are more than it can search for traffic."""
-        if self.placement.method != "joint" or self.problem.topk is None or self.problem.num_nodes == 1:
-            return False
-        from moiety.placement.methods.kernels import MAX_NODES
+    def nodes_as_one(self) -> int:
+        """How many neighbouring nodes the joint method took for one; 1 where it told all apart."""
+        if self.placement.method != "joint" or self.problem.topk is None:
+            return 1
+        from moiety.placement.methods.joint import num_searched_nodes
 
-        return self.problem.num_nodes > MAX_NODES
+        return self.problem.num_nodes // num_searched_nodes(self.problem.num_nodes)
 
     def document(self) -> dict[str, object]:
         """Return everything as JSON: the placement's own keys, then its figures."""

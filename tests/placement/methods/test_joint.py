@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from moiety.placement.methods.balance import balance, peaks
 from moiety.placement.methods.eplb import eplb_global
-from moiety.placement.methods.joint import joint
+from moiety.placement.methods.joint import joint, num_searched_nodes
 from moiety.placement.methods.linear_map import linear
 from moiety.placement.methods.packing import has_twins
 from moiety.placement.methods.round_robin import round_robin
@@ -187,3 +187,14 @@ def test_counts_alone_are_placed_for_balance() -> None:
     assert np.array_equal(joint(blind), balance(blind))
     one_node = replace(problem, num_nodes=1)
     assert np.array_equal(joint(one_node), balance(one_node))
+
+
+def test_of_very_many_nodes_neighbours_are_searched_as_one() -> None:
+    topk = communities(3, experts=128, groups=16, tokens=3000, k=4)
+    problem = problem_of(topk, num_experts=128, num_gpus=64, num_nodes=64, num_slots=128)
+    assert [num_searched_nodes(count) for count in (1, 62, 63, 64, 67, 128)] == [1, 62, 21, 32, 1, 32]
+    ours, plain = measure(problem, joint(problem)), measure(problem, balance(problem))
+    assert ours.traffic is not None
+    assert plain.traffic is not None
+    assert ours.traffic.cover.remote_nodes < plain.traffic.cover.remote_nodes
+    assert ours.wasted_slots == 0

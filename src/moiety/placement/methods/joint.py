@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from moiety.placement.methods.local_search import LayerProblem
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap
 
+MAX_NODES = 62
+"""Nodes that the search tells apart: bits of an integer."""
 _SLACK = 0.004
 """What traffic may cost: load of the fullest GPU above that of EPLB's map, in units of the mean, but at most ..."""
 _MOST_SLACK = 0.04
@@ -53,15 +55,16 @@ def joint(problem: PlacementProblem, effort: float = 1.0, slack: float | None = 
     The search starts from the map of `balance`, and where the router is node-limited from EPLB's hierarchical one too,
     which keeps the router's groups together. It weighs every move by what it saves of the distance to remote nodes, and
     by the load that it adds to GPUs above their limit: that of the fullest GPU under `balance` or under EPLB, in every
-    window and in stretches of the trace. Without tokens, or on one node, it is `balance`. No layer is worse than a
-    simple method's map of the same balance. With `slack` the limit is that much above the fullest GPU of
-    `balance`, in units of the mean, and drift is not looked at. In whatever order experts, the GPUs of a node or the
-    nodes are numbered, the same problem gives a map of the same cost, ties apart.
+    window and in stretches of the trace. With `slack` the limit is that much above the fullest GPU of `balance`, in
+    units of the mean, and drift is not looked at. Without tokens, or on one node, it is `balance`; more than 62 nodes
+    are searched as sets of neighbours. No layer is worse than a simple method's map of the same balance. In whatever
+    order experts, the GPUs of a node or the nodes are numbered, the same problem gives a map of the same cost, ties
+    apart.
     """
-    from moiety.placement.methods.kernels import MAX_NODES  # noqa: PLC0415 - compiled loops are loaded where tokens are known
-
-    if problem.topk is None or problem.num_nodes == 1 or problem.num_nodes > MAX_NODES:
+    num_nodes = num_searched_nodes(problem.num_nodes)
+    if problem.topk is None or num_nodes == 1:
         return balance(problem)
+    problem = _coarser(problem, num_nodes)
     gpus = _gpu_order(problem)
     problem = _reordered(problem, gpus)
     shares = problem.shares()
@@ -70,6 +73,22 @@ def joint(problem: PlacementProblem, effort: float = 1.0, slack: float | None = 
     slots = np.empty_like(found)
     slots[:, gpus] = found
     return slots.reshape(problem.num_layers, -1)
+
+
+def num_searched_nodes(num_nodes: int) -> int:
+    """Return how many nodes the search tells apart: of more than it takes, equally many neighbours count as one."""
+    return next(count for count in range(min(num_nodes, MAX_NODES), 0, -1) if num_nodes % count == 0)
+
+
+def _coarser(problem: PlacementProblem, num_nodes: int) -> PlacementProblem:
+    """Return the problem with neighbouring nodes taken for one; their distance to others is the mean of theirs."""
+    if num_nodes == problem.num_nodes:
+        return problem
+    distance = problem.node_distance
+    if distance is not None:
+        distance = distance.reshape(num_nodes, -1, num_nodes, problem.num_nodes // num_nodes).mean(axis=(1, 3))
+        np.fill_diagonal(distance, 0.0)
+    return replace(problem, num_nodes=num_nodes, node_distance=distance)
 
 
 def _gpu_order(problem: PlacementProblem) -> NDArray[np.int64]:

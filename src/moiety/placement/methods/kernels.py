@@ -1,7 +1,7 @@
 """The compiled loops of the joint solver: what each move would save of the traffic, and a sweep of moves that pay.
 
 They work on one layer. Compiled on first use and cached beside the module, so only `moiety place` and plans with a
-routing dump pay for it. Nodes are bits of an integer, so there may be up to 62 of them.
+routing dump pay for it. Nodes are bits of an integer, so there may be up to `joint.MAX_NODES`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
-
-MAX_NODES = 62
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moiety.placement.methods.joint import MAX_NODES
 from moiety.placement.methods.node_distance import is_uneven, mean_one
 from moiety.placement.methods.token_sample import token_sample
 
@@ -23,13 +24,11 @@ def holding_cost(problem: PlacementProblem, slot_map: SlotMap) -> Loads | None:
     are exact for the move of one only copy, and first-order for others. None without tokens, or where there is no
     other node, or more of them than the solver takes.
     """
-    if problem.topk is None or problem.num_nodes == 1:
+    if problem.topk is None or not 1 < problem.num_nodes <= MAX_NODES:
         return None
-    from moiety.placement.methods.kernels import MAX_NODES, gain_tables, uneven_gain_tables  # noqa: PLC0415 - compiled only where tokens are known
+    from moiety.placement.methods.kernels import gain_tables, uneven_gain_tables  # noqa: PLC0415 - compiled only where tokens are known
     from moiety.placement.methods.local_search import PRICE  # noqa: PLC0415 - as above
 
-    if problem.num_nodes > MAX_NODES:
-        return None
     distance = mean_one(problem.node_distance, problem.num_nodes)
     shape = (problem.num_experts, problem.num_nodes)
     node = np.arange(problem.num_slots, dtype=np.int64) // problem.slots_per_node
