@@ -105,9 +105,13 @@ class PlacementMetrics(Record):
     versus: Comparison | None = None
 
 
-def gpu_loads(problem: PlacementProblem, slot_map: SlotMap) -> Loads:
-    """Return each GPU's share of its layer's work when copies share equally, [windows, layers, GPUs]; rows sum to 1."""
-    shares = problem.shares()
+def gpu_loads(problem: PlacementProblem, slot_map: SlotMap, shares: Loads | None = None) -> Loads:
+    """Return each GPU's share of its layer's work when copies share equally, [windows, layers, GPUs].
+
+    `shares` [windows, layers, experts] are the experts' shares of the work, those of the problem unless told; where
+    they sum to 1, so do the GPUs'.
+    """
+    shares = problem.shares() if shares is None else shares
     windows, layers, experts = shares.shape
     cells: Indices = slot_map + np.arange(layers, dtype=np.int64)[:, None] * experts
     copies = np.bincount(cells.ravel(), minlength=layers * experts)

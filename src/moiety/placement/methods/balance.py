@@ -13,6 +13,7 @@ from moiety.placement.methods.linear_map import linear
 from moiety.placement.methods.packing import SLACK, has_twins, pack
 from moiety.placement.methods.replica_counts import least_peak_counts, nearby_counts
 from moiety.placement.methods.round_robin import round_robin
+from moiety.placement.metrics import gpu_loads
 
 if TYPE_CHECKING:
     from moiety.placement.problem import Loads, PlacementProblem, SlotMap
@@ -65,12 +66,7 @@ def peaks(problem: PlacementProblem, shares: Loads, slots: SlotMap) -> Loads:
 
     `shares` [windows, layers, experts]; a perfect balance is 1 / gpus where each window's shares sum to 1.
     """
-    layer = np.arange(slots.shape[0], dtype=np.int64)[:, None]
-    copies = np.zeros(shares.shape[1:])
-    np.add.at(copies, (layer, slots), 1.0)
-    load = (shares / np.maximum(copies, 1))[:, layer, slots]
-    by_gpu = load.reshape(*load.shape[:2], problem.num_gpus, -1).sum(axis=3)
-    return (by_gpu / problem.speed()).max(axis=(0, 2))
+    return (gpu_loads(problem, slots, shares) / problem.speed()).max(axis=(0, 2))
 
 
 def _packed(problem: PlacementProblem, shares: Loads, counts: SlotMap, rounds: int | None = None) -> _Best:

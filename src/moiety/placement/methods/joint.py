@@ -16,6 +16,7 @@ from moiety.placement.methods.node_distance import is_uneven, mean_one
 from moiety.placement.methods.packing import has_twins
 from moiety.placement.methods.round_robin import round_robin
 from moiety.placement.methods.token_sample import token_sample
+from moiety.placement.metrics import gpu_loads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,19 +114,20 @@ def _reordered(problem: PlacementProblem, gpus: NDArray[np.int64]) -> PlacementP
 
 def _searched(problem: PlacementProblem, by_load: SlotMap, effort: float, slack: float | None) -> SlotMap:
     """Return the searched map; `by_load` [layers, experts] is each expert's rank by load, its number in the search."""
-    from moiety.placement.methods.local_search import improved  # noqa: PLC0415 - as above
+    from moiety.placement.methods.local_search import improved  # noqa: PLC0415 - compiled only where tokens are known
 
     layer = np.arange(problem.num_layers, dtype=np.int64)[:, None]
     best, published = balance(problem, effort=0.0), eplb_global(problem)  # a start: the search goes on from here
-    starts = [best]
+    starts = [(best, np.ones(problem.num_layers, dtype=np.bool_))]  # each with the layers that may start from it
     if problem.num_groups > 1 and problem.num_groups % problem.num_nodes == 0:
-        starts.append(eplb(problem))
+        grouped = eplb(problem)
+        starts.append((grouped, ~_twins(problem, grouped)))
     layers = _layer_problems(problem, by_load, best, published, slack)
     rounds = int(_ROUNDS * effort * min(1.0, _ROUND_SLOTS / problem.num_slots) ** 4)
 
     def search(at: int) -> SlotMap:
         ground = layers(at)
-        apart = [start[at] for start in starts if start is best or not _twins(problem, start)[at]]
+        apart = [start[at] for start, allowed in starts if allowed[at]]
         tries = [improved(ground, by_load[at][row], rounds=rounds, passes=_PASSES, seed=0) for row in apart]
         return min(tries, key=lambda each: each[1])[0]
 
@@ -174,8 +176,9 @@ def _layer_problems(
     shares, stretches = problem.shares(), _stretches(problem)
     every = np.concatenate([shares, stretches])
     gpus = problem.num_gpus
-    ours = np.stack([peaks(problem, window[None], best) for window in every]) * gpus  # [windows, layers]
-    theirs = np.stack([peaks(problem, window[None], published) for window in every]) * gpus
+    ours, theirs = (  # the fullest GPU, [windows, layers]
+        (gpu_loads(problem, slots, every) / problem.speed()).max(axis=2) * gpus for slots in (best, published)
+    )
     known = len(shares)
     limit = np.empty_like(ours)
     worst = ours[:known].max(axis=0)
