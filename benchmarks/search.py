@@ -12,8 +12,8 @@ import time
 
 from plan_cold import cold_plans, num_runs, summary
 
+from moiety.calibration.catalog import load_calibration
 from moiety.cluster.catalog import load_cluster
-from moiety.cost.calibration import load_calibration
 from moiety.model.catalog import load_catalog_model
 from moiety.projection.scenario import Scenario
 from moiety.search.options import default_options

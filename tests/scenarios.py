@@ -6,9 +6,9 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from moiety.calibration.catalog import load_calibration
 from moiety.cluster.catalog import load_cluster, load_device
 from moiety.cluster.cluster import Cluster, LinkTier
-from moiety.cost.calibration import load_calibration
 from moiety.graph.graph import build_step_graph
 from moiety.model.attention import GroupedQueryAttention, LinearAttention, MultiHeadLatentAttention
 from moiety.model.feed_forward import DenseFeedForward, MoeFeedForward

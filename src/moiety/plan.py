@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, computed_field, model_validator
 
+from moiety.calibration.calibration import Basis, Calibration, Engine
 from moiety.cluster.cluster import Cluster
 from moiety.dtypes import Dtype
 from moiety.model.model import Model
@@ -18,10 +19,8 @@ from moiety.workload.workload import Workload
 SCHEMA_VERSION = 1
 
 Phase = Literal["prefill", "decode", "mixed", "training"]
-Engine = Literal["moiety", "vllm", "sglang", "tensorrt-llm"]
 AllToAll = Literal["flat", "dedup", "hierarchical"]
 PlacementMethod = Literal["linear", "round-robin", "eplb", "eplb-global", "balance", "joint"]
-Basis = Literal["measured", "fitted", "datasheet", "assumed", "computed"]
 Count = Annotated[int, Field(ge=0)]
 Amount = Annotated[float, Field(ge=0)]
 
@@ -287,6 +286,15 @@ class Plan(DerivedRecord):
     comparison: tuple[Variant, ...] = ()
     search: SearchSummary | None = None
     provenance: Provenance
+    calibration: Calibration | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The constants it was made with, where they came from a file; None: those of the catalogue."""
+
+    @model_validator(mode="after")
+    def _names_its_calibration(self) -> Self:
+        if self.calibration is not None and self.calibration.name != self.provenance.calibration:
+            msg = f"provenance names the calibration {self.provenance.calibration}, the plan holds "
+            raise ValueError(msg + self.calibration.name)
+        return self
 
     @model_validator(mode="after")
     def _pools_tile_ranks(self) -> Self:

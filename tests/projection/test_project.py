@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moiety.calibration.calibration import weakest
 from moiety.errors import InputError
 from moiety.plan import Options, Phase, Plan, Projection
 from moiety.projection.project import evaluate
-from moiety.projection.provenance import weakest
 from moiety.projection.schedule import schedules
 from moiety.search.options import default_options
 from moiety.search.search import search

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from moiety.calibration.catalog import load_calibration
 from moiety.cluster.catalog import load_cluster
-from moiety.cost.calibration import load_calibration
 from moiety.model.catalog import load_catalog_model
 from moiety.plan import Options, Schedule
 from moiety.projection.scenario import Scenario

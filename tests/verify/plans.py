@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
+from moiety.calibration.catalog import load_calibration
 from moiety.cluster.catalog import load_cluster
-from moiety.cost.calibration import load_calibration
 from moiety.model.catalog import load_catalog_model
 from moiety.plan import DtypePolicy, Options, Plan, Pool, Provenance, Schedule
 from moiety.projection.project import evaluate

@@ -24,6 +24,12 @@ UNSEEN_WIDTH = 110
 """Columns of tables that go to a file or a pipe."""
 
 
+def complain(message: str) -> None:
+    """Write an error as one line on standard error, what cannot be printed escaped."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
+    sys.stderr.write(f"moiety: error: {line}\n")
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """Where results go; `json` leaves standard output to the one document, `quiet` to nobody."""
@@ -60,7 +66,7 @@ class Output:
 
     def complain(self, text: str) -> None:
         """Write a line on standard error, quiet or not: it is why the exit code is not 0."""
-        sys.stderr.write(f"moiety: error: {text}\n")
+        complain(text)
 
     @contextmanager
     def progress(self, what: str) -> Generator[Callable[[int, int], None] | None]:

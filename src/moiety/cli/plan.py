@@ -37,7 +37,11 @@ def plan(
     *,
     cluster: Annotated[
         str | None,
-        typer.Option(help="A cluster of the catalogue, N of its GPUs (h200x32), or a YAML file.", show_default=False),
+        typer.Option(
+            help="A cluster of the catalogue, N of its GPUs (h200x32), a YAML file, or this machine (local:2x2: 2 "
+            "nodes of 2 CPU ranks).",
+            show_default=False,
+        ),
     ] = None,
     workload: Annotated[
         str | None,
@@ -56,6 +60,14 @@ def plan(
     redundant_experts: Annotated[
         int, typer.Option(metavar="N", help="Expert slots of a layer beyond one copy of each expert.")
     ] = 0,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Constants measured by `moiety run --bench` (JSON), instead of the catalogue's. The plan holds them.",
+            show_default=False,
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,6 +118,7 @@ def plan(
         ),
         routing,
         engine,
+        calibration,
     )
     slots = checked_redundancy(redundant_experts, scenario.model, scenario.cluster.num_gpus)
     settings = settings or []
@@ -133,21 +146,38 @@ def plan(
     leave_if_wrong(verification, output)
 
 
-def _scenario(model: str | None, cluster: str | None, workload: Workload, routing: str | None, engine: str) -> Scenario:
-    from moiety.cli.scenario_arguments import engine_named, expert_shares, load_cluster, load_model, load_routing
-    from moiety.cost.calibration import load_calibration
+def _scenario(
+    model: str | None,
+    cluster: str | None,
+    workload: Workload,
+    routing: str | None,
+    engine: str,
+    calibration: str | None,
+) -> Scenario:
+    from moiety.calibration.catalog import calibration_for
+    from moiety.cli.scenario_arguments import (
+        engine_named,
+        expert_shares,
+        load_calibration_file,
+        load_cluster,
+        load_model,
+        load_routing,
+    )
     from moiety.projection.scenario import Scenario
 
     shape = load_model(model)
     measured = load_routing(routing, shape)
+    constants = load_calibration_file(calibration)
+    where = load_cluster(cluster, model=model)
     return Scenario(
         model=shape,
-        cluster=load_cluster(cluster, model=model),
+        cluster=where,
         workload=workload,
         engine=engine_named(engine),
-        calibration=load_calibration(),
+        calibration=constants or calibration_for(where.device.architecture),
         expert_shares=expert_shares(measured),
         routing=measured,
+        carries_calibration=constants is not None,
     )
 
 

@@ -12,11 +12,10 @@ from moiety.cli.json_text import json_text
 from moiety.errors import InputError
 from moiety.files import read_text, resolve_input
 from moiety.json_object import read_json_object
-from moiety.package_data import catalog_names
 from moiety.plan import SCHEMA_VERSION, Plan
 
 if TYPE_CHECKING:
-    from moiety.cost.calibration import Calibration
+    from moiety.calibration.calibration import Calibration
 
 METHOD_SUFFIX = "_deployment_method.json"
 _MAX_PLAN_BYTES = 512 * 10**6
@@ -69,10 +68,15 @@ def _first_of(error: ValidationError, source: str) -> InputError:
 
 
 def calibration_of(plan: Plan, source: str) -> Calibration:
-    """Return the calibration that the plan was made with; raise InputError where this version does not carry it."""
-    from moiety.cost.calibration import load_calibration
+    """Return the calibration that the plan was made with: its own, or the catalogue's of that name.
 
-    name, known = plan.provenance.calibration, catalog_names("calibration", ".json")
+    Raises InputError where this version does not have that.
+    """
+    from moiety.calibration.catalog import catalog_calibrations, load_calibration
+
+    if plan.calibration is not None:
+        return plan.calibration
+    name, known = plan.provenance.calibration, catalog_calibrations()
     if name not in known:
         rule = f"the plan was made with constants that this version does not have; it has {', '.join(known)}"
         raise InputError(rule, source=source, field="provenance.calibration", value=name, remedy=_REMEDY)

@@ -121,13 +121,14 @@ def throughput_word(plan: Plan) -> str:
 
 def scenario_section(plan: Plan) -> RenderableType:
     """Return what the plan is for."""
+    held = ", held by the plan" if plan.calibration is not None else ""
     return pairs(
         f"Plan {plan.name}",
         [
             ("model", _model_words(plan)),
             ("cluster", _cluster_words(plan)),
             ("workload", _workload_words(plan)),
-            ("engine", f"{plan.engine}; constants {plan.provenance.calibration}"),
+            ("engine", f"{plan.engine}; constants {plan.provenance.calibration}{held}"),
         ],
     )
 

@@ -13,9 +13,9 @@ from moiety.files import read_bytes, read_text, resolve_input
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from moiety.calibration.calibration import Calibration, Engine
     from moiety.cluster.cluster import Cluster
     from moiety.model.model import Model
-    from moiety.plan import Engine
     from moiety.workload.routing import Routing
     from moiety.workload.workload import Workload
 
@@ -58,7 +58,7 @@ def _model_name(path: Path) -> str:
 
 
 def load_cluster(argument: str | None, *, model: str | None) -> Cluster:
-    """Return the cluster of `--cluster`: of the catalogue (`h200x32`) or a YAML file.
+    """Return the cluster of `--cluster`: of the catalogue (`h200x32`), a YAML file, or this machine (`local:2x2`).
 
     Without the argument the reference cluster, for the reference model only: InputError for any other.
     """
@@ -71,13 +71,31 @@ def load_cluster(argument: str | None, *, model: str | None) -> Cluster:
         if model is not None and model != REFERENCE_MODEL:
             rule = f"is missing: on which GPUs should {model} run?"
             remedy = "name 32 GPUs of the catalogue's H200 nodes (--cluster h200x32), "
-            remedy += f"another of {', '.join(known)}, or a YAML file"
+            remedy += f"another of {', '.join(known)}, a YAML file, or this machine (--cluster local:2x2)"
             raise InputError(rule, field="--cluster", remedy=remedy)
         return load_catalog_cluster(REFERENCE_CLUSTER)
+    if names_this_machine(argument):
+        from moiety.machine.local_cluster import local_cluster
+
+        return local_cluster(argument)
     path = resolve_input(argument, suffixes=_YAML, known=known)
     if path is None:
         return load_catalog_cluster(argument)
     return read_cluster(read_text(path), source=str(path), devices=load_device)
+
+
+def names_this_machine(cluster: str) -> bool:
+    """Return whether the argument is meant to be this machine: `local`, with or without its ranks."""
+    return cluster.lower().partition(":")[0] == "local"
+
+
+def load_calibration_file(argument: str | None) -> Calibration | None:
+    """Return the calibration in the JSON file of `--calibration`; None without the argument."""
+    if argument is None:
+        return None
+    from moiety.calibration.reader import read_calibration
+
+    return read_calibration(read_text(argument), source=argument)
 
 
 def load_workload(argument: str | None, *, model: str | None) -> Workload:
@@ -172,7 +190,7 @@ def expert_shares(routing: Routing | None) -> tuple[tuple[float, ...], ...] | No
 
 def engine_named(text: str) -> Engine:
     """Return the serving engine of that name; raise InputError with the nearest for an unknown one."""
-    from moiety.plan import Engine
+    from moiety.calibration.calibration import Engine
 
     engines: tuple[Engine, ...] = get_args(Engine)
     for engine in engines:

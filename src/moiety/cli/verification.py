@@ -9,8 +9,8 @@ import typer
 from moiety.errors import InputError
 
 if TYPE_CHECKING:
+    from moiety.calibration.calibration import Calibration
     from moiety.cli.output import Output
-    from moiety.cost.calibration import Calibration
     from moiety.plan import Options, Plan
     from moiety.projection.project import Evaluation
     from moiety.verify.audit import AuditReport

@@ -16,9 +16,9 @@ from moiety.search.scaling import scale
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from moiety.calibration.calibration import Calibration
     from moiety.cli.output import Output
     from moiety.cluster.cluster import Cluster
-    from moiety.cost.calibration import Calibration
     from moiety.plan import Plan
     from moiety.projection.project import Evaluation
     from moiety.search.ablation import OptionWorth

@@ -44,8 +44,10 @@ class Cluster(Record):
     beyond: tuple[LinkTier, ...] = ()
     """Tiers that would join more of these nodes, if there were more."""
     source: str = ""
+    basis: Literal["datasheet", "measured"] = Field(default="datasheet", exclude_if=lambda value: value == "datasheet")
+    """What the rates rest on that are not assumed."""
     assumed: tuple[str, ...] = ()
-    """Fields whose values are assumptions, not datasheet facts, with the reason."""
+    """Fields whose values are assumptions, with the reason."""
 
     @model_validator(mode="after")
     def _is_possible(self) -> Self:

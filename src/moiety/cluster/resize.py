@@ -38,5 +38,6 @@ def resized(cluster: Cluster, num_gpus: int) -> Cluster:
         tiers=tuple(tiers),
         beyond=tuple(beyond),
         source=cluster.source,
+        basis=cluster.basis,
         assumed=cluster.assumed,
     )

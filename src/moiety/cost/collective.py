@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from moiety.calibration.calibration import Calibration, CollectiveConstants
     from moiety.cluster.cluster import Cluster
-    from moiety.cost.calibration import Calibration, CollectiveConstants
     from moiety.graph.op import CollectiveKind
 
 

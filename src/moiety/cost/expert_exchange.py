@@ -8,8 +8,8 @@ from moiety.cost.collective import Transfer
 from moiety.cost.expert_traffic import rows_per_token
 
 if TYPE_CHECKING:
+    from moiety.calibration.calibration import Calibration
     from moiety.cluster.cluster import Cluster
-    from moiety.cost.calibration import Calibration
     from moiety.graph.op import Collective
     from moiety.model.feed_forward import MoeFeedForward
     from moiety.placement.serving.routed_traffic import RoutedTraffic

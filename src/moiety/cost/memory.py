@@ -13,8 +13,8 @@ from moiety.model.attention import GroupedQueryAttention, LinearAttention
 from moiety.plan import MemoryPlan
 
 if TYPE_CHECKING:
+    from moiety.calibration.calibration import EngineConstants
     from moiety.cluster.device import Device
-    from moiety.cost.calibration import EngineConstants
     from moiety.graph.graph import Graph
     from moiety.graph.op import Op
     from moiety.model.attention import Attention

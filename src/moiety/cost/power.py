@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from moiety.calibration.calibration import Calibration
     from moiety.cluster.device import Device
-    from moiety.cost.calibration import Calibration
 
 
 def power_w(

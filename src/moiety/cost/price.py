@@ -16,8 +16,8 @@ from moiety.strategy.strategy import Strategy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moiety.calibration.calibration import Calibration
     from moiety.cluster.cluster import Cluster
-    from moiety.cost.calibration import Calibration
     from moiety.graph.graph import Graph
     from moiety.graph.op import Op
     from moiety.model.feed_forward import MoeFeedForward

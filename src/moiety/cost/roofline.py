@@ -9,8 +9,8 @@ from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.op import AttentionCore, Gemm, MemoryPass
 
 if TYPE_CHECKING:
+    from moiety.calibration.calibration import Calibration, Roofline, RooflineKind
     from moiety.cluster.device import Device
-    from moiety.cost.calibration import Calibration, Roofline, RooflineKind
 
 _DECODE_ROWS_PER_EXPERT = 32
 

@@ -16,7 +16,7 @@ from moiety.projection.queue import closed_loop_load, queue_wait_s
 from moiety.projection.scenario import Scenario, scenario_of
 
 if TYPE_CHECKING:
-    from moiety.cost.calibration import Calibration
+    from moiety.calibration.calibration import Calibration
     from moiety.projection.step import Timing
 
 
@@ -73,7 +73,7 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome) -> Project
         cross_node_bytes_per_token=outcome.cross_node_bytes_per_token,
         power_w_per_gpu=watts,
         tokens_per_joule=phase.tokens_per_s / (watts * pool.num_gpus),
-        provenance=provenance(scenario, (pool,)),
+        provenance=provenance(scenario, (pool,), (outcome.graph,)),
     )
 
 
@@ -128,7 +128,7 @@ def project_disaggregated(scenario: Scenario, pools: tuple[Pool, ...], phases: t
         + prefill.outcome.cross_node_bytes_per_token * prompts_per_token,
         power_w_per_gpu=watts,
         tokens_per_joule=tokens_per_s / (watts * gpus),
-        provenance=provenance(scenario, pools),
+        provenance=provenance(scenario, pools, tuple(phase.outcome.graph for phase in phases)),
     )
 
 

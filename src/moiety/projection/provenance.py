@@ -5,27 +5,24 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from moiety.calibration.calibration import weakest
 from moiety.cost.expert_traffic import is_measured
+from moiety.cost.roofline import roofline_kind
+from moiety.graph.op import Collective, MemoryPass
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moiety.calibration.calibration import Basis, Calibration, Sourced
     from moiety.cluster.cluster import Cluster
-    from moiety.plan import Basis, Pool
+    from moiety.graph.graph import Graph
+    from moiety.plan import Pool
     from moiety.projection.scenario import Scenario
 
-_STRENGTH: tuple[Basis, ...] = ("computed", "measured", "datasheet", "fitted", "assumed")
-"""From the most certain to the least: a law fitted on measurements is less certain than what it is fitted on."""
-_FITTED_ARCHITECTURES = frozenset({"hopper"})
-_TIMED_FIELDS = frozenset({"architecture", "memory_bandwidth", "num_sms", "peak"})
+_TIMED_FIELDS = frozenset({"architecture", "memory_bandwidth", "peak"})
 """Fields of a device that its times depend on."""
 _POWERED_FIELDS = frozenset({"max_power"})
 _TIER = re.compile(r"^tiers(?:\[([0-9]+)\])?")
-
-
-def weakest(*bases: Basis) -> Basis:
-    """Return the least certain of the bases."""
-    return max(bases, key=_STRENGTH.index)
 
 
 def routing_basis(scenario: Scenario, pool: Pool) -> Basis:
@@ -43,16 +40,17 @@ def routing_basis(scenario: Scenario, pool: Pool) -> Basis:
     return "assumed"
 
 
-def provenance(scenario: Scenario, pools: Sequence[Pool]) -> dict[str, Basis]:
-    """Return what each figure of a projection of these pools rests on.
+def provenance(scenario: Scenario, pools: Sequence[Pool], graphs: Sequence[Graph]) -> dict[str, Basis]:
+    """Return what each figure of a projection of these pools, whose steps are `graphs`, rests on.
 
     An assumption about the cluster counts where the figure depends on it: links only where there are such links.
     """
     cluster, calibration = scenario.cluster, scenario.calibration
-    kernels: Basis = "fitted" if cluster.device.architecture in _FITTED_ARCHITECTURES else "assumed"
+    architecture = cluster.device.architecture
     bases: list[Basis] = [routing_basis(scenario, pool) for pool in pools]
     routed = weakest(*bases)
-    machine = weakest(kernels, routed, _hardware(cluster, _TIMED_FIELDS, links=True))
+    kernels = calibration.basis_on(architecture, *_constants_used(calibration, graphs))
+    machine = weakest(kernels, routed, _hardware(cluster, _timed_fields(scenario, graphs), links=True))
     timing = weakest(machine, calibration.engines[scenario.engine].basis)
     power = weakest(machine, calibration.power.basis, _hardware(cluster, _POWERED_FIELDS, links=False))
     return {
@@ -71,6 +69,36 @@ def provenance(scenario: Scenario, pools: Sequence[Pool]) -> dict[str, Basis]:
     }
 
 
+def _constants_used(calibration: Calibration, graphs: Sequence[Graph]) -> tuple[Sourced, ...]:
+    """Return the constants of the kernels and transfers in the steps; passes over memory are too short to count."""
+    used: dict[str, Sourced] = {}
+    for graph in graphs:
+        parts = (graph.embedding, *graph.layers, *graph.backward, graph.head, graph.boundary, graph.update)
+        for op in (each for part in parts for each in part):
+            if isinstance(op.work, Collective):
+                exchanged = op.work.kind in {"dispatch", "combine"}
+                constants = calibration.expert_exchange if exchanged else calibration.collectives
+                used["exchange" if exchanged else "collective"] = constants
+            elif not isinstance(op.work, MemoryPass):
+                kind = roofline_kind(op.work)
+                used[kind] = calibration.roofline[kind]
+    return tuple(used.values())
+
+
+def _timed_fields(scenario: Scenario, graphs: Sequence[Graph]) -> frozenset[str]:
+    """Return the fields of the device that the times of the steps depend on."""
+    device, exchange = scenario.cluster.device, scenario.calibration.expert_exchange
+    fields = set(_TIMED_FIELDS)
+    for graph in graphs:
+        dtypes = graph.layout.options.dtypes
+        fields |= {
+            f"peak.{device.compute_dtype(each)}" for each in (dtypes.weights, dtypes.experts, dtypes.activations)
+        }
+    if exchange.communication_sms or exchange.decode_communication_sms:
+        fields.add("num_sms")
+    return frozenset(fields)
+
+
 def _hardware(cluster: Cluster, fields: frozenset[str], *, links: bool) -> Basis:
     """Return `assumed` where one of the device's `fields`, or a tier of links beyond the first, is an assumption."""
     for assumption in cluster.assumptions:
@@ -80,4 +108,4 @@ def _hardware(cluster: Cluster, fields: frozenset[str], *, links: bool) -> Basis
         tier = _TIER.match(names[0])
         if links and tier and (int(tier[1]) if tier[1] else 1) < len(cluster.tiers):
             return "assumed"
-    return "datasheet"
+    return cluster.basis

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from moiety.calibration.calibration import Calibration, Engine
     from moiety.cluster.cluster import Cluster
-    from moiety.cost.calibration import Calibration
     from moiety.model.model import Model
-    from moiety.plan import Engine, Plan
+    from moiety.plan import Plan
     from moiety.workload.routing import Routing
     from moiety.workload.workload import Workload
 
@@ -30,8 +30,18 @@ class Scenario:
     calibration: Calibration
     expert_shares: tuple[tuple[float, ...], ...] | None = None
     routing: Routing | None = None
+    carries_calibration: bool = False
+    """Whether plans must hold the calibration, because it came from a file."""
 
 
 def scenario_of(plan: Plan, calibration: Calibration) -> Scenario:
     """Return the scenario that a plan was made for."""
-    return Scenario(plan.model, plan.cluster, plan.workload, plan.engine, calibration, plan.expert_shares)
+    return Scenario(
+        plan.model,
+        plan.cluster,
+        plan.workload,
+        plan.engine,
+        calibration,
+        plan.expert_shares,
+        carries_calibration=plan.calibration is not None,
+    )

@@ -10,7 +10,7 @@ from moiety.search.options import OPTIMISATIONS, baseline_options
 from moiety.search.planner import with_options
 
 if TYPE_CHECKING:
-    from moiety.cost.calibration import Calibration
+    from moiety.calibration.calibration import Calibration
     from moiety.plan import Options, Plan
 
 _WIDEST = DtypePolicy(

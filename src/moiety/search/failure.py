@@ -14,8 +14,8 @@ from moiety.search.survivors import goes_on, instance_coverage, surviving_instan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moiety.calibration.calibration import Calibration
     from moiety.cluster.cluster import Cluster
-    from moiety.cost.calibration import Calibration
     from moiety.plan import Plan, Pool
 
 _FAILURE = re.compile(r"^(gpu|node):([0-9]{1,7})$|^link:([a-z0-9_-]+)(?::([0-9.]+))?$")

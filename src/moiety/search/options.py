@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from moiety.plan import DtypePolicy, Options
 
 if TYPE_CHECKING:
+    from moiety.dtypes import Dtype
     from moiety.projection.scenario import Scenario
 
 
@@ -26,17 +27,24 @@ def default_options(scenario: Scenario, redundant_experts: int = 0) -> Options:
 
 
 def default_dtypes(scenario: Scenario) -> DtypePolicy:
-    """Return the formats of weights, activations, cache and wire."""
+    """Return the formats of weights, activations, cache and wire.
+
+    A float32 checkpoint computes, caches and sends float32 where the device computes in it.
+    """
     model, device = scenario.model, scenario.cluster.device
-    half = "bf16" if "bf16" in device.peak_flops_per_s else device.compute_dtype("bf16")
+    half = device.compute_dtype("bf16")
     if scenario.workload.kind == "training":
         return DtypePolicy(activations=half)
+    whole = model.weight_dtype == "fp32" and device.compute_dtype("fp32") == "fp32"
+    computed: Dtype = "fp32" if whole else half
     quantized = "fp8" in {model.weight_dtype, model.expert_dtype} and device.compute_dtype("fp8") == "fp8"
     return DtypePolicy(
         weights=model.weight_dtype,
         experts=model.expert_dtype,
-        activations=half,
-        dispatch="fp8" if quantized else half,
+        activations=computed,
+        kv_cache="fp32" if whole else "bf16",
+        dispatch="fp8" if quantized else computed,
+        combine="fp32" if whole else "bf16",
     )
 
 

@@ -17,7 +17,7 @@ from moiety.strategy.legality import broken_rules, divisors
 from moiety.strategy.strategy import Strategy
 
 if TYPE_CHECKING:
-    from moiety.cost.calibration import Calibration
+    from moiety.calibration.calibration import Calibration
     from moiety.plan import Options
     from moiety.projection.scenario import Scenario
     from moiety.search.search import Progress
@@ -62,6 +62,7 @@ def assemble(scenario: Scenario, pools: tuple[Pool, ...], options: Options, name
         expert_shares=scenario.expert_shares,
         pools=tuple(pool.model_copy(update={"projection": None, "memory": None}) for pool in pools),
         provenance=Provenance(moiety_version=version, calibration=scenario.calibration.name),
+        calibration=scenario.calibration if scenario.carries_calibration else None,
     )
 
 

@@ -14,7 +14,7 @@ from moiety.search.planner import replan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moiety.cost.calibration import Calibration
+    from moiety.calibration.calibration import Calibration
     from moiety.plan import Plan
     from moiety.workload.workload import Workload
 

@@ -14,7 +14,7 @@ from moiety.strategy.stages import stage_layers
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from moiety.cost.calibration import Calibration
+    from moiety.calibration.calibration import Calibration
     from moiety.model.model import Model
     from moiety.placement.placement import Placement
     from moiety.plan import Plan, Pool

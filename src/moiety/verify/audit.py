@@ -13,7 +13,7 @@ from moiety.verify.relations.table import RELATIONS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from moiety.cost.calibration import Calibration
+    from moiety.calibration.calibration import Calibration
     from moiety.plan import Plan
     from moiety.verify.claims import Claim, ClaimSet, VariantName
 

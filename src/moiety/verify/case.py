@@ -18,7 +18,7 @@ from moiety.verify.closed_form import pool_flops_per_token
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from moiety.cost.calibration import Calibration
+    from moiety.calibration.calibration import Calibration
     from moiety.plan import Options, Projection, Schedule
     from moiety.projection.step import Timing
     from moiety.strategy.strategy import Strategy

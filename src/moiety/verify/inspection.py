@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from moiety.projection.project import Evaluation, evaluate
 
 if TYPE_CHECKING:
-    from moiety.cost.calibration import Calibration
+    from moiety.calibration.calibration import Calibration
     from moiety.plan import Plan, Pool
 
 

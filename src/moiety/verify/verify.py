@@ -12,7 +12,7 @@ from moiety.verify.inspection import Inspection
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moiety.cost.calibration import Calibration
+    from moiety.calibration.calibration import Calibration
     from moiety.plan import Plan
     from moiety.projection.project import Evaluation
     from moiety.verify.audit import AuditReport

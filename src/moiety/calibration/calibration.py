@@ -1,0 +1,161 @@
+"""Calibration: the measured constants that turn work into time and power, each with its source and range."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal, Self, get_args
+
+from pydantic import Field, model_validator
+
+from moiety.records import Record
+
+Basis = Literal["measured", "fitted", "datasheet", "assumed", "computed"]
+"""What a number rests on."""
+Engine = Literal["moiety", "vllm", "sglang", "tensorrt-llm"]
+Efficiency = Annotated[float, Field(ge=1e-6, le=1)]
+Seconds = Annotated[float, Field(ge=0, le=100)]
+Bytes = Annotated[int, Field(ge=0, le=2**50)]
+Watts = Annotated[float, Field(ge=0, le=1e6)]
+RooflineKind = Literal[
+    "dense_gemm",
+    "grouped_gemm_prefill",
+    "grouped_gemm_decode",
+    "attention_prefill",
+    "attention_decode_gqa",
+    "attention_decode_mla",
+    "attention_linear",
+    "memory_pass",
+]
+
+
+class Sourced(Record):
+    """Constants with what they rest on."""
+
+    basis: Basis
+    source: str
+    range: str = ""
+
+
+class Roofline(Sourced):
+    """`t = overhead + (tc^p + tm^p)^(1/p)`, tc = FLOPs / (efficiency x peak), tm = bytes / (efficiency x bandwidth)."""
+
+    compute_efficiency: Efficiency
+    memory_efficiency: Efficiency
+    overhead_s: Seconds
+    exponent: Annotated[float, Field(ge=1, le=16)]
+    row_block: Annotated[int, Field(gt=0, le=65_536)]
+    """Rows that the kernel rounds each group's rows up to."""
+
+
+class CollectiveConstants(Sourced):
+    """Ring collectives inside one domain of links, by group size; and over the network between domains."""
+
+    group_sizes: tuple[Annotated[int, Field(gt=0)], ...] = Field(min_length=1)
+    latency_s: tuple[Seconds, ...]
+    link_efficiency: tuple[Efficiency, ...]
+    small_latency_s: Seconds
+    small_bytes: Bytes
+    mid_bytes: Annotated[int, Field(gt=0, le=2**50)]
+    large_bytes: Annotated[int, Field(gt=0, le=2**50)]
+    large_efficiency: Efficiency
+    in_network_gain: Annotated[float, Field(ge=1, le=1000)]
+    """How much faster a large all-reduce is where the switch of the domain reduces (NVLink SHARP)."""
+    network_latency_s: Seconds
+    network_efficiency: Efficiency
+
+    @model_validator(mode="after")
+    def _is_a_table(self) -> Self:
+        sizes = len(self.group_sizes)
+        if len(self.latency_s) != sizes or len(self.link_efficiency) != sizes:
+            msg = f"latency_s and link_efficiency must hold a value for each of the {sizes} group_sizes"
+            raise ValueError(msg)
+        if any(first >= second for first, second in pairwise(self.group_sizes)):
+            msg = "group_sizes must grow"
+            raise ValueError(msg)
+        if self.mid_bytes >= self.large_bytes:
+            msg = f"mid_bytes, {self.mid_bytes}, must be below large_bytes, {self.large_bytes}"
+            raise ValueError(msg)
+        return self
+
+
+class ExchangeConstants(Sourced):
+    """Dispatch and combine: start-up time and the share of the links' bandwidth that they reach."""
+
+    dispatch_latency_s: Seconds
+    combine_latency_s: Seconds
+    combine_latency_wide_s: Seconds
+    wide_ranks: Annotated[int, Field(gt=0)]
+    domain_dispatch_latency_s: Seconds
+    domain_combine_latency_s: Seconds
+    domain_efficiency: Efficiency
+    network_efficiency: Efficiency
+    decode_network_efficiency: Efficiency
+    communication_sms: Annotated[int, Field(ge=0)]
+    """SMs that dispatch and combine take from computation in prefill and training."""
+    decode_communication_sms: Annotated[int, Field(ge=0)]
+
+
+class EngineConstants(Sourced):
+    """What a serving engine adds to the kernels."""
+
+    step_overhead_s: Seconds
+    request_overhead_s: Seconds
+    reserve_bytes: Bytes
+    """Memory for the driver's context, captured graphs and the libraries' workspaces."""
+
+
+class PowerCurve(Record):
+    """`base + compute x MFU + memory x MBU` watts."""
+
+    base_w: Watts
+    compute_w: Watts
+    memory_w: Watts
+
+
+class PowerConstants(Sourced):
+    """Power of a GPU of `reference_max_power_w`; others are scaled by their maximum power."""
+
+    reference_max_power_w: Annotated[float, Field(ge=1e-3, le=1e6)]
+    dense: PowerCurve
+    moe: PowerCurve
+    clock_exponent: Annotated[float, Field(ge=0, le=10)]
+
+
+class Calibration(Record):
+    """All constants of the cost model."""
+
+    name: Annotated[str, Field(max_length=120, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    architectures: tuple[str, ...] = Field(min_length=1)
+    """Architectures of the devices that the constants were found on; on others they are assumptions."""
+    roofline: dict[RooflineKind, Roofline]
+    collectives: CollectiveConstants
+    expert_exchange: ExchangeConstants
+    engines: dict[Engine, EngineConstants]
+    power: PowerConstants
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        lines: tuple[RooflineKind, ...] = get_args(RooflineKind)
+        engines: tuple[Engine, ...] = get_args(Engine)
+        missing = [f"roofline.{kind}" for kind in lines if kind not in self.roofline]
+        missing += [f"engines.{engine}" for engine in engines if engine not in self.engines]
+        if missing:
+            msg = f"{', '.join(missing)} missing: every kind of op and every engine needs its constants"
+            raise ValueError(msg)
+        return self
+
+    def basis_on(self, architecture: str, *parts: Sourced) -> Basis:
+        """Return the least certain of what `parts` rest on, on devices of `architecture`."""
+        if architecture not in self.architectures:
+            return "assumed"
+        bases: list[Basis] = [part.basis for part in parts]
+        return weakest(*bases)
+
+
+_STRENGTH: tuple[Basis, ...] = ("computed", "measured", "datasheet", "fitted", "assumed")
+"""From the most certain to the least: a law fitted on measurements is less certain than what it is fitted on."""
+
+
+def weakest(*bases: Basis) -> Basis:
+    """Return the least certain of the bases."""
+    return max(bases, key=_STRENGTH.index)
