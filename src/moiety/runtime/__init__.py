@@ -1,0 +1,1 @@
+"""The plan at work: ranks, groups and experts on PyTorch distributed; the only room that imports torch."""

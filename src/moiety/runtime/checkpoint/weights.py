@@ -1,0 +1,162 @@
+"""A checkpoint's weights under the names and in the shapes of the model: checked as a whole, read slice by slice."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING
+
+import torch
+
+from moiety.errors import InputError
+from moiety.runtime.checkpoint.assembly import Fault, assembled, files_of
+from moiety.runtime.checkpoint.expert_layout import ExpertLayout
+from moiety.runtime.checkpoint.names import is_leftover, parts_of, renumbered, ties_by_default
+from moiety.runtime.checkpoint.quantized import stored_views
+from moiety.runtime.checkpoint.slice_reader import SliceReader, whole
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from moiety.runtime.checkpoint.expert_layout import ExpertKind
+    from moiety.runtime.checkpoint.index import Checkpoint
+    from moiety.runtime.checkpoint.names import Part
+    from moiety.runtime.checkpoint.slice_reader import Box
+    from moiety.runtime.checkpoint.view import View
+
+_TIED = ("lm_head.weight", "model.embed_tokens.weight")
+"""Output head and embedding, of which a checkpoint holds one where the model ties them."""
+
+
+class WeightSource:
+    """The parameters of a model, as a checkpoint holds them.
+
+    `parameters` gives each parameter's and persistent buffer's full shape, under the name that `transformers` gives
+    it. Raises InputError for a quantised format that is not read, and where two tensors hold one parameter.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, parameters: Mapping[str, tuple[int, ...]]) -> None:
+        self.checkpoint = checkpoint
+        self.parameters = dict(parameters)
+        self._reader = SliceReader()
+        self._model_type = str(checkpoint.text_config.get("model_type", checkpoint.config.get("model_type", "")))
+        views = stored_views(checkpoint)
+        parts: defaultdict[str, list[Part]] = defaultdict(list)
+        for part in parts_of(views, self._model_type, self.parameters):
+            parts[part.target].append(part)
+        self._assemblies = {
+            name: assembled(parts[name], views, tuple(shape))
+            for name, shape in self.parameters.items()
+            if name in parts
+        }
+        self._first_parts = {name: of_one[0] for name, of_one in parts.items()}
+        self._tie()
+
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of weights read from the files so far."""
+        return self._reader.bytes_read
+
+    def check(self) -> None:
+        """Compare every parameter with the headers of the files; nothing is read.
+
+        Raises one InputError that names the first tensor that is missing or of another shape or number format, its
+        file, what was found and what the model has, and says how many more there are.
+        """
+        faults = [fault for name in self.parameters for fault in self._faults(name)]
+        if faults:
+            raise self._refusal(faults)
+
+    def unused(self) -> tuple[str, ...]:
+        """Return the tensors of the files that no parameter uses and that are not known to be of no use, sorted."""
+        used = files_of(self._assemblies)
+        layers = self.checkpoint.text_config.get("num_hidden_layers")
+        num_layers = layers if isinstance(layers, int) else None
+        return tuple(
+            sorted(name for name in self.checkpoint.tensors.keys() - used if not is_leftover(name, num_layers))
+        )
+
+    def read(self, name: str, *slices: slice, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """Return a slice of a parameter, whole along the axes that `slices` leaves out.
+
+        Of the files, only the bytes of the slice are read. The number format is the checkpoint's, or that of
+        config.json where the weights are quantised, unless `dtype` is given. Raises InputError for a parameter that
+        the files do not hold in its shape.
+        """
+        view = self._view(name)
+        axes = [*slices, *[slice(None)] * (len(view.shape) - len(slices))]
+        box = tuple(_indices(axis, size) for axis, size in zip(axes, view.shape, strict=True))
+        return view.read(box, self._reader, dtype or view.dtype)
+
+    def read_expert(
+        self,
+        prefix: str,
+        kind: ExpertKind,
+        expert: int,
+        columns: slice | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> torch.Tensor:
+        """Return one expert of the stacked parameter `{prefix}.{kind}`, in the layout of `transformers`.
+
+        `columns` is a slice of the intermediate size: of gate and of up alike, which keep their order or alternation,
+        of what goes into down, and of gate's and up's bias. Down's bias is always whole: one rank adds it.
+        """
+        view = self._view(f"{prefix}.{kind}")
+        layout = ExpertLayout.of(prefix, self.parameters, self._model_type)
+        box = (range(expert, expert + 1), *whole(view.shape[1:]))
+        axis = layout.axis(kind)
+        if columns is None or axis is None:
+            return view.read(box, self._reader, dtype or view.dtype).squeeze(0)
+        ranges = layout.ranges(kind, _indices(columns, layout.intermediate_size))
+        pieces = [view.read(_with(box, axis + 1, each), self._reader, dtype or view.dtype) for each in ranges]
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis + 1)).squeeze(0)
+
+    def _view(self, name: str) -> View:
+        faults = self._faults(name)
+        if faults:
+            raise self._refusal(faults)
+        view = self._assemblies[name].view
+        assert view is not None, name
+        return view
+
+    def _faults(self, name: str) -> Sequence[Fault]:
+        assembly = self._assemblies.get(name)
+        return (Fault(name, "the tensor is missing"),) if assembly is None else assembly.faults
+
+    def _stored_name(self, name: str) -> str:
+        """Return the name in the files of a missing parameter, after that of another layer's."""
+        stored = (renumbered(target, name, part.name) for target, part in self._first_parts.items())
+        return next((each for each in stored if each is not None), name)
+
+    def _refusal(self, faults: Sequence[Fault]) -> InputError:
+        first = faults[0]
+        more = f", and {len(faults) - 1} more tensors do not fit" if len(faults) > 1 else ""
+        return InputError(
+            f"{first.rule}{more}",
+            source=first.file or str(self.checkpoint.listing),
+            field=self._stored_name(first.name) if first.file is None else first.name,
+            value=first.value,
+            remedy="the weights must be those of the model in config.json: is it a checkpoint of another model?",
+        )
+
+    def _tie(self) -> None:
+        """Take the embedding for the output head, or the other way round, where the model ties them."""
+        for name, other in (_TIED, _TIED[::-1]):
+            if name in self.parameters and name not in self._assemblies and other in self._assemblies and self._ties():
+                self._assemblies[name] = self._assemblies[other]
+
+    def _ties(self) -> bool:
+        config = self.checkpoint.text_config
+        stated = config.get("tie_word_embeddings", self.checkpoint.config.get("tie_word_embeddings"))
+        if stated is not None:
+            return bool(stated)
+        return ties_by_default(self._model_type)
+
+
+def _indices(axis: slice, size: int) -> range:
+    indices = range(size)[axis]
+    assert indices.step == 1, axis
+    return indices or range(0)
+
+
+def _with(box: Box, axis: int, indices: range) -> Box:
+    return (*box[:axis], indices, *box[axis + 1 :])
