@@ -1,0 +1,20 @@
+"""Between tensors and the numbers of Python and numpy: torch's own conversions, with their types."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def integers(tensor: torch.Tensor) -> list[int]:
+    """Return the numbers of an integer vector."""
+    return cast("list[int]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
+
+
+def from_array(array: NDArray[Any]) -> torch.Tensor:
+    """Return a tensor over the memory of an array."""
+    return torch.from_numpy(array)  # pyright: ignore[reportUnknownMemberType] - as above

@@ -1,0 +1,80 @@
+"""Rows on the wire: a token's hidden state with what its experts need to know, in one message."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+_WORD = 8
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Tokens on their way to experts. `NO_SLOT` fills up where a row goes to fewer than `width` slots."""
+
+    hidden: torch.Tensor
+    """[rows, hidden]."""
+    keys: torch.Tensor
+    """[rows], int64: number of the token in the stage, the same on every way it may take."""
+    slots: torch.Tensor
+    """[rows, width], int16: physical slots that the row goes to, in the order of the router's choice."""
+    weights: torch.Tensor
+    """[rows, width], float32: the router's weights."""
+
+    def take(self, index: torch.Tensor) -> Rows:
+        """Return the rows at `index`."""
+        return Rows(self.hidden[index], self.keys[index], self.slots[index], self.weights[index])
+
+
+NO_SLOT = -1
+
+
+@dataclass(frozen=True, slots=True)
+class WireFormat:
+    """How a row is laid out in bytes: the hidden state, the key, the weights, the slots; each part on whole words."""
+
+    hidden_size: int
+    width: int
+    """Slots that a row names."""
+    dtype: torch.dtype
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row."""
+        return self._hidden_bytes + _WORD + _words(4 * self.width) + _words(2 * self.width)
+
+    @property
+    def _hidden_bytes(self) -> int:
+        return _words(self.hidden_size * self.dtype.itemsize)
+
+    def pack(self, rows: Rows) -> torch.Tensor:
+        """Return the rows as bytes, [rows, row_bytes] uint8."""
+        count = rows.hidden.shape[0]
+        wire = torch.empty(count, self.row_bytes, dtype=torch.uint8, device=rows.hidden.device)
+        hidden, keys, weights, slots = self._views(wire)
+        hidden.copy_(rows.hidden)
+        keys.copy_(rows.keys)
+        weights.copy_(rows.weights)
+        slots.copy_(rows.slots)
+        return wire
+
+    def unpack(self, wire: torch.Tensor) -> Rows:
+        """Return the rows of [rows, row_bytes] bytes, as views of them."""
+        hidden, keys, weights, slots = self._views(wire)
+        return Rows(hidden, keys, slots, weights)
+
+    def _views(self, wire: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        at = self._hidden_bytes
+        weights_at = at + _WORD
+        slots_at = weights_at + _words(4 * self.width)
+        return (
+            wire.view(self.dtype)[:, : self.hidden_size],
+            wire.view(torch.int64)[:, at // _WORD],
+            wire.view(torch.float32)[:, weights_at // 4 : weights_at // 4 + self.width],
+            wire.view(torch.int16)[:, slots_at // 2 : slots_at // 2 + self.width],
+        )
+
+
+def _words(size_bytes: int) -> int:
+    return -(-size_bytes // _WORD) * _WORD

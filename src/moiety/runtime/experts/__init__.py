@@ -1,0 +1,1 @@
+"""A rank's experts: the layer in place of transformers', and the grouped products."""

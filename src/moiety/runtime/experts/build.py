@@ -1,0 +1,163 @@
+"""The expert layers of a rank: its slots' weights, which slot serves a token, and how tokens get there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moiety.cost.expert_traffic import stage_widths
+from moiety.runtime.comm.priority import Priority
+from moiety.runtime.dispatch.direct import DirectExchange
+from moiety.runtime.dispatch.exchange import StageShape
+from moiety.runtime.dispatch.hierarchical import HierarchicalExchange, HierarchicalGroups
+from moiety.runtime.dispatch.serving import slot_choosers
+from moiety.runtime.experts.grouped import ExpertWeights
+from moiety.runtime.experts.layer import (
+    ExchangedExperts,
+    ExpertLayer,
+    GatheredExperts,
+    HeldLayer,
+    LocalExperts,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moiety.placement.placement import Placement
+    from moiety.runtime.checkpoint.weights import WeightSource
+    from moiety.runtime.comm.network import Network
+    from moiety.runtime.dispatch.exchange import Exchange
+    from moiety.runtime.experts.layer import RoutedExperts
+    from moiety.runtime.overlap import Turns
+    from moiety.runtime.seat import Seat
+    from moiety.runtime.telemetry import Recorder
+
+WIRE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def expert_layers(
+    seat: Seat,
+    modules: Mapping[int, tuple[str, Any]],
+    source: WeightSource,
+    network: Network,
+    turns: Turns,
+    recorder: Recorder,
+) -> dict[int, ExpertLayer]:
+    """Return the expert layers of the stage's MoE layers, by their index in the model.
+
+    `modules` gives for each the name of its experts' parameters and transformers' module, whose gate is used.
+    """
+    placement = seat.pool.placement
+    if placement is None:
+        return {}
+    shape = stage_shape(seat, placement)
+    routed = _routed(seat, shape, network, turns, recorder)
+    home = shape.index // shape.gpus_per_node if seat.routes_tokens else 0
+    inside = shape.index % shape.gpus_per_node if seat.routes_tokens else 0
+    choosers = slot_choosers(
+        placement,
+        home=home,
+        num_nodes=shape.num_nodes if shape.gpus_per_node % shape.expert_tp == 0 else 1,
+        first_token=inside,
+        token_step=shape.gpus_per_node if seat.routes_tokens else 1,
+        device=network.device,
+    )
+    found: dict[int, ExpertLayer] = {}
+    for row, index in enumerate(placement.layers):
+        if index not in seat.layers:
+            continue
+        prefix, module = modules[index]
+        experts = placement.experts_of_rank(row, seat.coordinates["ep"])
+        weights = _weights(seat, module, source, prefix, experts, network.device)
+        layer = ExpertLayer(HeldLayer(index, choosers[index], weights), routed, partial=seat.strategy.tp > 1)
+        found[index] = layer
+    return found
+
+
+def stage_shape(seat: Seat, placement: Placement) -> StageShape:
+    """Return the stage of a seat as an exchange sees it; nodes are the innermost domains of the cluster's links."""
+    strategy = seat.strategy
+    width = stage_widths(strategy, seat.plan.cluster, seat.pool.first_rank)[0]
+    moe = seat.plan.model.moe
+    assert moe is not None, "only models with experts are placed"
+    return StageShape(
+        index=seat.coordinates["stage"],
+        num_gpus=strategy.gpus_per_stage,
+        gpus_per_node=width,
+        expert_tp=strategy.etp,
+        slots_per_rank=placement.slots_per_rank,
+        top_k=moe.top_k,
+    )
+
+
+def _routed(seat: Seat, shape: StageShape, network: Network, turns: Turns, recorder: Recorder) -> RoutedExperts:
+    """Return how tokens meet experts under the seat's strategy."""
+    strategy = seat.strategy
+    if seat.routes_tokens:
+        exchange = exchange_of(seat, shape, network)
+        return ExchangedExperts(
+            exchange, tp=strategy.tp, tp_index=seat.coordinates["tp"], turns=turns, recorder=recorder
+        )
+    local = LocalExperts(first_slot=shape.first_slot, num_slots=shape.slots_per_rank, recorder=recorder)
+    if strategy.attn_dp == 1:
+        return local
+    group = network.group(seat.groups["attn_dp"], "tokens", Priority.EXCHANGE)
+    counts = network.group(seat.groups["attn_dp"], "counts", Priority.EXCHANGE)
+    return GatheredExperts(local, group, counts, recorder)
+
+
+def exchange_of(seat: Seat, shape: StageShape, network: Network) -> Exchange:
+    """Return the exchange of a stage as the plan has it: flat, dedup or hierarchical."""
+    dispatch = seat.plan.options.all_to_all
+    dtypes = seat.plan.options.dtypes
+    activations = WIRE_DTYPES[dtypes.activations]
+    formats = WIRE_DTYPES.get(dtypes.dispatch, activations), WIRE_DTYPES.get(dtypes.combine, activations)
+    ranks = seat.groups["stage"]
+
+    def group(label: str, members: tuple[int, ...]) -> Any:  # noqa: ANN401 - a Group
+        return network.group(members, label, Priority.EXCHANGE)
+
+    if dispatch != "hierarchical" or shape.num_nodes == 1:
+        flat = dispatch == "flat"
+        return DirectExchange(shape, group("stage", ranks), group("counts", ranks), formats, dedup=not flat)
+    width = shape.gpus_per_node
+    first = shape.index // width * width
+    node, rail = ranks[first : first + width], ranks[shape.index % width :: width]
+    groups = HierarchicalGroups(
+        rail=group("rail", rail),
+        node=group("node", node),
+        rail_counts=group("rail-counts", rail),
+        node_counts=group("node-counts", node),
+    )
+    return HierarchicalExchange(shape, groups, formats)
+
+
+def _weights(
+    seat: Seat,
+    module: Any,  # noqa: ANN401 - transformers' experts
+    source: WeightSource,
+    prefix: str,
+    experts: tuple[int, ...],
+    device: torch.device,
+) -> ExpertWeights:
+    """Return the weights of the rank's slots: whole experts, or their columns under expert tensor parallelism."""
+    etp, index = seat.strategy.etp, seat.coordinates["etp"]
+    transposed = bool(module.is_transposed)
+    width = module.down_proj.shape[1 if transposed else 2]
+    columns = None if etp == 1 else slice(width // etp * index, width // etp * (index + 1))
+    dtype = module.down_proj.dtype
+
+    def stacked(kind: Any, part: slice | None) -> torch.Tensor:  # noqa: ANN401 - one of four names
+        parts = [source.read_expert(prefix, kind, expert, part).to(dtype) for expert in experts]
+        return torch.stack(parts).to(device)
+
+    gate_up, down = stacked("gate_up_proj", columns), stacked("down_proj", columns)
+    has_bias = bool(module.has_bias)
+    return ExpertWeights(
+        gate_up=gate_up if transposed else gate_up.transpose(1, 2),
+        down=down if transposed else down.transpose(1, 2),
+        gate_up_bias=stacked("gate_up_proj_bias", columns) if has_bias else None,
+        down_bias=stacked("down_proj_bias", None) if has_bias and index == 0 else None,
+        gate=module._apply_gate,  # noqa: SLF001 - transformers' name for the gate of an architecture
+    )

@@ -1,0 +1,147 @@
+"""The expert layer of a rank, in place of transformers' experts: routed tokens in, their experts' sum out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from moiety.runtime.dispatch.wire import Rows
+from moiety.runtime.experts.grouped import partial_outputs
+
+if TYPE_CHECKING:
+    from moiety.runtime.comm.group import Group
+    from moiety.runtime.dispatch.exchange import Exchange
+    from moiety.runtime.dispatch.serving import SlotChooser
+    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.overlap import Turns
+    from moiety.runtime.telemetry import Recorder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldLayer:
+    """One layer's experts as a rank holds them."""
+
+    index: int
+    """Of the layer in the model."""
+    chooser: SlotChooser
+    weights: ExpertWeights
+
+
+class RoutedExperts(Protocol):
+    """How the routed tokens of a layer meet its experts."""
+
+    def __call__(
+        self, hidden: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, layer: HeldLayer
+    ) -> torch.Tensor:
+        """Return what this rank adds to the layer's output, [tokens, hidden] float32.
+
+        Summed over the ranks of the tensor-parallel group it is the whole: the weighted sum of the tokens' experts.
+        """
+        ...
+
+
+class ExchangedExperts:
+    """Experts are divided over attention groups: each rank sends its part of its group's tokens, and gets them back."""
+
+    def __init__(self, exchange: Exchange, *, tp: int, tp_index: int, turns: Turns, recorder: Recorder) -> None:
+        self._exchange, self._tp, self._tp_index = exchange, tp, tp_index
+        self._turns, self._recorder = turns, recorder
+
+    def __call__(
+        self, hidden: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, layer: HeldLayer
+    ) -> torch.Tensor:
+        """Return the sums of this rank's part of the tokens, zeros for the others; see `RoutedExperts`."""
+        tokens = hidden.shape[0]
+        low, high = (tokens * part // self._tp for part in (self._tp_index, self._tp_index + 1))
+        mine = slice(low, high)
+        under_way = self._exchange.begin(hidden[mine], layer.chooser.choose(experts[mine]), weights[mine])
+        self._pass_on("dispatch", layer.index)
+        arrived = under_way.arrive()
+        self._recorder.mark("dispatch", layer.index)
+        under_way.give_back(partial_outputs(arrived, layer.weights, self._recorder, layer.index))
+        self._pass_on("combine", layer.index)
+        sums = under_way.finish()
+        self._recorder.mark("combine", layer.index)
+        if self._tp == 1:
+            return sums
+        out = sums.new_zeros(hidden.shape)
+        out[mine] = sums
+        return out
+
+    def _pass_on(self, exchange: str, layer: int) -> None:
+        """Let the other micro-batch compute while the exchange is on its way."""
+        if self._turns.is_shared:
+            self._recorder.mark(exchange, layer)
+            self._turns.pass_on()
+
+
+class LocalExperts:
+    """All ranks that share the experts hold the same tokens: each computes what its slots serve."""
+
+    def __init__(self, *, first_slot: int, num_slots: int, recorder: Recorder) -> None:
+        self._first_slot, self._num_slots, self._recorder = first_slot, num_slots, recorder
+
+    def __call__(
+        self, hidden: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, layer: HeldLayer
+    ) -> torch.Tensor:
+        """Return the sum over this rank's slots; see `RoutedExperts`."""
+        slots = layer.chooser.choose(experts) - self._first_slot
+        slots = torch.where((slots >= 0) & (slots < self._num_slots), slots, -1)
+        keys = torch.arange(hidden.shape[0], device=hidden.device)
+        return partial_outputs(Rows(hidden, keys, slots, weights), layer.weights, self._recorder, layer.index)
+
+
+class GatheredExperts:
+    """Every rank holds a part of every expert: the tokens of all attention groups are gathered, the sums scattered."""
+
+    def __init__(self, inner: LocalExperts, group: Group, counts: Group, recorder: Recorder) -> None:
+        self._inner, self._group, self._counts, self._recorder = inner, group, counts, recorder
+
+    def __call__(
+        self, hidden: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, layer: HeldLayer
+    ) -> torch.Tensor:
+        """Return this rank's share of its group's sums; see `RoutedExperts`."""
+        tokens = hidden.shape[0]
+        everyone = self._counts.exchange_counts(torch.full((self._group.size, 1), tokens))[:, 0]
+        most = int(everyone.max())
+        whole = self._gathered(hidden, most).flatten(0, 1)
+        chosen = self._gathered(experts, most).flatten(0, 1)
+        given = self._gathered(weights.float(), most).flatten(0, 1)
+        self._recorder.mark("token_all_gather", layer.index)
+        partial = self._inner(whole, chosen, given, layer)
+        sums = self._group.reduce_scatter(partial)[:tokens]
+        self._recorder.mark("token_reduce_scatter", layer.index)
+        return sums
+
+    def _gathered(self, part: torch.Tensor, most: int) -> torch.Tensor:
+        """Return the groups' tensors side by side, [groups, most, ...], filled up with zeros."""
+        padded = part.new_zeros(most, *part.shape[1:])
+        padded[: part.shape[0]] = part
+        return self._group.all_gather(padded)
+
+
+class ExpertLayer(torch.nn.Module):
+    """What stands where transformers' experts module stood: same arguments, same meaning."""
+
+    def __init__(self, held: HeldLayer, routed: RoutedExperts, *, partial: bool) -> None:
+        """`partial`: the block's output is summed over the tensor-parallel group afterwards, so FP32 is kept."""
+        super().__init__()
+        self.held = held
+        self._routed, self._partial = routed, partial
+        self.counts = torch.zeros(0, dtype=torch.int64)
+        """[experts]: how often the router chose each for this attention group's tokens since the last reset."""
+
+    def forward(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Return [tokens, hidden] from states [tokens, hidden], experts and weights [tokens, k]."""
+        self._count(top_k_index)
+        out = self._routed(hidden_states, top_k_index, top_k_weights.float(), self.held)
+        return out if self._partial else out.to(hidden_states.dtype)
+
+    def _count(self, chosen: torch.Tensor) -> None:
+        experts = self.held.chooser.table.held.shape[0]
+        fresh = torch.bincount(chosen.reshape(-1), minlength=experts)
+        self.counts = fresh if self.counts.numel() == 0 else self.counts + fresh

@@ -1,0 +1,154 @@
+"""Telemetry: what a rank did when, op by op, and what its transfers took; recorded only where somebody asks for it."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moiety.runtime.comm.priority import Priority
+
+
+class Recorder(Protocol):
+    """What the parts of a model tell about themselves."""
+
+    def mark(self, name: str, layer: int = -1) -> None:
+        """Say that the op `name` (the graph's word) of a layer has just ended on this rank's compute stream."""
+        ...
+
+
+class Silent:
+    """Records nothing."""
+
+    def mark(self, name: str, layer: int = -1) -> None:
+        """Do nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A stretch of a rank's time that ends with the end of an op; tiles follow each other without a gap."""
+
+    name: str
+    layer: int
+    """-1 outside the layers."""
+    start_s: float
+    end_s: float
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A transfer of this rank, from its start to its end, whatever it did meanwhile."""
+
+    name: str
+    priority: int
+    start_s: float
+    end_s: float
+    tier_bytes: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Telemetry:
+    """A rank's tiles and transfers of the steps since `begin`; also what hears of transfers (`comm.Observer`)."""
+
+    clock: Callable[[], float] = time.perf_counter
+    tiles: list[Tile] = field(default_factory=list[Tile])
+    moved: list[Moved] = field(default_factory=list[Moved])
+    blocked: list[tuple[float, float]] = field(default_factory=list[tuple[float, float]])
+    """When this rank waited for a transfer and computed nothing."""
+    recording: bool = False
+    _last_s: float = 0.0
+
+    def begin(self) -> None:
+        """Forget what was recorded and record from now on."""
+        self.tiles, self.moved, self.blocked = [], [], []
+        self.recording, self._last_s = True, self.clock()
+
+    def end(self) -> None:
+        """Record no more."""
+        self.recording = False
+
+    def mark(self, name: str, layer: int = -1) -> None:
+        """Add the tile that ends now; see `Recorder`."""
+        if self.recording:
+            now = self.clock()
+            self.tiles.append(Tile(name, layer, self._last_s, now))
+            self._last_s = now
+
+    def transferred(
+        self, name: str, priority: Priority, start_s: float, end_s: float, tier_bytes: tuple[int, ...]
+    ) -> None:
+        """Add a transfer that has ended; may come from any thread."""
+        if self.recording:
+            self.moved.append(Moved(name, int(priority), start_s, end_s, tier_bytes))
+
+    def waited(self, start_s: float, end_s: float) -> None:
+        """Add a wait of the computing thread for a transfer."""
+        if self.recording:
+            self.blocked.append((start_s, end_s))
+
+    def seconds_by_op(self) -> dict[str, float]:
+        """Return the sum of the tiles of each op."""
+        sums: defaultdict[str, float] = defaultdict(float)
+        for tile in self.tiles:
+            sums[tile.name] += tile.seconds
+        return dict(sums)
+
+    def communication(self) -> tuple[float, float]:
+        """Return (seconds in which something was on its way, seconds of those in which this rank only waited)."""
+        moving = _length([(each.start_s, each.end_s) for each in self.moved])
+        return moving, _length(self.blocked)
+
+    def events(self, process: int, tier_names: tuple[str, ...], zero_s: float) -> list[dict[str, object]]:
+        """Return Chrome trace events on the lanes of the simulator's trace: compute, and a link for each tier."""
+        lanes = ("compute", *(f"link {name}" for name in tier_names))
+        found: list[dict[str, object]] = [_meta(process, 0, "process_name", f"rank {process}")]
+        found += [_meta(process, lane, "thread_name", name) for lane, name in enumerate(lanes)]
+        for tile in self.tiles:
+            found.append(
+                _event(process, 0, tile.name, "compute", tile.start_s - zero_s, tile.seconds, layer=tile.layer)
+            )
+        for each in self.moved:
+            tier = max((index for index, size in enumerate(each.tier_bytes) if size), default=0)
+            length = each.end_s - each.start_s
+            event = _event(process, 1 + tier, each.name, "communication", each.start_s - zero_s, length)
+            event["args"] = {"bytes": sum(each.tier_bytes), "priority": each.priority}
+            found.append(event)
+        return found
+
+
+def _event(
+    process: int, lane: int, name: str, category: str, start_s: float, length_s: float, *, layer: int = -1
+) -> dict[str, object]:
+    micro = 1e6
+    return {
+        "name": name,
+        "cat": category,
+        "ph": "X",
+        "pid": process,
+        "tid": lane,
+        "ts": round(max(start_s, 0.0) * micro, 3),
+        "dur": round(length_s * micro, 3),
+        "args": {"layer": layer} if layer >= 0 else {},
+    }
+
+
+def _meta(process: int, lane: int, kind: str, name: str) -> dict[str, object]:
+    return {"name": kind, "ph": "M", "pid": process, "tid": lane, "args": {"name": name}}
+
+
+def _length(intervals: list[tuple[float, float]]) -> float:
+    """Return the length of the union of intervals."""
+    total, reached = 0.0, float("-inf")
+    for low, high in sorted(intervals):
+        total += max(high - max(low, reached), 0.0)
+        reached = max(reached, high)
+    return total

@@ -1,0 +1,103 @@
+"""What ranks do in the exchange tests: tokens sent every way, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moiety.runtime.comm.network import Network
+from moiety.runtime.comm.priority import Priority
+from moiety.runtime.dispatch.direct import DirectExchange
+from moiety.runtime.dispatch.exchange import StageShape
+from moiety.runtime.dispatch.hierarchical import HierarchicalExchange, HierarchicalGroups
+from moiety.runtime.experts.grouped import ExpertWeights, partial_outputs
+from moiety.runtime.telemetry import Silent
+
+if TYPE_CHECKING:
+    from moiety.runtime.dispatch.exchange import Exchange
+    from moiety.runtime.post import Post, Report
+
+METHODS = ("flat", "dedup", "hierarchical", "hierarchical, one chunk")
+FORMATS = (torch.float32, torch.float32)
+
+
+def run_cases(post: Post) -> Report:
+    """Send every case's tokens every way; report the sums as hexadecimal, so that bits are compared."""
+    found: list[object] = []
+    for number, case in enumerate(json.loads(Path(post.job.checkpoint).read_text())):
+        shape = StageShape(index=post.world.rank, **case["shape"])
+        outcomes: dict[str, Any] = {}
+        for turn, method in enumerate(METHODS):
+            network = Network(
+                rank=post.world.rank,
+                world_size=post.world.size,
+                store=post.store,
+                tiers=post.job.plan.cluster.tiers,
+                generation=number * len(METHODS) + turn,
+                timeout_s=60.0,
+            )
+            exchange = exchange_of(method, shape, network)
+            outcomes[method] = _through(exchange, shape, case, post.world.rank)
+            outcomes[method]["sent"] = network.traffic.snapshot()["exchange"]["sent_bytes"]
+            network.close()
+        found.append(outcomes)
+    return {"rank": {"cases": found}}
+
+
+def exchange_of(method: str, shape: StageShape, network: Network) -> Exchange:
+    """Return the exchange of that name over all ranks."""
+    ranks = tuple(range(shape.num_gpus))
+
+    def group(label: str, members: tuple[int, ...]) -> Any:  # noqa: ANN401 - a Group
+        return network.group(members, label, Priority.EXCHANGE)
+
+    if not method.startswith("hierarchical"):
+        whole, counts = group("stage", ranks), group("counts", ranks)
+        return DirectExchange(shape, whole, counts, FORMATS, dedup=method == "dedup")
+    width = shape.gpus_per_node
+    first = shape.index // width * width
+    node, rail = ranks[first : first + width], ranks[shape.index % width :: width]
+    groups = HierarchicalGroups(group("rail", rail), group("node", node), group("rc", rail), group("nc", node))
+    return HierarchicalExchange(shape, groups, FORMATS, num_chunks=1 if "one" in method else 4)
+
+
+def _through(exchange: Exchange, shape: StageShape, case: dict[str, Any], rank: int) -> dict[str, Any]:
+    hidden, slots, weights = tokens_of(case, rank)
+    under_way = exchange.begin(hidden, slots, weights)
+    arrived = under_way.arrive()
+    under_way.give_back(partial_outputs(arrived, weights_of(case, shape), Silent(), 0))
+    sums = under_way.finish()
+    return {"sums": sums.numpy().tobytes().hex(), "rows": arrived.hidden.shape[0]}
+
+
+def tokens_of(case: dict[str, Any], rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return (states, slots, weights) of a rank's tokens."""
+    generator = torch.Generator().manual_seed(case["seed"] + rank)
+    tokens, shape = case["tokens"][rank], case["shape"]
+    num_slots = shape["num_gpus"] // shape["expert_tp"] * shape["slots_per_rank"]
+    scores = torch.rand(tokens, num_slots, generator=generator) ** case["skew"]
+    slots = scores.topk(shape["top_k"], dim=1).indices if tokens else torch.zeros(0, shape["top_k"], dtype=torch.int64)
+    hidden = torch.randn(tokens, case["hidden"], generator=generator)
+    return hidden, slots, torch.rand(tokens, shape["top_k"], generator=generator)
+
+
+def weights_of(case: dict[str, Any], shape: StageShape) -> ExpertWeights:
+    """Return the weights of a rank's slots: of each slot, the columns that the rank holds."""
+    width, held = case["width"], case["width"] // shape.expert_tp
+    columns = slice(held * (shape.index % shape.expert_tp), held * (shape.index % shape.expert_tp + 1))
+    gate_up, down = [], []
+    for slot in range(shape.first_slot, shape.first_slot + shape.slots_per_rank):
+        generator = torch.Generator().manual_seed(1000 + slot)
+        up = torch.randn(case["hidden"], 2, width, generator=generator)[:, :, columns]
+        gate_up.append(up.reshape(case["hidden"], 2 * held))
+        down.append(torch.randn(width, case["hidden"], generator=generator)[columns])
+    return ExpertWeights(torch.stack(gate_up), torch.stack(down), None, None, gated)
+
+
+def gated(middle: torch.Tensor) -> torch.Tensor:
+    """Return SwiGLU's product of gate and up."""
+    gate, up = middle.chunk(2, dim=-1)
+    return torch.nn.functional.silu(gate) * up
