@@ -1,0 +1,255 @@
+"""The engine: prompts in, tokens out, all ranks of a plan step by step together."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from moiety.runtime.comm.priority import Priority
+from moiety.runtime.conversion import integers
+from moiety.runtime.model.batch import Segment, packed
+from moiety.runtime.model.kv_cache import KvCache
+from moiety.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moiety.runtime.comm.network import Network
+    from moiety.runtime.model.batch import Batch
+    from moiety.runtime.model.rank_model import RankModel
+    from moiety.runtime.overlap import Turns
+
+GREEDY = Sampling()
+OVERLAPPED_TOKENS = 32
+"""Steps with fewer tokens on every rank are not cut in two: there would be too little to hide an exchange behind."""
+MAX_SEQUENCES = 64
+"""Sequences of an attention group that are in flight at a time; further prompts wait."""
+
+
+@dataclass(slots=True)
+class Request:
+    """A prompt and what has been generated for it, on the ranks of its attention group."""
+
+    number: int
+    """Place among all prompts."""
+    slot: int
+    prompt: tuple[int, ...]
+    wanted: int
+    """Tokens to generate at most."""
+    cached: int = 0
+    """Tokens in the cache."""
+    generated: list[int] = field(default_factory=list[int])
+    done: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Seconds of the steps of a generation, on this rank."""
+
+    prefill_s: tuple[float, ...]
+    decode_s: tuple[float, ...]
+
+
+class Engine:
+    """Runs a rank's model in step with all others; every rank of the plan makes one and calls it alike."""
+
+    def __init__(
+        self,
+        model: RankModel,
+        network: Network,
+        turns: Turns,
+        *,
+        max_tokens_per_step: int = 8192,
+        min_overlapped_tokens: int = OVERLAPPED_TOKENS,
+    ) -> None:
+        self._model, self._turns = model, turns
+        self._max_tokens, self._least_overlapped = max_tokens_per_step, min_overlapped_tokens
+        seat = model.seat
+        self._pipeline = network.group(seat.groups["pp"], "pipeline", Priority.REDUCTION)
+        self._world = network.group(tuple(range(seat.plan.num_gpus)), "world", Priority.REDUCTION)
+        self._stage = network.group(seat.groups["stage"], "steps", Priority.REDUCTION)
+        self._overlap = seat.plan.options.two_batch_overlap and seat.routes_tokens
+        self.times = StepTimes((), ())
+        self.cache_bytes = 0
+        """Bytes of the last generation's KV cache."""
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        sampling: Sampling = GREEDY,
+        stop: frozenset[int] = frozenset(),
+    ) -> list[list[int]]:
+        """Return the new tokens of every prompt, in their order, on every rank.
+
+        Prompts are dealt out over the attention groups. A sequence ends with a token of `stop`, or after
+        `max_new_tokens`.
+        """
+        seat = self._model.seat
+        groups = seat.num_attention_groups
+        mine = [number for number in range(len(prompts)) if number % groups == seat.attention_group]
+        most = max(len(range(group, len(prompts), groups)) for group in range(groups))
+        prefill: list[float] = []
+        decode: list[float] = []
+        found: dict[int, list[int]] = {}
+        for first in range(0, most, MAX_SEQUENCES):
+            wave = [
+                Request(number, slot, tuple(prompts[number]), max_new_tokens)
+                for slot, number in enumerate(mine[first : first + MAX_SEQUENCES])
+            ]
+            capacity = max((len(prompts[each.number]) for each in wave), default=0) + max_new_tokens
+            cache = self.new_cache(len(wave), capacity)
+            while True:
+                started = time.perf_counter()
+                segments = self._segments(wave)
+                busiest = self._busiest(sum(len(each.token_ids) for each in segments))
+                if busiest == 0:
+                    break
+                is_prefill = any(each.cached < len(each.prompt) for each in wave)
+                self._step(segments, wave, cache, sampling, stop, overlapped=busiest >= self._least_overlapped)
+                (prefill if is_prefill else decode).append(time.perf_counter() - started)
+            self.cache_bytes = max(self.cache_bytes, cache.size_bytes)
+            found |= {each.number: each.generated for each in wave}
+        self.times = StepTimes(tuple(prefill), tuple(decode))
+        return self._gathered(found, len(prompts))
+
+    def new_cache(self, num_slots: int, capacity: int) -> KvCache:
+        """Return an empty cache for so many sequences of so many tokens."""
+        return KvCache(max(num_slots, 1), capacity, self._latent_layers())
+
+    @torch.no_grad()
+    def timed_step(self, batches: Sequence[Batch], cache: KvCache, *, overlapped: bool) -> float:
+        """Return the seconds of one step of these micro-batches: through the layers, the head, and the next tokens.
+
+        Overlapped micro-batches go in pairs. Cached tokens that no step has computed are zeros.
+        """
+        started = time.perf_counter()
+        logits = self._logits(batches, self.states(batches, cache, overlapped=overlapped))
+        if logits is not None:
+            logits.argmax(dim=-1)
+        return time.perf_counter() - started
+
+    @torch.no_grad()
+    def states(self, batches: Sequence[Batch], cache: KvCache, *, overlapped: bool) -> list[torch.Tensor]:
+        """Return the states of the micro-batches after this stage, each [tokens, hidden]; overlapped in pairs."""
+        pair = 2 if overlapped else 1
+        found: list[torch.Tensor] = []
+        for first in range(0, len(batches), pair):
+            jobs = [lambda batch=batch: self._through_stage(batch, cache) for batch in batches[first : first + pair]]
+            found += self._turns.run(jobs)
+        return found
+
+    def _latent_layers(self) -> tuple[int, ...]:
+        layers = self._model.seat.plan.model.layers
+        return tuple(index for index in self._model.seat.layers if layers[index].attention.kind == "mla")
+
+    def _busiest(self, tokens: int) -> int:
+        """Return the most tokens that a rank of the stage has for this step; while there are any, all must step."""
+        if self._stage.size == 1:
+            return tokens
+        return int(self._stage.exchange_counts(torch.full((self._stage.size, 1), tokens)).max())
+
+    def _gathered(self, found: dict[int, list[int]], number: int) -> list[list[int]]:
+        """Return everyone's tokens, in the order of the prompts."""
+        everyone: dict[int, list[int]] = {}
+        for part in self._world.gather_objects(found):
+            everyone |= cast("dict[int, list[int]]", part)
+        return [everyone[index] for index in range(number)]
+
+    def _step(
+        self,
+        segments: list[Segment],
+        wave: list[Request],
+        cache: KvCache,
+        sampling: Sampling,
+        stop: frozenset[int],
+        *,
+        overlapped: bool,
+    ) -> None:
+        """Compute one step of the sequences and append what they emit."""
+        parts = self._halves(segments) if overlapped and self._overlap else [segments]
+        batches = [packed(each, self._model.device) for each in parts]
+        tokens = self._tokens(batches, wave, cache, sampling)
+        by_slot = {each.slot: each for each in wave}
+        emitted = iter(integers(tokens))
+        for segment in segments:
+            sequence = by_slot[segment.slot]
+            sequence.cached = segment.end
+            if segment.emits:
+                token = next(emitted)
+                sequence.generated.append(token)
+                sequence.done = token in stop or len(sequence.generated) >= sequence.wanted
+
+    def _segments(self, wave: list[Request]) -> list[Segment]:
+        """Return what each unfinished sequence computes next, prompts in chunks of the step's room."""
+        room = self._max_tokens
+        found: list[Segment] = []
+        for each in wave:
+            if each.done or room == 0:
+                continue
+            known = (*each.prompt, *each.generated)
+            new = known[each.cached : each.cached + room]
+            room -= len(new)
+            found.append(Segment(each.slot, each.cached, new, emits=each.cached + len(new) == len(known)))
+        return found
+
+    @staticmethod
+    def _halves(segments: list[Segment]) -> list[list[Segment]]:
+        """Return the two micro-batches of a step that is overlapped.
+
+        A prompt may be cut in two: its second half is computed after its first, layer by layer.
+        """
+        half = sum(len(each.token_ids) for each in segments) // 2
+        first: list[Segment] = []
+        second: list[Segment] = []
+        for each in segments:
+            if half >= len(each.token_ids):
+                first.append(each)
+            elif half == 0:
+                second.append(each)
+            else:
+                first.append(Segment(each.slot, each.start, each.token_ids[:half], emits=False))
+                second.append(Segment(each.slot, each.start + half, each.token_ids[half:], each.emits))
+            half -= min(half, len(each.token_ids))
+        return [first, second]
+
+    def _tokens(self, batches: list[Batch], wave: list[Request], cache: KvCache, sampling: Sampling) -> torch.Tensor:
+        """Return the tokens that the micro-batches emit, known to every stage of the pipeline."""
+        logits = self._logits(batches, self.states(batches, cache, overlapped=len(batches) > 1))
+        by_slot = {each.slot: each for each in wave}
+        emitting = [by_slot[segment.slot] for batch in batches for segment in batch.segments if segment.emits]
+        if logits is not None:
+            places = [len(each.prompt) + len(each.generated) for each in emitting]
+            tokens = sampling.draw(logits, [each.number for each in emitting], places)
+        else:
+            tokens = torch.zeros(len(emitting), dtype=torch.int64, device=self._model.device)
+        if self._pipeline.size > 1 and emitting:
+            tokens = self._pipeline.broadcast(tokens, self._pipeline.size - 1)
+        return tokens
+
+    def _logits(self, batches: Sequence[Batch], states: Sequence[torch.Tensor]) -> torch.Tensor | None:
+        """Return the logits of all micro-batches' emitting tokens on the last stage, None on the others."""
+        model = self._model
+        if not model.seat.is_last_stage:
+            return None
+        parts = [model.logits(each, batch) for each, batch in zip(states, batches, strict=True) if len(batch.emitting)]
+        return torch.cat(parts) if parts else None
+
+    def _through_stage(self, batch: Batch, cache: KvCache) -> torch.Tensor:
+        """Return the states of a micro-batch after this stage, received from and sent on to its neighbours."""
+        model, pipeline = self._model, self._pipeline
+        received = None
+        if not model.seat.is_first_stage:
+            hidden_size = model.seat.plan.model.hidden_size
+            received = torch.empty(batch.num_tokens, hidden_size, dtype=model.dtype, device=model.device)
+            if batch.num_tokens:
+                received = pipeline.receive(received, pipeline.index - 1).wait()
+        states = model.hidden(batch, cache, received)
+        if not model.seat.is_last_stage and batch.num_tokens:
+            pipeline.send(states.contiguous(), pipeline.index + 1).wait()
+        return states

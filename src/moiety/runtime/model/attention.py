@@ -1,0 +1,157 @@
+"""Attention of a packed batch over the KV cache, in place of transformers' own attention functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention, softmax
+
+if TYPE_CHECKING:
+    from moiety.runtime.model.batch import Batch
+    from moiety.runtime.model.kv_cache import KvCache
+    from moiety.runtime.telemetry import Recorder
+
+NAME = "moiety"
+"""Under which the function is registered with transformers."""
+
+
+def packed_attention(  # noqa: PLR0913 - the arguments are transformers'
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - masks follow from the batch
+    *,
+    scaling: float,
+    batch: Batch,
+    cache: KvCache,
+    recorder: Recorder,
+    sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Return the attention output of packed tokens, [1, tokens, heads, value width], each over its own sequence.
+
+    `query` is [1, heads, tokens, width]. Keys and values of the sequences so far come from `cache`, or from `key` and
+    `value` where the cache is latent: then they hold every sequence's, packed. `sliding_window` is how many tokens a
+    query sees, itself included; `s_aux` [heads] are sink logits that take part in the softmax alone (gpt-oss).
+    """
+    layer = module.layer_idx
+    assert isinstance(layer, int), "transformers numbers its layers"
+    sinks = s_aux.to(query.dtype) if s_aux is not None else None
+    if batch.is_decode and not cache.is_latent(layer):
+        decoded = _decode(query, *cache.layer(layer), batch, scaling, sliding_window, sinks)[None]
+        recorder.mark("attention", layer)
+        return decoded, None
+    parts: list[torch.Tensor] = []
+    before = 0
+    for segment, low in zip(batch.segments, batch.offsets, strict=False):
+        new = query[:, :, low : low + len(segment.token_ids)]
+        if cache.is_latent(layer):
+            keys, values = (each[:, :, before : before + segment.end] for each in (key, value))
+        else:
+            keys, values = (each[segment.slot : segment.slot + 1, :, : segment.end] for each in cache.layer(layer))
+        parts.append(_sequence(new, keys, values, segment.start, scaling, sliding_window, sinks))
+        before += segment.end
+    out = torch.cat(parts, dim=2).transpose(1, 2)
+    recorder.mark("attention", layer)
+    return out, None
+
+
+def _sequence(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    start: int,
+    scaling: float,
+    window: int | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the attention of one sequence's tokens from `start` on, [1, heads, new, width]."""
+    new, total = query.shape[2], key.shape[2]
+    seen = None
+    if (window is not None and window < total) or (start > 0 and new > 1):
+        at = torch.arange(start, total, device=query.device)[:, None]
+        to = torch.arange(total, device=query.device)[None]
+        seen = to <= at
+        if window is not None:
+            seen &= to > at - window
+    if sinks is not None:
+        if seen is None and new > 1:
+            seen = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
+        return _with_sinks(query, key, value, seen, scaling, sinks)
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=seen,
+        is_causal=seen is None and new > 1,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _decode(
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    batch: Batch,
+    scaling: float,
+    window: int | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return the attention of one new token of every sequence, [sequences, heads, width], all at once.
+
+    The query heads that share a key head stand where the tokens of a sequence do otherwise: a single token needs no
+    causal mask, so nothing is copied for them.
+    """
+    sequences, heads = len(batch.segments), query.shape[1]
+    longest = max(each.end for each in batch.segments)
+    first = batch.segments[0].slot
+    if all(each.slot == first + index for index, each in enumerate(batch.segments)):
+        keys, values = (each[first : first + sequences, :, :longest] for each in (keys, values))
+    else:
+        keys, values = (each[batch.slots, :, :longest] for each in (keys, values))
+    seen = None
+    shortest = min(each.end for each in batch.segments)
+    if shortest < longest or (window is not None and window < longest):
+        to = torch.arange(longest, device=query.device)[None]
+        seen = to < batch.ends[:, None]
+        if window is not None:
+            seen &= to >= (batch.ends - window)[:, None]
+        seen = seen[:, None, None]
+    groups = keys.shape[1]
+    asked = query[0].transpose(0, 1).reshape(sequences, groups, heads // groups, -1)
+    if sinks is not None:
+        out = _with_sinks(
+            asked, keys, values, seen, scaling, sinks.reshape(groups, heads // groups)[:, :, None].expand(-1, -1, 1)
+        )
+    else:
+        mask = seen if seen is None else seen.expand(-1, -1, heads // groups, -1)
+        out = scaled_dot_product_attention(asked, keys, values, attn_mask=mask, scale=scaling)
+    return out.reshape(sequences, heads, -1)
+
+
+def _with_sinks(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    seen: torch.Tensor | None,
+    scaling: float,
+    sinks: torch.Tensor,
+) -> torch.Tensor:
+    """Return attention whose softmax has one more logit that no value stands behind (arXiv 2309.17453).
+
+    `sinks` is [heads] for queries of one sequence, or [groups, heads of a group, 1] for grouped ones.
+    """
+    repeat = query.shape[1] // key.shape[1]
+    if repeat > 1:
+        key, value = (each.repeat_interleave(repeat, dim=1) for each in (key, value))
+    logits = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if seen is not None:
+        logits = logits.masked_fill(~seen, torch.finfo(logits.dtype).min)
+    column = sinks[:, None, None] if sinks.ndim == 1 else sinks
+    joined = torch.cat([logits, column.expand(*logits.shape[:3], 1)], dim=-1)
+    joined = joined - joined.max(dim=-1, keepdim=True).values
+    return torch.matmul(softmax(joined, dim=-1)[..., :-1], value)

@@ -1,0 +1,71 @@
+"""KV cache: keys and values of the sequences in flight, a row of each layer's tensors for every sequence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from moiety.runtime.model.batch import Batch
+
+
+class KvCache:
+    """Keys and values of `num_slots` sequences of up to `capacity` tokens each.
+
+    transformers' attention calls `update` with the new tokens of all sequences packed into one row. A latent cache
+    (multi-head latent attention) keeps the compressed vectors and gives back those of every sequence, packed, to be
+    expanded; any other gives the new ones back, and the attention reads the rest with `layer`.
+    """
+
+    def __init__(self, num_slots: int, capacity: int, latent_layers: Collection[int] = ()) -> None:
+        self._num_slots, self._capacity = num_slots, capacity
+        self._latent = frozenset(latent_layers)
+        self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._batch: Batch | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes that the cache takes."""
+        return sum(each.nbytes for pair in self._layers.values() for each in pair)
+
+    def begin(self, batch: Batch) -> None:
+        """Say whose tokens the next calls of `update` bring."""
+        assert max((each.end for each in batch.segments), default=0) <= self._capacity, "sequences fit their rows"
+        self._batch = batch
+
+    def layer(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a layer's keys and values, each [slots, heads, capacity, width]."""
+        return self._layers[layer_idx]
+
+    def is_latent(self, layer_idx: int) -> bool:
+        """Whether the layer keeps compressed vectors."""
+        return layer_idx in self._latent
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store the new tokens' `keys` and `values`, each [1, heads, tokens, width], in their sequences' rows."""
+        batch = self._batch
+        assert batch is not None, "a step has begun"
+        if layer_idx not in self._layers:
+            self._layers[layer_idx] = (self._room(keys), self._room(values))
+        stored = self._layers[layer_idx]
+        for cache, new in zip(stored, (keys, values), strict=True):
+            if batch.is_decode:
+                cache[batch.slots, :, batch.ends - 1] = new[0].transpose(0, 1)
+                continue
+            for segment, low in zip(batch.segments, batch.offsets, strict=False):
+                high = low + len(segment.token_ids)
+                cache[segment.slot, :, segment.start : segment.end] = new[0, :, low:high]
+        if layer_idx not in self._latent:
+            return keys, values
+        gathered = [
+            torch.cat([cache[each.slot, :, : each.end] for each in batch.segments], dim=1)[None] for cache in stored
+        ]
+        return gathered[0], gathered[1]
+
+    def _room(self, new: torch.Tensor) -> torch.Tensor:
+        return new.new_zeros(self._num_slots, new.shape[1], self._capacity, new.shape[3])

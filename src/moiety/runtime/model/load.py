@@ -1,0 +1,221 @@
+"""From a checkpoint to the part of the model that one rank holds, reading only what it owns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moiety.errors import InputError
+from moiety.runtime.checkpoint.weights import WeightSource
+from moiety.runtime.comm.priority import Priority
+from moiety.runtime.experts.build import expert_layers
+from moiety.runtime.model.marks import mark_ops
+from moiety.runtime.model.parallel import (
+    DividedNorm,
+    ReducedBlock,
+    RowLinear,
+    VocabularyEmbedding,
+    VocabularyHead,
+)
+from moiety.runtime.model.rank_model import RankModel
+from moiety.runtime.model.skeleton import build_skeleton, meta_tensors, rebuilt_buffers
+from moiety.runtime.model.slices import key_heads, parameter_slices, vocabulary_rows
+from moiety.runtime.overlap import Turns
+from moiety.runtime.telemetry import Silent
+
+if TYPE_CHECKING:
+    from moiety.dtypes import Dtype
+    from moiety.model.attention import Attention
+    from moiety.runtime.checkpoint.index import Checkpoint
+    from moiety.runtime.comm.group import Group
+    from moiety.runtime.comm.network import Network
+    from moiety.runtime.model.skeleton import Skeleton
+    from moiety.runtime.seat import Seat
+    from moiety.runtime.telemetry import Recorder
+
+COMPUTE_DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(slots=True)
+class _Loading:
+    """A rank's model while it is being filled."""
+
+    seat: Seat
+    skeleton: Skeleton
+    source: WeightSource
+    tp: Group
+    device: torch.device
+    recorder: Recorder
+    bytes_by_kind: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("dense_weights", "expert_weights"), 0))
+
+    @property
+    def tp_index(self) -> int:
+        """Place of the rank in its tensor-parallel group."""
+        return self.seat.coordinates["tp"]
+
+
+def compute_dtype(seat: Seat) -> torch.dtype:
+    """Return the number format that the plan's activations have; InputError for one that torch does not compute in."""
+    name = seat.plan.options.dtypes.activations
+    if name not in COMPUTE_DTYPES:
+        rule = f"activations are computed in {', '.join(COMPUTE_DTYPES)}"
+        raise InputError(rule, field="options.dtypes.activations", value=name)
+    return COMPUTE_DTYPES[name]
+
+
+def load_model(
+    seat: Seat,
+    checkpoint: Checkpoint,
+    network: Network,
+    *,
+    turns: Turns | None = None,
+    recorder: Recorder | None = None,
+) -> RankModel:
+    """Return the model of `seat`, its slices read from `checkpoint`; every rank of the plan calls it at the same time.
+
+    `turns` are those that micro-batches take, `recorder` hears of every op that ends. Raises InputError for a
+    checkpoint that lacks a tensor or holds one of another shape, before any weight is read.
+    """
+    dtype = compute_dtype(seat)
+    skeleton = build_skeleton(checkpoint, dtype)
+    source = WeightSource(checkpoint, {name: tuple(each.shape) for name, each in skeleton.tensors.items()})
+    source.check()
+    tp = network.group(seat.groups["tp"], "tp", Priority.REDUCTION)
+    loading = _Loading(seat, skeleton, source, tp, network.device, recorder or Silent())
+    layers = {index: skeleton.base.layers[index] for index in seat.layers}
+    experts = expert_layers(seat, _expert_modules(loading), source, network, turns or Turns(), loading.recorder)
+    for index, each in experts.items():
+        layers[index].set_submodule(skeleton.experts_name(index), each)
+    for index, layer in layers.items():
+        _fill_layer(loading, index, layer)
+        if recorder is not None:
+            mark_ops(layer, index, recorder)
+    embedding, norm, head = _ends(loading)
+    rotary = rebuilt_buffers(skeleton.base.rotary_emb, skeleton.base.config).to(network.device)
+    loading.bytes_by_kind["expert_weights"] = sum(each.held.weights.size_bytes for each in experts.values())
+    return RankModel(
+        seat=seat,
+        layers=layers,
+        rotary=rotary,
+        embedding=embedding,
+        norm=norm,
+        head=head,
+        expert_layers=experts,
+        dtype=dtype,
+        weight_bytes=loading.bytes_by_kind,
+        bytes_read=source.bytes_read,
+        device=network.device,
+        recorder=loading.recorder,
+    )
+
+
+def _expert_modules(loading: _Loading) -> dict[int, tuple[str, Any]]:
+    """Return the names of the stage's stacked expert parameters and transformers' modules, by layer."""
+    skeleton, found = loading.skeleton, dict[int, tuple[str, Any]]()
+    for index in loading.seat.layers:
+        name = skeleton.experts_name(index)
+        if name:
+            module = skeleton.base.layers[index].get_submodule(name)
+            found[index] = (f"{skeleton.prefix()}layers.{index}.{name}", module)
+    return found
+
+
+def _fill_layer(loading: _Loading, index: int, layer: Any) -> None:  # noqa: ANN401 - transformers' layer
+    """Read the rank's slices of a layer and put its parallel modules in place."""
+    seat, plan_layer = loading.seat, loading.seat.plan.model.layers[index]
+    prefix = f"{loading.skeleton.prefix()}layers.{index}."
+    for name in tuple(meta_tensors(layer)):
+        tensor = _read(loading, prefix + name, plan_layer.attention)
+        loading.bytes_by_kind["dense_weights"] += tensor.nbytes
+        _set(layer, name, tensor)
+    attention = plan_layer.attention
+    if seat.strategy.tp == 1:
+        return
+    module: Any = layer.self_attn
+    if attention.kind == "gqa":
+        held = key_heads(attention.num_kv_heads, seat.strategy.tp, loading.tp_index)
+        module.num_key_value_groups = attention.num_heads // seat.strategy.tp // (held.stop - held.start)
+        _divide_norms(loading, module, prefix)
+    ops = ("o_proj", "attn_all_reduce")
+    module.o_proj = _summed(loading, module.o_proj, index, loading.tp, ops)
+    block = layer.mlp
+    if plan_layer.feed_forward.kind == "dense":
+        block.down_proj = _summed(loading, block.down_proj, index, loading.tp, ("dense_down", "ffn_all_reduce"))
+        return
+    for shared in ("shared_expert", "shared_experts"):
+        part = getattr(block, shared, None)
+        if part is not None:
+            part.down_proj = _summed(loading, part.down_proj, index, None, ("shared_down", ""))
+    layer.mlp = ReducedBlock(block, loading.tp, recorder=loading.recorder, layer=index)
+
+
+def _summed(loading: _Loading, linear: Any, layer: int, group: Group | None, ops: tuple[str, str]) -> RowLinear:  # noqa: ANN401
+    """Return a product like `linear` whose parts are summed over `group`, or later where there is none."""
+    bias = linear.bias if group is not None or loading.tp_index == 0 else None
+    return RowLinear(linear.weight, bias, group, recorder=loading.recorder, ops=ops, layer=layer)
+
+
+def _divide_norms(loading: _Loading, attention: Any, prefix: str) -> None:  # noqa: ANN401 - transformers' attention
+    """Replace norms over all heads by ones that know of the other ranks' heads."""
+    for name in ("q_norm", "k_norm"):
+        norm = getattr(attention, name, None)
+        if norm is None:
+            continue
+        whole = loading.source.parameters[f"{prefix}self_attn.{name}.weight"][0]
+        if norm.weight.shape[0] != whole:
+            eps = getattr(norm, "variance_epsilon", None)
+            assert isinstance(eps, float), "an RMS norm"
+            setattr(attention, name, DividedNorm(norm.weight, eps, whole, loading.tp))
+
+
+def _ends(
+    loading: _Loading,
+) -> tuple[VocabularyEmbedding | None, torch.nn.Module | None, VocabularyHead | None]:
+    """Return embedding, final norm and head, each where the stage has it."""
+    seat, skeleton = loading.seat, loading.skeleton
+    vocabulary, tp, index = skeleton.base.embed_tokens.weight.shape[0], seat.strategy.tp, loading.tp_index
+    embedding_name = f"{skeleton.prefix()}embed_tokens.weight"
+    held = 0
+    embedding = norm = head = None
+    if seat.is_first_stage:
+        weight = _parameter(_read(loading, embedding_name, None))
+        held += weight.nbytes
+        embedding = VocabularyEmbedding(
+            weight, vocabulary_rows(vocabulary, tp, index).start, loading.tp, loading.recorder
+        )
+    if seat.is_last_stage:
+        norm = skeleton.base.norm
+        for name in tuple(meta_tensors(norm)):
+            tensor = _read(loading, f"{skeleton.prefix()}norm.{name}", None)
+            loading.bytes_by_kind["dense_weights"] += tensor.nbytes
+            _set(norm, name, tensor)
+        if seat.plan.model.tie_word_embeddings:
+            weight = embedding.weight if embedding is not None else _parameter(_read(loading, embedding_name, None))
+            held += 0 if embedding is not None else weight.nbytes
+        else:
+            weight = _parameter(_read(loading, "lm_head.weight", None))
+            held += weight.nbytes
+        head = VocabularyHead(weight, vocabulary, loading.tp, loading.recorder)
+    loading.bytes_by_kind["embedding_and_head"] = held
+    return embedding, norm, head
+
+
+def _read(loading: _Loading, name: str, attention: Attention | None) -> torch.Tensor:
+    """Return the rank's slice of a parameter or buffer in the format that transformers keeps it in."""
+    whole = loading.skeleton.tensors[name]
+    slices = parameter_slices(name, tuple(whole.shape), attention, tp=loading.seat.strategy.tp, index=loading.tp_index)
+    return loading.source.read(name, *slices, dtype=whole.dtype).to(loading.device)
+
+
+def _parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor, requires_grad=False)
+
+
+def _set(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
+    """Put `tensor` where the parameter or buffer `name` of `module` was."""
+    path, _, leaf = name.rpartition(".")
+    owner = module.get_submodule(path)
+    is_parameter = isinstance(getattr(owner, leaf), torch.nn.Parameter)
+    setattr(owner, leaf, _parameter(tensor) if is_parameter else tensor)

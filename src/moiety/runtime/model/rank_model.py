@@ -1,0 +1,86 @@
+"""RankModel: the part of the model that one rank computes, one micro-batch at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from moiety.runtime.experts.layer import ExpertLayer
+    from moiety.runtime.model.batch import Batch
+    from moiety.runtime.model.kv_cache import KvCache
+    from moiety.runtime.seat import Seat
+    from moiety.runtime.telemetry import Recorder
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RankModel:
+    """A stage's layers with this rank's slices in them; transformers' modules do the computing."""
+
+    seat: Seat
+    layers: Mapping[int, Any]
+    """transformers' decoder layers of the stage, by their index in the model."""
+    rotary: Any
+    embedding: torch.nn.Module | None
+    """None but on the first stage."""
+    norm: torch.nn.Module | None
+    """None but on the last stage."""
+    head: torch.nn.Module | None
+    """None but on the last stage."""
+    expert_layers: Mapping[int, ExpertLayer]
+    dtype: torch.dtype
+    weight_bytes: Mapping[str, int]
+    """Bytes of this rank's weights, by the kinds of the memory plan."""
+    bytes_read: int
+    """Bytes read from the checkpoint."""
+    device: torch.device
+    recorder: Recorder
+    """What hears of every op that ends."""
+
+    def hidden(self, batch: Batch, cache: KvCache, received: torch.Tensor | None) -> torch.Tensor:
+        """Return the states after this stage's layers, [tokens, hidden]; `received` are those of the stage before."""
+        if self.embedding is not None:
+            states: torch.Tensor = self.embedding(batch.token_ids)[None]
+        else:
+            assert received is not None, "a later stage gets its states from the one before"
+            states = received[None]
+        if batch.num_tokens == 0:
+            return self._takes_part(states[0])
+        positions = self.rotary(states, batch.positions)
+        for layer in self.layers.values():
+            cache.begin(batch)  # micro-batches take turns within a layer
+            out: torch.Tensor | tuple[torch.Tensor, ...] = layer(
+                states,
+                attention_mask=None,
+                position_ids=batch.positions,
+                past_key_values=cache,
+                use_cache=True,
+                position_embeddings=positions,
+                batch=batch,
+                cache=cache,
+                recorder=self.recorder,
+            )
+            states = out[0] if isinstance(out, tuple) else out
+        return states[0]
+
+    def _takes_part(self, nothing: torch.Tensor) -> torch.Tensor:
+        """Serve the other groups' tokens in a step in which this one has none; return its states, [0, hidden]."""
+        moe = self.seat.plan.model.moe
+        for layer in self.expert_layers.values():
+            assert moe is not None, "only models with experts have expert layers"
+            chosen = torch.zeros(0, moe.top_k, dtype=torch.int64, device=self.device)
+            layer(nothing, chosen, chosen.float())
+        return nothing
+
+    def logits(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return the logits of the tokens that ask for the next one, [emitting, vocabulary]."""
+        assert self.norm is not None, "only the last stage has the head"
+        assert self.head is not None, "only the last stage has the head"
+        last = self.norm(hidden[batch.emitting])
+        self.recorder.mark("final_norm")
+        out: torch.Tensor = self.head(last)
+        return out

@@ -1,0 +1,114 @@
+"""Tiny random models of every architecture that the run time is tested with, saved as checkpoints."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import transformers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_COMMON: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 131,
+    "intermediate_size": 96,
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+_LATENT: dict[str, Any] = {
+    "num_key_value_heads": 4,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "q_lora_rank": 32,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 16,
+    "v_head_dim": 16,
+}
+CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("MixtralConfig", {"num_local_experts": 8, "num_experts_per_tok": 2}),
+    "mixtral-window": ("MixtralConfig", {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 7}),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        {
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 64,
+            "mlp_only_layers": [1],
+        },
+    ),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {"head_dim": 16, "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 48},
+    ),
+    "deepseek_v2": ("DeepseekV2Config", _LATENT | {"n_group": 1, "topk_group": 1, "q_lora_rank": None}),
+    "deepseek_v3": ("DeepseekV3Config", _LATENT | {"n_group": 2, "topk_group": 1}),
+    "olmoe": ("OlmoeConfig", {"num_experts": 8, "num_experts_per_tok": 2}),
+    "gpt_oss": (
+        "GptOssConfig",
+        {
+            "head_dim": 16,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "glm4_moe": (
+        "Glm4MoeConfig",
+        {
+            "head_dim": 16,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+            "attention_bias": True,
+            "use_qk_norm": True,
+        },
+    ),
+}
+"""By name: the class of the configuration and what it has beside the common sizes."""
+
+
+def save_checkpoint(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
+    """Save a random model of `CONFIGS` in `folder`, and return the folder. The same name gives the same weights."""
+    kind, own = CONFIGS[name]
+    config = getattr(transformers, kind)(**{**_COMMON, **own, **changes})
+    generator = torch.Generator().manual_seed(7)
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.1 * noise if parameter.dim() == 1 else 0.1 * noise)
+        for key, buffer in model.named_buffers():
+            if key.endswith("e_score_correction_bias"):
+                buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
+    model.save_pretrained(folder)
+    return folder
+
+
+def reference_model(folder: Path, dtype: torch.dtype = torch.float32) -> Any:  # noqa: ANN401 - transformers' class
+    """Return transformers' own model of a checkpoint, in one process."""
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+def greedy_continuation(model: Any, prompt: list[int], num_tokens: int) -> list[int]:  # noqa: ANN401 - as above
+    """Return the most likely tokens after a prompt, as transformers' `generate` finds them."""
+    whole = model.generate(
+        torch.tensor([prompt]), max_new_tokens=num_tokens, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    return whole[0, len(prompt) :].tolist()

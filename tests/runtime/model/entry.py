@@ -1,0 +1,74 @@
+"""What ranks do in the equality tests: a list of cases, one after the other, in the same processes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from moiety.plan import Plan
+from moiety.runtime.checkpoint.index import Checkpoint
+from moiety.runtime.comm.network import Network
+from moiety.runtime.engine import Engine
+from moiety.runtime.model.batch import Segment, packed
+from moiety.runtime.model.kv_cache import KvCache
+from moiety.runtime.model.load import load_model
+from moiety.runtime.overlap import Turns
+from moiety.runtime.sampling import Sampling
+from moiety.runtime.seat import seat_of
+
+if TYPE_CHECKING:
+    from moiety.runtime.model.rank_model import RankModel
+    from moiety.runtime.post import Post, Report
+
+
+def run_cases(post: Post) -> Report:
+    """Run every case of the file that stands in the place of the checkpoint; report tokens and first logits."""
+    cases = json.loads(Path(post.job.checkpoint).read_text())
+    found: list[object] = []
+    for number, case in enumerate(cases):
+        plan = Plan.model_validate(case["plan"])
+        if post.world.rank >= plan.num_gpus:
+            found.append(None)
+            continue
+        network = Network(
+            rank=post.world.rank,
+            world_size=plan.num_gpus,
+            store=post.store,
+            tiers=plan.cluster.tiers,
+            generation=number,
+            timeout_s=60.0,
+        )
+        turns = Turns()
+        model = load_model(seat_of(plan, post.world.rank), Checkpoint.open(case["folder"]), network, turns=turns)
+        limit = case.get("max_tokens_per_step", 8192)
+        engine = Engine(model, network, turns, max_tokens_per_step=limit, min_overlapped_tokens=2)
+        outputs = engine.generate(
+            case["prompts"], max_new_tokens=case["new"], sampling=Sampling(**case.get("sampling", {}))
+        )
+        found.append(
+            {
+                "outputs": outputs,
+                "logits": _first_logits(model, case["prompts"][0]),
+                "weight_bytes": dict(model.weight_bytes),
+                "bytes_read": model.bytes_read,
+                "counts": {index: layer.counts.tolist() for index, layer in model.expert_layers.items()},
+                "sent": network.traffic.snapshot(),
+            }
+        )
+        network.close()
+    return {"rank": {"cases": found}}
+
+
+@torch.no_grad()
+def _first_logits(model: RankModel, prompt: list[int]) -> list[float] | None:
+    """Return the logits after the whole prompt where one stage holds the model, computed by all groups alike."""
+    if model.seat.strategy.pp > 1:
+        return None
+    batch = packed([Segment(0, 0, tuple(prompt), emits=True)])
+    layers = model.seat.plan.model.layers
+    latent = [index for index in model.seat.layers if layers[index].attention.kind == "mla"]
+    hidden = model.hidden(batch, KvCache(1, len(prompt), latent), None)
+    return model.logits(hidden, batch)[0].tolist()
