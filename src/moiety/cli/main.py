@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from moiety.cli.catalog import catalog
+from moiety.cli.output import complain
 from moiety.cli.place import place
 from moiety.cli.plan import plan
 from moiety.cli.routing import routing
+from moiety.cli.run import run
 from moiety.cli.simulate import simulate
 from moiety.cli.verify import verify
 from moiety.cli.version import installed_version
@@ -39,6 +41,7 @@ app.command()(plan)
 app.command()(simulate)
 app.command()(place)
 app.command()(verify)
+app.command()(run)
 app.command()(routing)
 app.command()(catalog)
 
@@ -84,7 +87,7 @@ def _run(arguments: Sequence[str] | None) -> int:
             sys.stdout.flush()
         return left if isinstance(left, int) else 0
     except MoietyError as error:
-        _complain(str(error))
+        complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -94,13 +97,13 @@ def _run(arguments: Sequence[str] | None) -> int:
         if error.errno not in _NO_ROOM:
             raise
         _discard_output()
-        _complain(f"standard output: cannot be written: {error.strerror}")
+        complain(f"standard output: cannot be written: {error.strerror}")
         return MoietyError.exit_code
     except Exception as error:
         message = _usage_message(error)
         if message is None:
             raise
-        _complain(message)
+        complain(message)
         return MoietyError.exit_code
 
 
@@ -115,12 +118,6 @@ def _usage_message(error: Exception) -> str | None:
     context = getattr(error, "ctx", None)
     message = " ".join(str(wording()).split()).rstrip(".")
     return f"{message}; see `{context.command_path} --help`" if context is not None else message
-
-
-def _complain(message: str) -> None:
-    """Write one line on standard error, what cannot be printed escaped."""
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
-    sys.stderr.write(f"moiety: error: {line}\n")
 
 
 def _without_reader() -> int:

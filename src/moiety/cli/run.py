@@ -1,0 +1,227 @@
+"""`moiety run`: a plan executed, on this machine or as one of the ranks that `torchrun` or Slurm started."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moiety.cli.output import JsonSwitch, Output, QuietSwitch
+from moiety.errors import InputError, MoietyError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moiety.cli.run_preparation import Preparation, Wish
+    from moiety.runtime.job import Job
+    from moiety.runtime.post import Report
+    from moiety.runtime.world import World
+
+_MOST_TOKENS = 1_000_000
+_MOST_RANKS = 1024
+
+
+def run(
+    plan: Annotated[str, typer.Argument(metavar="PLAN", help="The plan's method JSON, or the folder that holds it.")],
+    *,
+    checkpoint: Annotated[
+        str,
+        typer.Option(metavar="DIR", help="Folder with the model's config.json and safetensors.", show_default=False),
+    ],
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help='A line each: {"token_ids": [...]} or {"text": "..."}. Without it: a few random ones.',
+            show_default=False,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, max=_MOST_TOKENS, help="Tokens that each prompt is continued by at most.")
+    ] = 16,
+    temperature: Annotated[float, typer.Option(help="0: the most likely token (greedy).")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw from the fewest tokens that are so likely together.")] = 1.0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many of the most likely tokens; 0: from all.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 0,
+    ignore_eos: Annotated[
+        bool, typer.Option("--ignore-eos", help="Go on to --max-new-tokens, whatever token comes.")
+    ] = False,
+    dispatch: Annotated[
+        str | None,
+        typer.Option(
+            metavar="flat|dedup|hierarchical",
+            help="How tokens travel to their experts, instead of the plan's way.",
+            show_default=False,
+        ),
+    ] = None,
+    transport: Annotated[
+        str, typer.Option(metavar="sockets|gloo", help="What carries tensors between CPU ranks.")
+    ] = "sockets",
+    fold: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=_MOST_RANKS,
+            metavar="RANKS",
+            help="Rehearse the plan on so many ranks, its degrees shrunk; a smaller copy of its model will do. On one "
+            "machine a plan of more than 16 ranks is folded onto 4.",
+            show_default=False,
+        ),
+    ] = None,
+    bench: Annotated[
+        bool,
+        typer.Option("--bench", help="Time the plan's own step beside its prediction, and refit the constants to it."),
+    ] = False,
+    calibration_out: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.json", help="Where --bench writes the constants; else beside the plan.", show_default=False
+        ),
+    ] = None,
+    trace: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.json", help="Where a Perfetto trace of all ranks goes.", show_default=False),
+    ] = None,
+    rank_output: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Keep what each rank writes on its standard error, as rank-N.log.", show_default=False
+        ),
+    ] = None,
+    json: JsonSwitch = False,
+    quiet: QuietSwitch = False,
+) -> None:
+    """Execute a plan: load a checkpoint by its placement, generate, and set what was measured beside the prediction.
+
+    All ranks run on this machine; under `torchrun` or Slurm, this process is one of theirs.
+    """
+    from moiety.cli.run_checkpoint import check_libraries
+
+    check_libraries()
+    from moiety.cli.run_preparation import Wish
+    from moiety.runtime.world import world_of
+
+    wish = Wish(
+        plan=plan,
+        checkpoint=checkpoint,
+        prompts=prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        ignore_eos=ignore_eos,
+        dispatch=dispatch,
+        transport=transport,
+        fold=fold,
+        bench=bench,
+        trace=trace is not None,
+    )
+    _check_target("--trace", trace)
+    _check_target("--calibration-out", calibration_out)
+    world = world_of(os.environ)
+    output = Output(json, quiet)
+    if world is None:
+        prepared, reports = _launched(wish, output, rank_output)
+    else:
+        prepared, reports = _attached(wish, output, rank_output, world)
+    if prepared is not None:
+        _show(prepared, reports, output, trace, calibration_out)
+
+
+def _launched(wish: Wish, output: Output, rank_output: str | None) -> tuple[Preparation, tuple[Report, ...]]:
+    """Run all ranks on this machine."""
+    from moiety.cli.run_preparation import prepare
+    from moiety.runtime.launch import launch
+
+    prepared = prepare(wish, None)
+    _say(prepared, output)
+    folder = None if rank_output is None else Path(rank_output)
+    try:
+        with output.progress(f"running {prepared.job.num_ranks} ranks") as progress:
+            return prepared, launch(prepared.job, output_folder=folder, progress=progress)
+    except (KeyboardInterrupt, SystemExit):
+        output.complain("interrupted: every rank has been ended")
+        raise
+
+
+def _attached(
+    wish: Wish, output: Output, rank_output: str | None, world: World
+) -> tuple[Preparation | None, tuple[Report, ...]]:
+    """Run this rank among those that others started; the preparation is rank 0's, which shows the result.
+
+    What goes wrong is said by one of the ranks; all leave with exit code 2.
+    """
+    from moiety.cli.run_preparation import prepare
+    from moiety.runtime.attached import Attached
+
+    attached = Attached(world)
+    made: list[Preparation] = []
+
+    def prepared() -> Job:
+        if rank_output is not None:
+            rule = "is for ranks that this command starts"
+            remedy = "torchrun keeps their output with --log-dir and --redirects, srun with --output"
+            raise InputError(rule, field="--rank-output", value=rank_output, remedy=remedy)
+        made.append(prepare(wish, world))
+        _say(made[0], output)
+        return made[0].job
+
+    try:
+        reports = attached.run(attached.shared(prepared))
+    except Exception as error:
+        attached.complain(error, output.complain)
+        raise typer.Exit(MoietyError.exit_code) from error
+    return (made[0] if made else None), reports
+
+
+def _check_target(option: str, file: str | None) -> None:
+    """Raise InputError where a file has no place to go: it is written when everything else is done."""
+    if file is None:
+        return
+    path = Path(file)
+    if path.is_dir():
+        raise InputError("is a folder, not a file", field=option, value=file, remedy=f"e.g. {option} file.json")
+    nearest = next(each for each in path.absolute().parents if each.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"nothing can be written to {nearest}", field=option, value=file)
+
+
+def _say(prepared: Preparation, output: Output) -> None:
+    for note in prepared.notes:
+        output.note(note)
+
+
+def _show(
+    prepared: Preparation,
+    reports: tuple[Report, ...],
+    output: Output,
+    trace: str | None,
+    calibration_out: str | None,
+) -> None:
+    from moiety.cli.json_text import json_text
+    from moiety.cli.run_bench import bench_result
+    from moiety.cli.run_result import RunResult, run_sections
+    from moiety.files import write_all
+
+    result = RunResult(prepared.job, reports, prepared.folding)
+    result = result.with_texts(prepared.texts(result.outputs))
+    if prepared.job.bench:
+        result = result.with_bench(bench_result(prepared.job.plan, prepared.calibration, result.bench_outcome))
+    written: dict[str, str | None] = {"trace": None, "calibration": None}
+    if trace is not None:
+        written["trace"] = _written(Path(trace), result.trace_text(), write_all)
+    if result.bench is not None:
+        target = Path(calibration_out) if calibration_out else prepared.folder / f"{result.plan.name}_calibration.json"
+        text = json_text(result.bench.calibration.model_dump(mode="json"))
+        written["calibration"] = _written(target, text, write_all)
+    output.document(lambda: json_text({**result.document(), **written}))
+    if output.shows_tables:
+        output.tables(run_sections(result, written["calibration"]))
+
+
+def _written(target: Path, text: str, write_all: Callable[[Path, dict[str, str]], tuple[Path, ...]]) -> str:
+    (path,) = write_all(target.parent, {target.name: text})
+    return str(path)

@@ -1,0 +1,109 @@
+"""Generation: what every rank of `moiety run` does with its job: load its part, continue the prompts, report."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from moiety.runtime.bench import run_bench
+from moiety.runtime.checkpoint.index import Checkpoint
+from moiety.runtime.comm.network import Network
+from moiety.runtime.comm.priority import Priority
+from moiety.runtime.conversion import integers
+from moiety.runtime.engine import Engine
+from moiety.runtime.model.load import load_model
+from moiety.runtime.overlap import Turns
+from moiety.runtime.sampling import Sampling
+from moiety.runtime.seat import seat_of
+from moiety.runtime.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from moiety.runtime.engine import StepTimes
+    from moiety.runtime.model.rank_model import RankModel
+    from moiety.runtime.post import Post, Report
+
+
+def generate(post: Post) -> Report:
+    """Return this rank's report of the job: the new tokens of every prompt, and what they took."""
+    job, rank = post.job, post.world.rank
+    telemetry = Telemetry() if job.bench or job.trace else None
+    network = Network(
+        rank=rank,
+        world_size=post.world.size,
+        store=post.store,
+        tiers=job.plan.cluster.tiers,
+        device=device_of(post),
+        observer=telemetry,
+        transport=job.transport,
+    )
+    resident_bytes = _resident_bytes()
+    try:
+        turns = Turns()
+        seat = seat_of(job.plan, rank)
+        model = load_model(seat, Checkpoint.open(job.checkpoint), network, turns=turns, recorder=telemetry)
+        engine = Engine(model, network, turns)
+        world = network.group(tuple(range(post.world.size)), "bench", Priority.REDUCTION)
+        world.barrier()
+        zero_s = time.perf_counter()
+        if telemetry is not None and job.trace:
+            telemetry.begin()
+        outputs = engine.generate(
+            job.prompts,
+            max_new_tokens=job.max_new_tokens,
+            sampling=Sampling(job.temperature, job.top_p, job.top_k, job.seed),
+            stop=frozenset(job.stop_token_ids),
+        )
+        report: Report = {"outputs": outputs, "measured": _measured(engine.times, outputs)}
+        if telemetry is not None and job.trace:
+            telemetry.end()
+            report["trace"] = telemetry.events(rank, tuple(tier.name for tier in job.plan.cluster.tiers), zero_s)
+        sent = network.traffic.snapshot()
+        if telemetry is not None and job.bench:
+            report["bench"] = {**run_bench(engine, model, telemetry, world), "resident_bytes": resident_bytes}
+        report["rank"] = _of_rank(model, engine, sent)
+        return report
+    finally:
+        network.close()
+
+
+def device_of(post: Post) -> torch.device:
+    """Return the device of a rank: its GPU where the plan's cluster has GPUs and the machine does too, else the CPU."""
+    if post.job.plan.cluster.device.architecture == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    torch.cuda.set_device(post.world.local_rank)
+    return torch.device("cuda", post.world.local_rank)
+
+
+def _measured(times: StepTimes, outputs: list[list[int]]) -> dict[str, object]:
+    """Return the seconds of a generation: to the first tokens, then for each further one, and tokens per second."""
+    prefill, decode = sum(times.prefill_s), sum(times.decode_s)
+    tokens = sum(len(each) for each in outputs)
+    return {
+        "ttft_s": prefill,
+        "tpot_s": decode / len(times.decode_s) if times.decode_s else None,
+        "throughput_tokens_per_s": tokens / (prefill + decode) if prefill + decode else None,
+        "num_prefill_steps": len(times.prefill_s),
+        "num_decode_steps": len(times.decode_s),
+    }
+
+
+def _of_rank(model: RankModel, engine: Engine, sent: object) -> dict[str, object]:
+    """Return what one rank holds, read, sent and routed."""
+    return {
+        "weight_bytes": sum(model.weight_bytes.values()),
+        "weight_bytes_by_kind": dict(model.weight_bytes),
+        "checkpoint_bytes_read": model.bytes_read,
+        "cache_bytes": engine.cache_bytes,
+        "sent": sent,
+        "expert_counts": {str(index): integers(each.counts) for index, each in model.expert_layers.items()},
+    }
+
+
+def _resident_bytes() -> int:
+    """Return the most memory that this process has held so far: libraries, before any weight."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
