@@ -13,6 +13,8 @@ Basis = Literal["measured", "fitted", "datasheet", "assumed", "computed"]
 """What a number rests on."""
 Engine = Literal["moiety", "vllm", "sglang", "tensorrt-llm"]
 Efficiency = Annotated[float, Field(ge=1e-6, le=1)]
+Share = Annotated[float, Field(ge=1e-6, le=16)]
+"""Of a device's rate; above 1 where ranks share cores and seldom all compute at once."""
 Seconds = Annotated[float, Field(ge=0, le=100)]
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
 Watts = Annotated[float, Field(ge=0, le=1e6)]
@@ -39,8 +41,8 @@ class Sourced(Record):
 class Roofline(Sourced):
     """`t = overhead + (tc^p + tm^p)^(1/p)`, tc = FLOPs / (efficiency x peak), tm = bytes / (efficiency x bandwidth)."""
 
-    compute_efficiency: Efficiency
-    memory_efficiency: Efficiency
+    compute_efficiency: Share
+    memory_efficiency: Share
     overhead_s: Seconds
     exponent: Annotated[float, Field(ge=1, le=16)]
     row_block: Annotated[int, Field(gt=0, le=65_536)]
