@@ -76,7 +76,7 @@ class Engine:
         self.cache_bytes = 0
         """Bytes of the last generation's KV cache."""
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Sequence[int]],
@@ -122,7 +122,7 @@ class Engine:
         """Return an empty cache for so many sequences of so many tokens."""
         return KvCache(max(num_slots, 1), capacity, self._latent_layers())
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def timed_step(self, batches: Sequence[Batch], cache: KvCache, *, overlapped: bool) -> float:
         """Return the seconds of one step of these micro-batches: through the layers, the head, and the next tokens.
 
@@ -134,7 +134,7 @@ class Engine:
             logits.argmax(dim=-1)
         return time.perf_counter() - started
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def states(self, batches: Sequence[Batch], cache: KvCache, *, overlapped: bool) -> list[torch.Tensor]:
         """Return the states of the micro-batches after this stage, each [tokens, hidden]; overlapped in pairs."""
         pair = 2 if overlapped else 1
@@ -240,6 +240,7 @@ class Engine:
         parts = [model.logits(each, batch) for each, batch in zip(states, batches, strict=True) if len(batch.emitting)]
         return torch.cat(parts) if parts else None
 
+    @torch.inference_mode()  # a setting of each thread
     def _through_stage(self, batch: Batch, cache: KvCache) -> torch.Tensor:
         """Return the states of a micro-batch after this stage, received from and sent on to its neighbours."""
         model, pipeline = self._model, self._pipeline

@@ -18,6 +18,8 @@ _SIOCOUTQNSD = 0x894B
 _SO_TIMESTAMPNS = 35
 _TIMESPEC = struct.Struct("qq")
 _ANCILLARY_BYTES = 64
+_MOST_AWAITED_BYTES = 4 << 20
+"""What may gather in the kernel before anybody is woken for it: then a large message costs few wake-ups."""
 
 
 class Operation:
@@ -58,7 +60,17 @@ def _seen_s(ancillary: list[tuple[int, int, bytes]]) -> float:
 class Link:
     """A connected socket with the messages to send and the messages to receive, each in order."""
 
-    __slots__ = ("_ancillary_bytes", "_header", "arrived_s", "inbox", "outbox", "rank", "readable", "socket")
+    __slots__ = (
+        "_ancillary_bytes",
+        "_awaited_bytes",
+        "_header",
+        "arrived_s",
+        "inbox",
+        "outbox",
+        "rank",
+        "readable",
+        "socket",
+    )
 
     def __init__(self, connection: socket.socket, rank: int, *, is_timed: bool = False) -> None:
         connection.setblocking(False)  # noqa: FBT003  # the standard library's signature
@@ -74,6 +86,8 @@ class Link:
         self.readable.register(connection, select.POLLIN)
         self._header = memoryview(bytearray(_HEADER_BYTES))
         """The length of the message that stands first in the inbox."""
+        self._awaited_bytes = 1
+        """What must have come before a poll finds the socket readable."""
         self.arrived_s = 0.0
         """When what was pulled last had come; on a link that is timed, as the kernel saw it."""
 
@@ -136,7 +150,17 @@ class Link:
             assert announced_bytes == payload.nbytes, (
                 f"rank {self.rank} sends {announced_bytes} bytes where {payload.nbytes} are expected"
             )
-        if message.moved_bytes < _HEADER_BYTES + payload.nbytes:
+        missing_bytes = _HEADER_BYTES + payload.nbytes - message.moved_bytes
+        if missing_bytes:
+            self._await(missing_bytes if message.moved_bytes >= _HEADER_BYTES else 1)
             return None
+        self._await(1)
         self.inbox.popleft()
         return message.operation
+
+    def _await(self, num_bytes: int) -> None:
+        """Have the kernel report the socket as readable when so many bytes have come, or the end of them."""
+        awaited = min(num_bytes, _MOST_AWAITED_BYTES)
+        if awaited != self._awaited_bytes and sys.platform == "linux":
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, awaited)
+            self._awaited_bytes = awaited

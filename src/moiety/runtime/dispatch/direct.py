@@ -40,7 +40,7 @@ class DirectExchange:
         received = self._counts.exchange_counts(sent[:, None])[:, 0]
         wire = WireFormat(hidden.shape[1], named.shape[1], self._dispatch_dtype)
         keys = token + (stage.index << 32)
-        packed = wire.pack(Rows(hidden[token], keys, named, given))
+        packed = wire.pack(Rows(hidden, keys, named, given), token)
         counts = integers(sent), integers(received)
         return DirectRound(self, wire, hidden, (gpu, token), counts, self._group.all_to_all(packed, *counts))
 
@@ -84,8 +84,7 @@ class DirectRound:
         rows = self._pending.wait().float()
         sums, token = token_sums(rows, self._token, self._gpu, self._exchange.stage.gpus_per_node)
         out = torch.zeros(self._hidden.shape, dtype=torch.float32, device=self._hidden.device)
-        out[token] = sums
-        return out
+        return out.index_copy_(0, token, sums)
 
 
 def local_rows(rows: Rows, stage: StageShape) -> Rows:

@@ -97,9 +97,9 @@ class HierarchicalRound:
         found: list[_Chunk] = []
         for index, ((_, token), low) in enumerate(zip(parts, bounds, strict=False)):
             named = token + low
-            rows = Rows(self._hidden[named], named + (stage.index << 32), slots[named], weights[named])
+            rows = Rows(self._hidden, named + (stage.index << 32), slots[named], weights[named])
             counts = integers(sent[:, index]), integers(received[:, index])
-            pending = groups.rail.all_to_all(self._wire.pack(rows), *counts)
+            pending = groups.rail.all_to_all(self._wire.pack(rows, named), *counts)
             found.append(_Chunk(named, *counts, pending))
         return found
 
@@ -112,7 +112,7 @@ class HierarchicalRound:
             sent = torch.bincount(gpu, minlength=stage.gpus_per_node)
             received = groups.node_counts.exchange_counts(sent[:, None])[:, 0]
             chunk.passed, chunk.node_sent, chunk.node_received = passed, integers(sent), integers(received)
-            packed = self._wire.pack(Rows(rows.hidden[passed], rows.keys[passed], slots, weights))
+            packed = self._wire.pack(Rows(rows.hidden, rows.keys[passed], slots, weights), passed)
             chunk.pending = groups.node.all_to_all(packed, chunk.node_sent, chunk.node_received)
         arrived = [chunk.pending.wait() for chunk in self._chunks]
         self._rows_of_chunk = [each.shape[0] for each in arrived]
@@ -130,7 +130,7 @@ class HierarchicalRound:
             assert chunk.passed is not None, "rows are passed on before they come back"
             rows = pending.wait().float()
             order = torch.argsort(chunk.passed, stable=True)  # by row of the rail; they come by GPU
-            sums, _ = segment_sum(rows[order], chunk.passed[order])
+            sums, _ = segment_sum(rows.index_select(0, order), chunk.passed[order])
             self._back.append(groups.rail.all_to_all(sums.to(dtype), chunk.rail_received, chunk.rail_sent))
 
     def finish(self) -> torch.Tensor:
@@ -139,8 +139,8 @@ class HierarchicalRound:
         for chunk, pending in zip(self._chunks, self._back, strict=True):
             rows = pending.wait().float()
             order = torch.argsort(chunk.token, stable=True)  # by token; they come by node
-            sums, token = segment_sum(rows[order], chunk.token[order])
-            out[token] = sums
+            sums, token = segment_sum(rows.index_select(0, order), chunk.token[order])
+            out.index_copy_(0, token, sums)
         return out
 
 

@@ -23,10 +23,10 @@ def segment_sum(rows: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, t
     if start.shape[0] == count:
         return rows, keys
     length = torch.diff(start, append=start.new_tensor([count]))
-    total = rows[start]
+    total = rows.index_select(0, start)
     for step in range(1, int(length.max())):
         longer = (length > step).nonzero()[:, 0]
-        total[longer] += rows[start[longer] + step]
+        total.index_add_(0, longer, rows.index_select(0, start[longer] + step))  # each run once: the order stays
     return total, keys[start]
 
 
@@ -40,7 +40,7 @@ def token_sums(
     """
     width = int(gpu.max()) + 1 if gpu.numel() else 1
     order = torch.argsort(token * width + gpu, stable=True)
-    rows, keys = segment_sum(rows[order], (token * width + gpu)[order])
+    rows, keys = segment_sum(rows.index_select(0, order), (token * width + gpu)[order])
     token, gpu = keys // width, keys % width
     node = gpu // gpus_per_node
     nodes = width // gpus_per_node + 1

@@ -22,10 +22,6 @@ class Rows:
     weights: torch.Tensor
     """[rows, width], float32: the router's weights."""
 
-    def take(self, index: torch.Tensor) -> Rows:
-        """Return the rows at `index`."""
-        return Rows(self.hidden[index], self.keys[index], self.slots[index], self.weights[index])
-
 
 NO_SLOT = -1
 
@@ -48,12 +44,14 @@ class WireFormat:
     def _hidden_bytes(self) -> int:
         return _words(self.hidden_size * self.dtype.itemsize)
 
-    def pack(self, rows: Rows) -> torch.Tensor:
-        """Return the rows as bytes, [rows, row_bytes] uint8."""
-        count = rows.hidden.shape[0]
-        wire = torch.empty(count, self.row_bytes, dtype=torch.uint8, device=rows.hidden.device)
+    def pack(self, rows: Rows, index: torch.Tensor) -> torch.Tensor:
+        """Return rows as bytes, [rows, row_bytes] uint8: the hidden states at `index` [rows], all else as given."""
+        wire = torch.empty(index.shape[0], self.row_bytes, dtype=torch.uint8, device=rows.hidden.device)
         hidden, keys, weights, slots = self._views(wire)
-        hidden.copy_(rows.hidden)
+        if rows.hidden.dtype == self.dtype:
+            torch.index_select(rows.hidden, 0, index, out=hidden)  # many times faster than by [], which copies twice
+        else:
+            hidden.copy_(rows.hidden.index_select(0, index))
         keys.copy_(rows.keys)
         weights.copy_(rows.weights)
         slots.copy_(rows.slots)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import grouped_mm
 
+from moiety.runtime.conversion import integers
 from moiety.runtime.dispatch.reduction import segment_sum
 
 if TYPE_CHECKING:
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 
     from moiety.runtime.dispatch.wire import Rows
     from moiety.runtime.telemetry import Recorder
+
+_KEY_BITS = 48
+"""Of a row's key: its number in its rank in the lower 32, above them the rank's in the stage."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,20 +56,28 @@ def partial_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, laye
     """
     row, column = (rows.slots >= 0).nonzero(as_tuple=True)
     slot = rows.slots[row, column]
-    order = torch.argsort(rows.keys[row], stable=True)
-    order = order[torch.argsort(slot[order], stable=True)]
+    order = torch.argsort((slot << _KEY_BITS) + rows.keys[row])
     counts = torch.bincount(slot, minlength=weights.num_slots)
-    outputs = _products(rows.hidden[row[order]], slot[order], counts, weights, recorder, layer)
+    outputs = _products(rows.hidden.index_select(0, row[order]), slot[order], counts, weights, recorder, layer)
     outputs = outputs.float() * rows.weights[row, column][order][:, None]
-    back = torch.empty_like(outputs)
-    back[order] = outputs
-    sums, which = segment_sum(back, row)
-    if which.shape[0] < rows.hidden.shape[0]:
-        out = outputs.new_zeros(rows.hidden.shape)
-        out[which] = sums
-        sums = out
+    sums = _row_sums(torch.empty_like(outputs).index_copy_(0, order, outputs), row, rows)
     recorder.mark("expert_down", layer)
     return sums
+
+
+def _row_sums(outputs: torch.Tensor, row: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Return the sums of the outputs of each row, added in their order, zeros for rows without any."""
+    count, width = rows.slots.shape
+    if outputs.shape[0] == count * width:  # every row has as many
+        by_row = outputs.view(count, width, rows.hidden.shape[1])
+        total = by_row[:, 0]
+        for each in range(1, width):
+            total = total + by_row[:, each]
+        return total
+    sums, which = segment_sum(outputs, row)
+    if which.shape[0] == count:
+        return sums
+    return outputs.new_zeros(rows.hidden.shape).index_copy_(0, which, sums)
 
 
 def _products(
@@ -77,13 +89,29 @@ def _products(
     layer: int,
 ) -> torch.Tensor:
     """Return the experts' outputs of rows sorted by slot, [rows, hidden]."""
-    ends = counts.cumsum(0).to(torch.int32)
-    middle = grouped_mm(hidden, weights.gate_up, offs=ends)
+    multiply = _by_slot if hidden.device.type == "cpu" and hidden.shape[0] < weights.num_slots else _grouped
+    middle = multiply(hidden, weights.gate_up, counts)
     if weights.gate_up_bias is not None:
         middle += weights.gate_up_bias[slot]
     middle = weights.gate(middle)
     recorder.mark("expert_gate_up", layer)
-    out = grouped_mm(middle, weights.down, offs=ends)
+    out = multiply(middle, weights.down, counts)
     if weights.down_bias is not None:
         out += weights.down_bias[slot]
+    return out
+
+
+def _grouped(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Return the product of each slot's rows with its weights, in one call."""
+    return grouped_mm(rows, weights, offs=counts.cumsum(0).to(torch.int32))
+
+
+def _by_slot(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Return the same slot by slot: of few rows on a CPU, looking at every slot would cost more than the products."""
+    out = rows.new_empty(rows.shape[0], weights.shape[2])
+    low = 0
+    for slot, count in enumerate(integers(counts)):
+        if count:
+            torch.mm(rows[low : low + count], weights[slot], out=out[low : low + count])
+            low += count
     return out
