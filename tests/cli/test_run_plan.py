@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from moiety.cli.run_plan import Folding, check_runnable, folded, with_exchange
+from moiety.cli.run_plan import MOST_PROMPT_TOKENS, MOST_RANK_TOKENS, Folding, check_runnable, folded, with_exchange
 from moiety.cli.verification import refuse_unsound
 from moiety.errors import InputError
 from moiety.projection.project import evaluate
@@ -60,11 +60,14 @@ def test_a_folded_plan_is_sound_whatever_it_is_for(role: Phase, num_ranks: int) 
     assert folding.document()["reasons"] == list(folding.fold.reasons)
 
 
-def test_the_load_shrinks_with_the_ranks() -> None:
+def test_the_load_shrinks_with_the_ranks_and_to_what_a_cpu_computes_in_a_moment() -> None:
     plan = served_plan()
+    assert plan.workload.tokens_per_batch // 4 > 4 * MOST_RANK_TOKENS
     made = fold_onto(plan, 4).plan
-    assert made.workload.tokens_per_batch == plan.workload.tokens_per_batch // 4
-    assert made.pools[0].schedule.tokens_per_step == plan.pools[0].schedule.tokens_per_step
+    assert made.workload.tokens_per_batch == 4 * MOST_RANK_TOKENS
+    assert made.workload.input_tokens == MOST_PROMPT_TOKENS < plan.workload.input_tokens
+    small = plan.model_copy(update={"workload": plan.workload.model_copy(update={"tokens_in_flight": 16_384})})
+    assert fold_onto(small, 4).plan.workload.tokens_per_batch == 16_384 // 4
 
 
 def test_an_arrival_rate_becomes_requests_in_flight() -> None:

@@ -92,9 +92,10 @@ class ExchangeConstants(Sourced):
     domain_efficiency: Efficiency
     network_efficiency: Efficiency
     decode_network_efficiency: Efficiency
-    communication_sms: Annotated[int, Field(ge=0)]
-    """SMs that dispatch and combine take from computation in prefill and training."""
-    decode_communication_sms: Annotated[int, Field(ge=0)]
+    communication_sms: Annotated[float, Field(ge=0)]
+    """SMs that dispatch and combine take from computation in prefill and training; on CPUs the part of a rank's cores
+    that overlapping leaves to others."""
+    decode_communication_sms: Annotated[float, Field(ge=0)]
 
 
 class EngineConstants(Sourced):

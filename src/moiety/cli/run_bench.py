@@ -59,7 +59,12 @@ class BenchResult:
             "exposed_communication_fraction": self._step["exposed_communication_fraction"],
             "communication_s": self._step["communication_s"],
             "step_not_overlapped_s": cast("Mapping[str, object]", self.outcome["step_not_overlapped"])["step_s"],
-            "op_s": self._step["op_s"],
+            "observed": [
+                {"schedule": each["schedule"], "step_s": each["step_s"]}
+                for each in cast("list[Mapping[str, object]]", self.outcome["observed"])
+            ],
+            "busy_s": self._step["busy_s"],
+            "wait_s": self._step["wait_s"],
             "calibration": self.calibration.name,
         }
 
@@ -111,13 +116,13 @@ def _refitted(plan: Plan, calibration: Calibration, outcome: Mapping[str, object
         schedule = Schedule.model_validate(each["schedule"])
         options = plan.options.model_copy(update={"two_batch_overlap": False})
         graph = build_step_graph(plan.model, pool.strategy, schedule, options, training=False)
-        seconds = cast("Mapping[str, float]", each["op_s"])
-        found += _observations(graph, seconds)
-        overheads.append(max(_figure(each, "step_s") - sum(seconds.values()), 0.0))
+        times = OpTimes(cast("Mapping[str, float]", each["busy_s"]), cast("Mapping[str, float]", each["wait_s"]))
+        found += _observations(graph, times)
+        overheads.append(max(_figure(each, "step_s") - times.total_s, 0.0))
     return refitted(
         calibration,
         found,
-        Bench(plan.model.moe, pool.strategy, plan.cluster, pool.first_rank),
+        Bench(plan.model.moe, pool.strategy, plan.cluster, pool.first_rank, _slowdown(outcome)),
         name=f"{plan.name}-bench",
         source=f"moiety run --bench of {plan.name}: {plan.model.name} on {plan.cluster.name}, {pool.strategy.name}",
         engine=plan.engine,
@@ -126,32 +131,53 @@ def _refitted(plan: Plan, calibration: Calibration, outcome: Mapping[str, object
     )
 
 
-def _observations(graph: Graph, seconds: Mapping[str, float]) -> list[Observation]:
+def _slowdown(outcome: Mapping[str, object]) -> float:
+    """Return how much longer computation takes beside the other micro-batch's transfers than without them."""
+    both = cast("Mapping[str, Mapping[str, float]]", outcome["step"])
+    alone = cast("Mapping[str, Mapping[str, float]]", outcome["step_not_overlapped"])
+    return max(sum(both["busy_s"].values()) / sum(alone["busy_s"].values()), 1.0)
+
+
+def _observations(graph: Graph, times: OpTimes) -> list[Observation]:
     """Return what the ops of a step took, those of one kind of layer as their mean."""
     decode = graph.layout.schedule.prefill_tokens == 0
-    found: list[Observation] = []
-    for op in (*graph.embedding, *graph.head):
-        took = seconds.get(f"{op.name}@-1", 0.0)
-        if took > 0:
-            found.append(Observation(op, took, decode))
+    found = [Observation(op, times.of(op, -1), decode) for op in (*graph.embedding, *graph.head)]
     for block, ops in enumerate(graph.layers):
         layers = [index for index in range(graph.model.num_layers) if graph.block_of(index) == block]
-        found += _of_layers(ops, layers, seconds, decode=decode)
-    return found
+        names = {op.name for op in ops}
+        for op in ops:
+            seconds = mean(times.of(op, layer) + times.added(op, layer, names) for layer in layers)
+            found.append(Observation(op, seconds, decode))
+    return [each for each in found if each.seconds > 0]
 
 
-def _of_layers(
-    ops: tuple[Op, ...], layers: list[int], seconds: Mapping[str, float], *, decode: bool
-) -> list[Observation]:
-    names = {op.name for op in ops}
-    extra = mean(sum(seconds.get(f"{name}@{layer}", 0.0) for name in _LATENT if name not in names) for layer in layers)
-    found: list[Observation] = []
-    for op in ops:
-        took = mean(seconds.get(f"{op.name}@{layer}", 0.0) for layer in layers)
-        took += extra if op.name == "attention" else 0.0
-        if took > 0:
-            found.append(Observation(op, took, decode))
-    return found
+@dataclass(frozen=True, slots=True)
+class OpTimes:
+    """Seconds of a step's ops, as `op@layer`: in which a rank was busy, and in which it waited for transfers."""
+
+    busy_s: Mapping[str, float]
+    wait_s: Mapping[str, float]
+
+    @property
+    def total_s(self) -> float:
+        """Return all of them together."""
+        return sum(self.busy_s.values()) + sum(self.wait_s.values())
+
+    def of(self, op: Op, layer: int) -> float:
+        """Return what an op took: a transfer the wait for it, any other what the rank was busy."""
+        times = self.wait_s if op.is_communication else self.busy_s
+        return times.get(f"{op.name}@{layer}", 0.0)
+
+    def added(self, op: Op, layer: int, names: set[str]) -> float:
+        """Return what counts towards an op beside itself.
+
+        Rows are packed and sorted by the rank: work of the products that they are packed for. And latent attention
+        expands its cache, where the graph plans decoding in absorbed form.
+        """
+        names_added = {"expert_gate_up": ("dispatch",), "expert_down": ("combine",)}.get(op.name, ())
+        if op.name == "attention":
+            names_added = tuple(name for name in _LATENT if name not in names)
+        return sum(self.busy_s.get(f"{name}@{layer}", 0.0) for name in names_added)
 
 
 def _figure(document: Mapping[str, object], key: str) -> float:

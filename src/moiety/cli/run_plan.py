@@ -33,6 +33,11 @@ MOST_WHOLE_RANKS = 16
 """Ranks that one machine starts for a plan as it is; a plan for more is folded."""
 FOLDED_RANKS = 4
 """Ranks that such a plan is folded onto."""
+MOST_PROMPT_TOKENS = 512
+"""Tokens of a prompt in a rehearsal; answers are at most as long."""
+MOST_RANK_TOKENS = 2048
+"""Tokens of a rank in a step of a rehearsal: a CPU takes a second or so for them."""
+MOST_RANK_SEQUENCES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,11 @@ class Folding:
         if self.is_scaled_down:
             said += f", and {after.model.name} stands for {before.model.name}: "
             said += f"{after.model.num_parameters:,} parameters for {before.model.num_parameters:,}"
+        workload = after.workload
+        load = (
+            f"{workload.tokens_in_flight:,} tokens" if workload.tokens_in_flight else f"{workload.concurrency} requests"
+        )
+        said += f", under {load} in flight with prompts of {workload.input_tokens}"
         return "; ".join((said, *self.fold.reasons))
 
 
@@ -84,8 +94,9 @@ def with_exchange(plan: Plan, all_to_all: AllToAll, calibration: Calibration) ->
 def folded(plan: Plan, num_ranks: int, model: Model, cluster: Callable[[str], Cluster] = local_cluster) -> Folding:
     """Return the plan on `num_ranks` ranks of this machine, for `model`: its own, or a smaller copy of it.
 
-    The load shrinks with the GPUs, experts are placed anew by the plan's method (in order where no routing is known),
-    and the prediction is for this machine. `cluster` describes that, from a spelling such as `local:2x2`.
+    The load shrinks with the GPUs and to what a CPU computes in about a second, experts are placed anew by the method of
+    the plan (in order where no routing is known), and the prediction is for this machine. `cluster` describes that, from
+    a spelling such as `local:2x2`.
     """
     pool, cluster_before = plan.pools[0], plan.cluster
     if num_ranks > plan.num_gpus:
@@ -147,6 +158,8 @@ def _smaller_load(plan: Plan, strategy: Strategy, options: Options) -> tuple[Wor
     workload, role = plan.workload, plan.pools[0].role
     load = _load(plan)
     share = load * strategy.num_gpus / plan.num_gpus
+    is_batch = role in {"prefill", "training"}
+    share = min(share, strategy.num_gpus * (MOST_RANK_TOKENS if is_batch else MOST_RANK_SEQUENCES))
     while True:
         smaller = _with_load(workload, role, max(math.ceil(share), 1), strategy.num_gpus)
         found = schedules(smaller, role, strategy, options)
@@ -169,6 +182,8 @@ def _with_load(workload: Workload, role: Phase, load: int, num_ranks: int) -> Wo
     fields: dict[str, object] = {
         **workload.model_dump(),
         "name": f"{workload.name} folded onto {num_ranks} ranks",
+        "input_tokens": min(workload.input_tokens, MOST_PROMPT_TOKENS),
+        "output_tokens": min(workload.output_tokens, MOST_PROMPT_TOKENS),
         "tokens_in_flight": load if is_batch else None,
         "concurrency": None if is_batch else load,
         "request_rate_per_s": None,

@@ -42,7 +42,9 @@ class _Run:
     """One repeat of a step on one rank."""
 
     step_s: float
-    op_s: dict[str, float]
+    busy_s: dict[str, float]
+    """By op and layer."""
+    wait_s: dict[str, float]
     communication_s: float
     """Seconds in which something was on its way to or from this rank."""
     exposed_s: float
@@ -87,8 +89,9 @@ def smaller(schedule: Schedule, share: float) -> Schedule:
 def run_bench(engine: Engine, model: RankModel, telemetry: Telemetry, world: Group) -> dict[str, object]:
     """Return what the plan's step takes and how much of its communication stays hidden, and what its ops take.
 
-    Seconds of a step are those of the slowest rank, the median over the repeats. Seconds of an op are the median over
-    the repeats of the mean over layers and ranks; its tile includes everything since the op before it.
+    Seconds of a step are those of the slowest rank, the median over the repeats. Seconds of an op in a layer are the
+    median over the repeats of the mean over ranks, apart where the rank was busy and where it waited for transfers;
+    they include everything since the op before it.
     """
     schedule = model.seat.pool.schedule
     whole = bench_step(model, schedule)
@@ -118,37 +121,35 @@ def _timed(
         seconds = engine.timed_step(step.batches, cache, overlapped=overlapped)
         telemetry.end()
         moving_s, waited_s = telemetry.communication()
-        runs.append(_Run(seconds, _op_seconds(telemetry), moving_s, waited_s))
+        runs.append(_Run(seconds, *telemetry.seconds_by_op(), moving_s, waited_s))
     return _joined(cast("list[list[_Run]]", world.gather_objects(runs)))
-
-
-def _op_seconds(telemetry: Telemetry) -> dict[str, float]:
-    """Return the seconds of the tiles of each op and layer together, as `op@layer`."""
-    sums: defaultdict[str, float] = defaultdict(float)
-    for tile in telemetry.tiles:
-        sums[f"{tile.name}@{tile.layer}"] += tile.seconds
-    return dict(sums)
 
 
 def _joined(ranks: Sequence[list[_Run]]) -> dict[str, object]:
     """Return the ranks' repeats as one outcome."""
     repeats = list(zip(*ranks, strict=True))
     steps = [max(rank.step_s for rank in each) for each in repeats]
-    ops: defaultdict[str, list[float]] = defaultdict(list)
-    for each in repeats:
-        for name in sorted({name for rank in each for name in rank.op_s}):
-            ops[name].append(mean(rank.op_s[name] for rank in each if name in rank.op_s))
     moving = median(mean(rank.communication_s for rank in each) for each in repeats)
     waited = median(mean(rank.exposed_s for rank in each) for each in repeats)
     return {
         "step_s": median(steps),
         "fastest_step_s": min(steps),
-        "op_s": {name: median(values) for name, values in sorted(ops.items())},
+        "busy_s": _typical([[rank.busy_s for rank in each] for each in repeats]),
+        "wait_s": _typical([[rank.wait_s for rank in each] for each in repeats]),
         "communication_s": moving,
         "exposed_s": waited,
         "overlap_fraction": min(max(1 - waited / moving, 0.0), 1.0) if moving else 1.0,
         "exposed_communication_fraction": waited / median(steps),
     }
+
+
+def _typical(repeats: list[list[dict[str, float]]]) -> dict[str, float]:
+    """Return by name the median over the repeats of the mean over the ranks that have it."""
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    for ranks in repeats:
+        for name in sorted({name for rank in ranks for name in rank}):
+            found[name].append(mean(rank[name] for rank in ranks if name in rank))
+    return {name: median(values) for name, values in sorted(found.items())}
 
 
 def _random_ids(length: int, vocabulary: int, generator: torch.Generator) -> tuple[int, ...]:

@@ -38,6 +38,14 @@ _GONE_S = 5.0
 """How long the kernel has to remove what was killed."""
 _LEAVE_S = 10.0
 """How long a rank that has reported may take to leave."""
+_KEEPING_MEMORY = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**26),
+    "MALLOC_ARENA_MAX": "1",
+}
+"""Has glibc keep what tensors leave behind for the next ones. By default it gives large blocks back to the system, and
+their pages fault in again at every op: a fifth of a step on a CPU."""
 
 
 def launch(
@@ -85,6 +93,8 @@ def rank_environment(environ: Mapping[str, str], num_ranks: int) -> dict[str, st
     environment = dict(environ)
     environment["PYTHONPATH"] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109 - as sys.path
     environment.setdefault("OMP_NUM_THREADS", str(max(num_cores() // num_ranks, 1)))
+    for name, value in _KEEPING_MEMORY.items():
+        environment.setdefault(name, value)
     return environment
 
 

@@ -37,11 +37,18 @@ class Tile:
     """-1 outside the layers."""
     start_s: float
     end_s: float
+    waited_s: float = 0.0
+    """Seconds of it in which the rank only waited for transfers."""
 
     @property
     def seconds(self) -> float:
         """Its length."""
         return self.end_s - self.start_s
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds of it in which the rank did not wait."""
+        return self.seconds - self.waited_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +73,13 @@ class Telemetry:
     """When this rank waited for a transfer and computed nothing."""
     recording: bool = False
     _last_s: float = 0.0
+    _waited_s: float = 0.0
+    """Since the last tile."""
 
     def begin(self) -> None:
         """Forget what was recorded and record from now on."""
         self.tiles, self.moved, self.blocked = [], [], []
-        self.recording, self._last_s = True, self.clock()
+        self.recording, self._last_s, self._waited_s = True, self.clock(), 0.0
 
     def end(self) -> None:
         """Record no more."""
@@ -80,8 +89,8 @@ class Telemetry:
         """Add the tile that ends now; see `Recorder`."""
         if self.recording:
             now = self.clock()
-            self.tiles.append(Tile(name, layer, self._last_s, now))
-            self._last_s = now
+            self.tiles.append(Tile(name, layer, self._last_s, now, self._waited_s))
+            self._last_s, self._waited_s = now, 0.0
 
     def transferred(
         self, name: str, priority: Priority, start_s: float, end_s: float, tier_bytes: tuple[int, ...]
@@ -94,13 +103,16 @@ class Telemetry:
         """Add a wait of the computing thread for a transfer."""
         if self.recording:
             self.blocked.append((start_s, end_s))
+            self._waited_s += end_s - start_s
 
-    def seconds_by_op(self) -> dict[str, float]:
-        """Return the sum of the tiles of each op."""
-        sums: defaultdict[str, float] = defaultdict(float)
+    def seconds_by_op(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Return the seconds in which the rank was busy, and in which it waited, by op and layer, as `op@layer`."""
+        busy: defaultdict[str, float] = defaultdict(float)
+        waited: defaultdict[str, float] = defaultdict(float)
         for tile in self.tiles:
-            sums[tile.name] += tile.seconds
-        return dict(sums)
+            busy[f"{tile.name}@{tile.layer}"] += tile.busy_s
+            waited[f"{tile.name}@{tile.layer}"] += tile.waited_s
+        return dict(busy), dict(waited)
 
     def communication(self) -> tuple[float, float]:
         """Return (seconds in which something was on its way, seconds of those in which this rank only waited)."""
