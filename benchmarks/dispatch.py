@@ -9,6 +9,7 @@ what the wire allows; bytes within 3 % of the formula for uniform routing.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import statistics
 import sys
 import time
@@ -80,24 +81,27 @@ def exchange_of(way: str, shape: StageShape, network: Network) -> Exchange:
     return HierarchicalExchange(shape, groups, FORMATS, num_chunks=4 if "chunks" in way else 1)
 
 
-def routed(case: Case, rank: int) -> torch.Tensor:
+def routed(case: Case, rank: int, tokens: int) -> torch.Tensor:
     """Return the experts of a rank's tokens, [tokens, k]."""
     generator = torch.Generator().manual_seed(rank)
     popularity = torch.arange(1, EXPERTS + 1, dtype=torch.float64) ** -case.skew
     popularity = popularity[torch.randperm(EXPERTS, generator=torch.Generator().manual_seed(99))]
-    weights = popularity.repeat(TOKENS, 1)
+    weights = popularity.repeat(tokens, 1)
     if case.node_limit < NODES:
-        allowed = torch.rand(TOKENS, NODES, generator=generator).topk(case.node_limit, dim=1).indices
+        allowed = torch.rand(tokens, NODES, generator=generator).topk(case.node_limit, dim=1).indices
         node = torch.arange(EXPERTS) // (EXPERTS // NODES)
         weights = weights * (node[None, None] == allowed[:, :, None]).any(dim=1)
     return torch.multinomial(weights, case.top_k, generator=generator)
 
 
-def measure(place: Place, case: Case) -> dict[str, tuple[float, int, str]]:
+def measure(
+    place: Place, case: Case, per_node: int = PER_NODE, tokens: int = TOKENS
+) -> dict[str, tuple[float, int, str]]:
     """Return by way: the median seconds of a dispatch and combine, bytes between nodes, and the sums' bits."""
-    shape = StageShape(place.rank, place.num_ranks, PER_NODE, 1, EXPERTS // place.num_ranks, case.top_k)
-    hidden = torch.randn(TOKENS, HIDDEN, generator=torch.Generator().manual_seed(1000 + place.rank))
-    slots, weights = routed(case, place.rank), torch.ones(TOKENS, case.top_k)
+    shape = StageShape(place.rank, place.num_ranks, per_node, 1, EXPERTS // place.num_ranks, case.top_k)
+    # whole numbers, so that a row times the number of its experts has the bits of the row added as often
+    hidden = torch.randint(-9, 9, (tokens, HIDDEN), generator=torch.Generator().manual_seed(place.rank)).float()
+    slots, weights = routed(case, place.rank, tokens), torch.ones(tokens, case.top_k)
     network = place.network()
     control = network.group(tuple(range(place.num_ranks)), "control", Priority.REDUCTION)
     found: dict[str, tuple[float, int, str]] = {}
@@ -117,7 +121,7 @@ def measure(place: Place, case: Case) -> dict[str, tuple[float, int, str]]:
                 times.append(time.perf_counter() - start_s)
         sent = network.traffic.snapshot()["exchange"]["sent_bytes"]
         assert isinstance(sent, dict)
-        found[way] = (statistics.median(times), sent["network"], str(hash(sums.numpy().tobytes())))
+        found[way] = (statistics.median(times), sent["network"], hashlib.sha256(sums.numpy().tobytes()).hexdigest())
     network.close()
     return found
 

@@ -94,8 +94,8 @@ def with_exchange(plan: Plan, all_to_all: AllToAll, calibration: Calibration) ->
 def folded(plan: Plan, num_ranks: int, model: Model, cluster: Callable[[str], Cluster] = local_cluster) -> Folding:
     """Return the plan on `num_ranks` ranks of this machine, for `model`: its own, or a smaller copy of it.
 
-    The load shrinks with the GPUs and to what a CPU computes in about a second, experts are placed anew by the method of
-    the plan (in order where no routing is known), and the prediction is for this machine. `cluster` describes that, from
+    The load shrinks with the GPUs and to what a CPU computes in a moment, experts are placed anew by the plan's method
+    (in order where no routing is known), and the prediction is for this machine. `cluster` describes that, from
     a spelling such as `local:2x2`.
     """
     pool, cluster_before = plan.pools[0], plan.cluster

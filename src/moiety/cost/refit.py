@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING
@@ -129,7 +130,7 @@ def _roofline(
     )
     device = cluster.device
     one = calibration.model_copy(update={"roofline": {**calibration.roofline, kind: plain}})
-    free = device.model_copy(update={"memory_bandwidth_bytes_per_s": 1e20})
+    free = device.model_copy(update={"memory_bandwidth_bytes_per_s": math.inf})
     terms: list[tuple[float, float, float]] = []
     for each in found:
         assert not isinstance(each.op.work, Collective), "transfers have no roofline"
