@@ -8,6 +8,7 @@ rounds' ratios: as fast in one process; on several, decoding with the experts di
 fast as its all-to-all and as fast as its all-reduce.
 
 On several processes transformers needs `accelerate`, which nothing else here does; without it they are left out.
+Four take 10 GB of memory and six minutes.
 """
 
 from __future__ import annotations
@@ -238,15 +239,16 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="two layers, few tokens: to try the script, not to judge")
     options = parser.parse_args()
     silence_transformers()
-    met = True
+    met: list[bool] = []
     for num_ranks in options.processes:
         if num_ranks > 1 and importlib.util.find_spec("accelerate") is None:
             print(f"{num_ranks} processes: not measured: transformers needs the package accelerate for them")
             continue
-        for name in options.models if num_ranks == 1 else [SHARED_MODEL]:
-            met = compare(name, num_ranks, quick=options.quick) and met
-    print(f"bars: {'met' if met else 'NOT MET'}")
-    return 0 if met else 1
+        names = options.models if num_ranks == 1 else [SHARED_MODEL]
+        met += [compare(name, num_ranks, quick=options.quick) for name in names]
+    if met:
+        print(f"bars: {'met' if all(met) else 'NOT MET'}")
+    return 0 if all(met) else 1
 
 
 if __name__ == "__main__":
