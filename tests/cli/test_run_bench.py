@@ -43,6 +43,9 @@ def test_the_loop_from_prediction_to_measurement_closes_through_files(
     assert made.code == 0, made.err
     plan = json.loads((again / "enhanced_deployment_method.json").read_text())
     assert plan["calibration"]["name"] == calibration.name
+    computed = sum(len(each["prompt_token_ids"]) + len(each["token_ids"]) - 1 for each in document["outputs"])
+    chosen = [rank["expert_counts"]["0"] for rank in document["measured"]["ranks"]]
+    assert sum(map(sum, chosen)) == plan["model"]["blocks"][0]["feed_forward"]["top_k"] * computed  # the bench's not
     events = json.loads(trace.read_text())["traceEvents"]
     assert {event["pid"] for event in events} == {0, 1}
     assert {"attention", "dispatch", "expert_gate_up", "combine"} <= {event["name"] for event in events}

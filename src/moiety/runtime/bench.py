@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from moiety.plan import Schedule
-    from moiety.runtime.comm.group import Group
     from moiety.runtime.engine import Engine
     from moiety.runtime.model.batch import Batch
     from moiety.runtime.model.rank_model import RankModel
@@ -86,7 +85,7 @@ def smaller(schedule: Schedule, share: float) -> Schedule:
     )
 
 
-def run_bench(engine: Engine, model: RankModel, telemetry: Telemetry, world: Group) -> dict[str, object]:
+def run_bench(engine: Engine, model: RankModel, telemetry: Telemetry) -> dict[str, object]:
     """Return what the plan's step takes and how much of its communication stays hidden, and what its ops take.
 
     Seconds of a step are those of the slowest rank, the median over the repeats. Seconds of an op in a layer are the
@@ -95,34 +94,31 @@ def run_bench(engine: Engine, model: RankModel, telemetry: Telemetry, world: Gro
     """
     schedule = model.seat.pool.schedule
     whole = bench_step(model, schedule)
-    overlapped = model.seat.plan.options.two_batch_overlap and model.seat.routes_tokens
-    measured = _timed(engine, whole, telemetry, world, overlapped=overlapped)
-    alone = _timed(engine, whole, telemetry, world, overlapped=False)
+    measured = _timed(engine, whole, telemetry, overlapped=engine.overlaps)
+    alone = _timed(engine, whole, telemetry, overlapped=False) if engine.overlaps else measured
     observed: list[dict[str, object]] = []
     for share in SHARES:
         part = smaller(schedule, share)
         if observed and part.model_dump(mode="json") == observed[-1]["schedule"]:
             continue
-        outcome = _timed(engine, bench_step(model, part), telemetry, world, overlapped=False)
+        outcome = _timed(engine, bench_step(model, part), telemetry, overlapped=False)
         observed.append({"schedule": part.model_dump(mode="json"), **outcome})
     return {"step": measured, "step_not_overlapped": alone, "observed": observed}
 
 
-def _timed(
-    engine: Engine, step: BenchStep, telemetry: Telemetry, world: Group, *, overlapped: bool
-) -> dict[str, object]:
+def _timed(engine: Engine, step: BenchStep, telemetry: Telemetry, *, overlapped: bool) -> dict[str, object]:
     """Return what all ranks took for the step, repeated."""
     runs: list[_Run] = []
     cache = engine.new_cache(step.num_slots, step.capacity)
     engine.timed_step(step.batches, cache, overlapped=overlapped)  # memory and connections are made here
     for _ in range(REPEATS):
-        world.barrier()
+        engine.world.barrier()
         telemetry.begin()
         seconds = engine.timed_step(step.batches, cache, overlapped=overlapped)
         telemetry.end()
         moving_s, waited_s = telemetry.communication()
         runs.append(_Run(seconds, *telemetry.seconds_by_op(), moving_s, waited_s))
-    return _joined(cast("list[list[_Run]]", world.gather_objects(runs)))
+    return _joined(cast("list[list[_Run]]", engine.world.gather_objects(runs)))
 
 
 def _joined(ranks: Sequence[list[_Run]]) -> dict[str, object]:

@@ -69,9 +69,11 @@ class Engine:
         self._max_tokens, self._least_overlapped = max_tokens_per_step, min_overlapped_tokens
         seat = model.seat
         self._pipeline = network.group(seat.groups["pp"], "pipeline", Priority.REDUCTION)
-        self._world = network.group(tuple(range(seat.plan.num_gpus)), "world", Priority.REDUCTION)
+        self.world = network.group(tuple(range(seat.plan.num_gpus)), "world", Priority.REDUCTION)
+        """All ranks of the plan."""
         self._stage = network.group(seat.groups["stage"], "steps", Priority.REDUCTION)
-        self._overlap = seat.plan.options.two_batch_overlap and seat.routes_tokens
+        self.overlaps = seat.plan.options.two_batch_overlap and seat.routes_tokens
+        """Whether the plan's steps are cut into micro-batches that take turns."""
         self.times = StepTimes((), ())
         self.cache_bytes = 0
         """Bytes of the last generation's KV cache."""
@@ -157,7 +159,7 @@ class Engine:
     def _gathered(self, found: dict[int, list[int]], number: int) -> list[list[int]]:
         """Return everyone's tokens, in the order of the prompts."""
         everyone: dict[int, list[int]] = {}
-        for part in self._world.gather_objects(found):
+        for part in self.world.gather_objects(found):
             everyone |= cast("dict[int, list[int]]", part)
         return [everyone[index] for index in range(number)]
 
@@ -172,7 +174,7 @@ class Engine:
         overlapped: bool,
     ) -> None:
         """Compute one step of the sequences and append what they emit."""
-        parts = self._halves(segments) if overlapped and self._overlap else [segments]
+        parts = self._halves(segments) if overlapped and self.overlaps else [segments]
         batches = [packed(each, self._model.device) for each in parts]
         tokens = self._tokens(batches, wave, cache, sampling)
         by_slot = {each.slot: each for each in wave}

@@ -12,7 +12,6 @@ import torch
 from moiety.runtime.bench import run_bench
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.comm.network import Network
-from moiety.runtime.comm.priority import Priority
 from moiety.runtime.conversion import integers
 from moiety.runtime.engine import Engine
 from moiety.runtime.model.load import load_model
@@ -46,8 +45,7 @@ def generate(post: Post) -> Report:
         seat = seat_of(job.plan, rank)
         model = load_model(seat, Checkpoint.open(job.checkpoint), network, turns=turns, recorder=telemetry)
         engine = Engine(model, network, turns)
-        world = network.group(tuple(range(post.world.size)), "bench", Priority.REDUCTION)
-        world.barrier()
+        engine.world.barrier()
         zero_s = time.perf_counter()
         if telemetry is not None and job.trace:
             telemetry.begin()
@@ -61,10 +59,9 @@ def generate(post: Post) -> Report:
         if telemetry is not None and job.trace:
             telemetry.end()
             report["trace"] = telemetry.events(rank, tuple(tier.name for tier in job.plan.cluster.tiers), zero_s)
-        sent = network.traffic.snapshot()
+        report["rank"] = _of_rank(model, engine, network.traffic.snapshot())  # of the prompts alone
         if telemetry is not None and job.bench:
-            report["bench"] = {**run_bench(engine, model, telemetry, world), "resident_bytes": resident_bytes}
-        report["rank"] = _of_rank(model, engine, sent)
+            report["bench"] = {**run_bench(engine, model, telemetry), "resident_bytes": resident_bytes}
         return report
     finally:
         network.close()
