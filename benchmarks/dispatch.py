@@ -24,15 +24,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from moiety.cost.expert_traffic import expected_domains
 from moiety.model.feed_forward import MoeFeedForward
 from moiety.runtime.comm.priority import Priority
-from moiety.runtime.dispatch.direct import DirectExchange
-from moiety.runtime.dispatch.exchange import Exchange, StageShape
-from moiety.runtime.dispatch.hierarchical import HierarchicalExchange, HierarchicalGroups
+from moiety.runtime.dispatch.exchange import StageShape
+from moiety.runtime.dispatch.table import exchange_over
 from tests.ranks import run_ranks
 from tests.two_tier import obstacle, two_tier
 
 if TYPE_CHECKING:
-    from moiety.runtime.comm.group import Group
-    from moiety.runtime.comm.network import Network
+    from moiety.plan import AllToAll
     from tests.ranks import Place
 
 NODES, PER_NODE = 4, 2
@@ -40,7 +38,13 @@ TOKENS, HIDDEN, EXPERTS = 512, 1024, 64
 REPEATS = 3
 LEAST_OF_FLAT, LEAST_OF_DEDUP, LEAST_OF_WIRE, MOST_OFF_FORMULA = 2.2, 1.5, 0.8, 0.03
 FORMATS = (torch.float32, torch.float32)
-WAYS = ("flat", "dedup", "hierarchical", "hierarchical, 4 chunks")
+WAYS: dict[str, tuple[AllToAll, int]] = {
+    "flat": ("flat", 1),
+    "dedup": ("dedup", 1),
+    "hierarchical": ("hierarchical", 1),
+    "hierarchical, 4 chunks": ("hierarchical", 4),
+}
+"""Method and chunks."""
 
 
 @dataclass(frozen=True)
@@ -65,22 +69,6 @@ CASES = (
 )
 
 
-def exchange_of(way: str, shape: StageShape, network: Network) -> Exchange:
-    """Return the exchange of that name over all ranks."""
-    ranks = tuple(range(shape.num_gpus))
-
-    def group(label: str, members: tuple[int, ...]) -> Group:
-        return network.group(members, label, Priority.EXCHANGE)
-
-    if not way.startswith("hierarchical"):
-        return DirectExchange(shape, group("stage", ranks), group("counts", ranks), FORMATS, dedup=way == "dedup")
-    width = shape.gpus_per_node
-    first = shape.index // width * width
-    node, rail = ranks[first : first + width], ranks[shape.index % width :: width]
-    groups = HierarchicalGroups(group("rail", rail), group("node", node), group("rc", rail), group("nc", node))
-    return HierarchicalExchange(shape, groups, FORMATS, num_chunks=4 if "chunks" in way else 1)
-
-
 def routed(case: Case, rank: int, tokens: int) -> torch.Tensor:
     """Return the experts of a rank's tokens, [tokens, k]."""
     generator = torch.Generator().manual_seed(rank)
@@ -98,15 +86,16 @@ def measure(
     place: Place, case: Case, per_node: int = PER_NODE, tokens: int = TOKENS
 ) -> dict[str, tuple[float, int, str]]:
     """Return by way: the median seconds of a dispatch and combine, bytes between nodes, and the sums' bits."""
-    shape = StageShape(place.rank, place.num_ranks, per_node, 1, EXPERTS // place.num_ranks, case.top_k)
+    shape = StageShape(place.rank, place.num_ranks, per_node, 1, EXPERTS // place.num_ranks)
     # whole numbers, so that a row times the number of its experts has the bits of the row added as often
     hidden = torch.randint(-9, 9, (tokens, HIDDEN), generator=torch.Generator().manual_seed(place.rank)).float()
     slots, weights = routed(case, place.rank, tokens), torch.ones(tokens, case.top_k)
     network = place.network()
     control = network.group(tuple(range(place.num_ranks)), "control", Priority.REDUCTION)
     found: dict[str, tuple[float, int, str]] = {}
-    for way in WAYS:
-        exchange = exchange_of(way, shape, network)
+    ranks = tuple(range(place.num_ranks))
+    for way, (method, num_chunks) in WAYS.items():
+        exchange = exchange_over(method, shape, network, ranks, FORMATS, num_chunks=num_chunks)
         times: list[float] = []
         sums = hidden
         for repeat in range(REPEATS + 1):
@@ -141,7 +130,7 @@ def main() -> int:
             ranks = run_ranks(measure, NODES * PER_NODE, case, nodes=nodes, timeout_s=300.0)
         seconds = {way: max(rank[way][0] for rank in ranks) for way in WAYS}
         sent = {way: sum(rank[way][1] for rank in ranks) for way in WAYS}
-        fastest = WAYS[-1]
+        fastest = "hierarchical, 4 chunks"
         busiest = max(sum(rank[fastest][1] for rank in ranks[node : node + PER_NODE]) for node in range(0, 8, 2))
         wire_s = busiest * 8 / case.rate_bits_per_s
         print(case.name)

@@ -17,8 +17,9 @@ import pytest
 pytest.importorskip("torch")
 
 from moiety.errors import InputError
+from moiety.machine.readings import num_cores
 from moiety.runtime.failure import RankFailedError
-from moiety.runtime.launch import LOOPBACK, launch, num_cores, rank_environment
+from moiety.runtime.launch import LOOPBACK, launch, rank_environment
 from moiety.runtime.world import hosted_store, listening
 from tests.runtime.launched import GONE_WITHIN_S, await_pids, check_nothing_is_left, job
 

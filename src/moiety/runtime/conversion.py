@@ -9,6 +9,12 @@ import torch
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from moiety.dtypes import Dtype
+
+
+COMPUTED_DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The number formats of a plan that ranks compute in."""
+
 
 def integers(tensor: torch.Tensor) -> list[int]:
     """Return the numbers of an integer vector."""

@@ -11,6 +11,7 @@ import time
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
+from moiety.machine.readings import num_cores
 from moiety.runtime.failure import Cause, Failure, RankFailedError, first_cause
 from moiety.runtime.interrupts import Interrupts
 from moiety.runtime.rank_process import start
@@ -96,13 +97,6 @@ def rank_environment(environ: Mapping[str, str], num_ranks: int) -> dict[str, st
     for name, value in _KEEPING_MEMORY.items():
         environment.setdefault(name, value)
     return environment
-
-
-def num_cores() -> int:
-    """Return the cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _watched(

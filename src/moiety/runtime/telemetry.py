@@ -7,6 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from moiety.sim.timeline import merge
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -159,8 +161,4 @@ def _meta(process: int, lane: int, kind: str, name: str) -> dict[str, object]:
 
 def _length(intervals: list[tuple[float, float]]) -> float:
     """Return the length of the union of intervals."""
-    total, reached = 0.0, float("-inf")
-    for low, high in sorted(intervals):
-        total += max(high - max(low, reached), 0.0)
-        reached = max(reached, high)
-    return total
+    return sum(high - low for low, high in merge(intervals))

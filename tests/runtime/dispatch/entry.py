@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from moiety.runtime.comm.network import Network
-from moiety.runtime.comm.priority import Priority
-from moiety.runtime.dispatch.direct import DirectExchange
 from moiety.runtime.dispatch.exchange import StageShape
-from moiety.runtime.dispatch.hierarchical import HierarchicalExchange, HierarchicalGroups
+from moiety.runtime.dispatch.hierarchical import NUM_CHUNKS
+from moiety.runtime.dispatch.table import exchange_over
 from moiety.runtime.experts.grouped import ExpertWeights, partial_outputs
 from moiety.runtime.telemetry import Silent
 
 if TYPE_CHECKING:
+    from moiety.plan import AllToAll
     from moiety.runtime.dispatch.exchange import Exchange
     from moiety.runtime.post import Post, Report
 
@@ -28,7 +28,8 @@ def run_cases(post: Post) -> Report:
     """Send every case's tokens every way; report the sums as hexadecimal, so that bits are compared."""
     found: list[object] = []
     for number, case in enumerate(json.loads(Path(post.job.checkpoint).read_text())):
-        shape = StageShape(index=post.world.rank, **case["shape"])
+        sizes = {key: size for key, size in case["shape"].items() if key != "top_k"}
+        shape = StageShape(index=post.world.rank, **sizes)
         outcomes: dict[str, Any] = {}
         for turn, method in enumerate(METHODS):
             network = Network(
@@ -47,21 +48,12 @@ def run_cases(post: Post) -> Report:
     return {"rank": {"cases": found}}
 
 
-def exchange_of(method: str, shape: StageShape, network: Network) -> Exchange:
+def exchange_of(name: str, shape: StageShape, network: Network) -> Exchange:
     """Return the exchange of that name over all ranks."""
+    method = cast("AllToAll", name.partition(",")[0])
+    num_chunks = 1 if name.endswith("one chunk") else NUM_CHUNKS
     ranks = tuple(range(shape.num_gpus))
-
-    def group(label: str, members: tuple[int, ...]) -> Any:  # noqa: ANN401 - a Group
-        return network.group(members, label, Priority.EXCHANGE)
-
-    if not method.startswith("hierarchical"):
-        whole, counts = group("stage", ranks), group("counts", ranks)
-        return DirectExchange(shape, whole, counts, FORMATS, dedup=method == "dedup")
-    width = shape.gpus_per_node
-    first = shape.index // width * width
-    node, rail = ranks[first : first + width], ranks[shape.index % width :: width]
-    groups = HierarchicalGroups(group("rail", rail), group("node", node), group("rc", rail), group("nc", node))
-    return HierarchicalExchange(shape, groups, FORMATS, num_chunks=1 if "one" in method else 4)
+    return exchange_over(method, shape, network, ranks, FORMATS, num_chunks=num_chunks)
 
 
 def _through(exchange: Exchange, shape: StageShape, case: dict[str, Any], rank: int) -> dict[str, Any]:

@@ -52,7 +52,6 @@ class StageShape:
     expert_tp: int
     slots_per_rank: int
     """Physical slots of each expert rank, that is of each group of `expert_tp` GPUs."""
-    top_k: int
 
     @property
     def num_nodes(self) -> int:

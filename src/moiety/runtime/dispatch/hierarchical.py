@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from moiety.runtime.dispatch.exchange import StageShape
 
 
+NUM_CHUNKS = 4
+"""Parts of the tokens that follow each other over the network and inside the nodes."""
+
+
 @dataclass(frozen=True, slots=True)
 class HierarchicalGroups:
     """The groups that a hierarchical exchange sends over."""
@@ -44,7 +48,7 @@ class HierarchicalExchange:
         groups: HierarchicalGroups,
         formats: tuple[torch.dtype, torch.dtype],
         *,
-        num_chunks: int = 4,
+        num_chunks: int = NUM_CHUNKS,
     ) -> None:
         """Exchange over `groups`; `formats` of dispatch and combine."""
         self.stage, self.groups, self.num_chunks = stage, groups, num_chunks

@@ -8,10 +8,10 @@ import torch
 
 from moiety.cost.expert_traffic import stage_widths
 from moiety.runtime.comm.priority import Priority
-from moiety.runtime.dispatch.direct import DirectExchange
+from moiety.runtime.conversion import COMPUTED_DTYPES
 from moiety.runtime.dispatch.exchange import StageShape
-from moiety.runtime.dispatch.hierarchical import HierarchicalExchange, HierarchicalGroups
 from moiety.runtime.dispatch.serving import slot_choosers
+from moiety.runtime.dispatch.table import exchange_over
 from moiety.runtime.experts.grouped import ExpertWeights
 from moiety.runtime.experts.layer import (
     ExchangedExperts,
@@ -24,16 +24,14 @@ from moiety.runtime.experts.layer import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from moiety.dtypes import Dtype
     from moiety.placement.placement import Placement
     from moiety.runtime.checkpoint.weights import WeightSource
     from moiety.runtime.comm.network import Network
-    from moiety.runtime.dispatch.exchange import Exchange
     from moiety.runtime.experts.layer import RoutedExperts
     from moiety.runtime.overlap import Turns
     from moiety.runtime.seat import Seat
     from moiety.runtime.telemetry import Recorder
-
-WIRE_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def expert_layers(
@@ -79,15 +77,12 @@ def stage_shape(seat: Seat, placement: Placement) -> StageShape:
     """Return the stage of a seat as an exchange sees it; nodes are the innermost domains of the cluster's links."""
     strategy = seat.strategy
     width = stage_widths(strategy, seat.plan.cluster, seat.pool.first_rank)[0]
-    moe = seat.plan.model.moe
-    assert moe is not None, "only models with experts are placed"
     return StageShape(
         index=seat.coordinates["stage"],
         num_gpus=strategy.gpus_per_stage,
         gpus_per_node=width,
         expert_tp=strategy.etp,
         slots_per_rank=placement.slots_per_rank,
-        top_k=moe.top_k,
     )
 
 
@@ -95,7 +90,9 @@ def _routed(seat: Seat, shape: StageShape, network: Network, turns: Turns, recor
     """Return how tokens meet experts under the seat's strategy."""
     strategy = seat.strategy
     if seat.routes_tokens:
-        exchange = exchange_of(seat, shape, network)
+        options = seat.plan.options
+        formats = wire_dtype(options.dtypes.dispatch, seat), wire_dtype(options.dtypes.combine, seat)
+        exchange = exchange_over(options.all_to_all, shape, network, seat.groups["stage"], formats)
         return ExchangedExperts(
             exchange, tp=strategy.tp, tp_index=seat.coordinates["tp"], turns=turns, recorder=recorder
         )
@@ -107,30 +104,9 @@ def _routed(seat: Seat, shape: StageShape, network: Network, turns: Turns, recor
     return GatheredExperts(local, group, counts, recorder)
 
 
-def exchange_of(seat: Seat, shape: StageShape, network: Network) -> Exchange:
-    """Return the exchange of a stage as the plan has it: flat, dedup or hierarchical."""
-    dispatch = seat.plan.options.all_to_all
-    dtypes = seat.plan.options.dtypes
-    activations = WIRE_DTYPES[dtypes.activations]
-    formats = WIRE_DTYPES.get(dtypes.dispatch, activations), WIRE_DTYPES.get(dtypes.combine, activations)
-    ranks = seat.groups["stage"]
-
-    def group(label: str, members: tuple[int, ...]) -> Any:  # noqa: ANN401 - a Group
-        return network.group(members, label, Priority.EXCHANGE)
-
-    if dispatch != "hierarchical" or shape.num_nodes == 1:
-        flat = dispatch == "flat"
-        return DirectExchange(shape, group("stage", ranks), group("counts", ranks), formats, dedup=not flat)
-    width = shape.gpus_per_node
-    first = shape.index // width * width
-    node, rail = ranks[first : first + width], ranks[shape.index % width :: width]
-    groups = HierarchicalGroups(
-        rail=group("rail", rail),
-        node=group("node", node),
-        rail_counts=group("rail-counts", rail),
-        node_counts=group("node-counts", node),
-    )
-    return HierarchicalExchange(shape, groups, formats)
+def wire_dtype(name: Dtype, seat: Seat) -> torch.dtype:
+    """Return what rows have on the wire: the plan's format, or the activations' where torch does not compute in it."""
+    return COMPUTED_DTYPES.get(name, COMPUTED_DTYPES[seat.plan.options.dtypes.activations])
 
 
 def _weights(

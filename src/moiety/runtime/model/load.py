@@ -10,6 +10,7 @@ import torch
 from moiety.errors import InputError
 from moiety.runtime.checkpoint.weights import WeightSource
 from moiety.runtime.comm.priority import Priority
+from moiety.runtime.conversion import COMPUTED_DTYPES
 from moiety.runtime.experts.build import expert_layers
 from moiety.runtime.model.marks import mark_ops
 from moiety.runtime.model.parallel import (
@@ -26,7 +27,6 @@ from moiety.runtime.overlap import Turns
 from moiety.runtime.telemetry import Silent
 
 if TYPE_CHECKING:
-    from moiety.dtypes import Dtype
     from moiety.model.attention import Attention
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.comm.group import Group
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from moiety.runtime.model.skeleton import Skeleton
     from moiety.runtime.seat import Seat
     from moiety.runtime.telemetry import Recorder
-
-COMPUTE_DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(slots=True)
@@ -59,10 +57,10 @@ class _Loading:
 def compute_dtype(seat: Seat) -> torch.dtype:
     """Return the number format that the plan's activations have; InputError for one that torch does not compute in."""
     name = seat.plan.options.dtypes.activations
-    if name not in COMPUTE_DTYPES:
-        rule = f"activations are computed in {', '.join(COMPUTE_DTYPES)}"
+    if name not in COMPUTED_DTYPES:
+        rule = f"activations are computed in {', '.join(COMPUTED_DTYPES)}"
         raise InputError(rule, field="options.dtypes.activations", value=name)
-    return COMPUTE_DTYPES[name]
+    return COMPUTED_DTYPES[name]
 
 
 def load_model(
