@@ -27,6 +27,9 @@ MASTER_PORT = 29_500
 _NAMES = "moiety"
 _BURST_BYTES = 16_384
 """What may leave a node at once; small against a chunk, so that the rate holds for chunks as well."""
+_SEGMENT_BYTES = 16_000
+"""What the kernel hands on in one piece, as to a network card that cuts it into packets. The shaper cuts what is larger
+than its burst into packets itself, and that takes the processors more time than all else that a transfer does."""
 _QUEUE_S = 0.1
 """What a node's queue holds before it drops, in seconds of its rate."""
 
@@ -86,6 +89,7 @@ def _add(node: Node, switch: str, port: str, rate_bits_per_s: float) -> None:
     _run(f"ip -n {name} link set uplink up")
     limit_bytes = int(rate_bits_per_s / 8 * _QUEUE_S) + _BURST_BYTES
     shape = f"tbf rate {rate_bits_per_s:.0f}bit burst {_BURST_BYTES} limit {limit_bytes}"
+    _run(f"ip -n {name} link set uplink gso_max_size {_SEGMENT_BYTES}")
     _run(f"tc -n {name} qdisc add dev uplink root {shape}")
 
 
