@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
 from moiety.runtime.comm.group import DIRECT_REDUCTION_BYTES, PIECE_BYTES
 from moiety.runtime.comm.priority import Priority
+from moiety.runtime.comm.ring import PIECE_BYTES as RING_PIECE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,6 +28,7 @@ LARGE = (
     (DIRECT_REDUCTION_BYTES // 4 + 1,),
     (3, DIRECT_REDUCTION_BYTES // 2),
     (PIECE_BYTES // 4 + 5,),
+    (7 * RING_PIECE_BYTES // 4 - 3,),
 )
 
 
@@ -69,9 +72,9 @@ def digest(values: list[torch.Tensor]) -> str:
     return digested.hexdigest()
 
 
-def reductions(place: Place, seed: int) -> dict[tuple[int, ...], str]:
+def reductions(place: Place, seed: int, ranks_per_node: int = 4) -> dict[tuple[int, ...], str]:
     """All-reduce and reduce-scatter give the sum in the order of the members; return digests by group."""
-    network = place.network()
+    network = replace(place, ranks_per_node=ranks_per_node).network()
     digests: dict[tuple[int, ...], str] = {}
     for group in groups_of(place, network):
         sums: list[torch.Tensor] = []
@@ -162,3 +165,16 @@ def passings(place: Place, seed: int) -> None:
         for each in pending:
             assert torch.equal(each.wait(), given[group.index])
     network.close()
+
+
+def ring_bytes(place: Place, num_items: int, dtype: torch.dtype) -> dict[str, int]:
+    """Return the bytes by tier that this rank sends in one large sum over two nodes of two ranks."""
+    network = replace(place, ranks_per_node=2).network()
+    group = network.group((0, 1, 2, 3), "law", Priority.REDUCTION)
+    network.traffic.reset()
+    group.all_reduce(torch.ones(num_items, dtype=dtype))
+    sent = network.traffic.snapshot()["reduction"]["sent_bytes"]
+    group.barrier()
+    network.close()
+    assert isinstance(sent, dict)
+    return sent

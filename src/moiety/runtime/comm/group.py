@@ -12,6 +12,7 @@ import torch
 
 from moiety.runtime.comm.pending import Pending, PendingTransfer, Ready
 from moiety.runtime.comm.reduction import Rooms, bytes_of
+from moiety.runtime.comm.ring import Ring, goes_round
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,7 +35,10 @@ class Group:
     of one rank has no connections and does everything by itself.
     """
 
-    def __init__(self, ranks: tuple[int, ...], index: int, mesh: Mesh, ledger: Ledger) -> None:
+    def __init__(
+        self, ranks: tuple[int, ...], index: int, mesh: Mesh, ledger: Ledger, *, gpus_per_node: int | None = None
+    ) -> None:
+        """`gpus_per_node`: consecutive ranks that share the innermost links; None where nodes do not matter."""
         self.ranks = ranks
         self.index = index
         self.size = len(ranks)
@@ -42,6 +46,8 @@ class Group:
         self._ledger = ledger
         self._others = tuple((index + step) % self.size for step in range(1, self.size))
         self._rooms = Rooms(self._others)
+        is_ring = gpus_per_node is not None and goes_round(ranks, gpus_per_node)
+        self._ring = Ring(mesh, index, self.size) if is_ring else None
 
     @property
     def label(self) -> str:
@@ -63,6 +69,9 @@ class Group:
         flat = tensor.detach().view(-1)
         if tensor.nbytes <= DIRECT_REDUCTION_BYTES:
             tier_bytes = self._reduce_directly(flat)
+        elif self._ring is not None:
+            self._ring.all_reduce(flat)
+            tier_bytes = self._ledger.by_tier([((self.index + 1) % self.size, self._ring.sent_bytes(flat))])
         else:
             tier_bytes = self._reduce_in_shares(flat)
         self._ledger.record("all_reduce", start_s, tier_bytes)

@@ -82,7 +82,7 @@ class Network:
     def _make(self, ranks: tuple[int, ...], label: str, priority: Priority, mesh: Mesh) -> Group:
         index, ledger = ranks.index(self.rank), self.ledger(ranks, label, priority)
         if len(ranks) == 1 or (self.device.type == "cpu" and self._transport == "sockets"):
-            return Group(ranks, index, mesh, ledger)
+            return Group(ranks, index, mesh, ledger, gpus_per_node=self._tiers[0].num_gpus)
         store = PrefixStore(f"{label} {int(priority)} {ranks}", self._store)
         if self.device.type == "cuda":
             process_group = nccl_process_group(store, index, len(ranks), priority, self.watch.timeout_s)

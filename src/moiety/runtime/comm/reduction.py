@@ -29,6 +29,11 @@ def bytes_of(tensor: torch.Tensor) -> memoryview:
     return _memory(tensor.data_ptr(), size_bytes, _WRITE) if size_bytes else _NOTHING
 
 
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the tensor in the format that its sums are taken in: FP32 where it has fewer bits, else as it is."""
+    return tensor.float() if tensor.dtype in _ROUNDED else tensor
+
+
 class Room:
     """Room for one tensor [n] of each of the other members."""
 

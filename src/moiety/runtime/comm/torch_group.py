@@ -12,6 +12,7 @@ import torch
 from moiety.runtime.comm.group import Group
 from moiety.runtime.comm.peer_lost import PeerLost
 from moiety.runtime.comm.priority import Priority
+from moiety.runtime.comm.reduction import widened
 from moiety.runtime.comm.watch import SLICE_S
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class TorchGroup(Group):
         if not self._carries(tensor):
             return super().all_reduce(tensor)
         start_s = time.perf_counter()
-        wide = _widened(tensor).contiguous()
+        wide = widened(tensor).contiguous()
         self._finish(self._process_group.allreduce([wide]))
         self._record_ring("all_reduce", start_s, 2 * wide.nbytes // self.size)
         return tensor if wide is tensor else tensor.copy_(wide)
@@ -136,7 +137,7 @@ class TorchGroup(Group):
         if not self._carries(tensor):
             return super().reduce_scatter(tensor)
         start_s = time.perf_counter()
-        wide = _widened(tensor).contiguous()
+        wide = widened(tensor).contiguous()
         num_rows = tensor.shape[0] // self.size
         shares = [wide.narrow(0, place * num_rows, num_rows) for place in range(self.size)]
         own = torch.empty_like(shares[self.index])
@@ -223,7 +224,3 @@ class TorchGroup(Group):
         # Every member of a ring sends size - 1 steps to the next one.
         sent = [((self.index + 1) % self.size, (self.size - 1) * step_bytes)]
         self._ledger.record(name, start_s, self._ledger.by_tier(sent))
-
-
-def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
