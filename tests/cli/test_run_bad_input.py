@@ -43,6 +43,8 @@ def _no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
         (("--checkpoint", "CK", "--top-p", "0.5"), ("--top-p", "--temperature")),
         (("--checkpoint", "CK", "--top-k", "5"), ("--top-k", "--temperature")),
         (("--checkpoint", "CK", "--dispatch", "hierarchic"), ("--dispatch", "did you mean 'hierarchical'")),
+        (("--checkpoint", "CK", "--transport", "gluo"), ("--transport", "did you mean 'gloo'")),
+        (("--checkpoint", "CK", "--transport", "deep_ep"), ("--transport", "deep_ep", "not installed")),
         (("--checkpoint", "CK", "--fold", "3"), ("--fold = 3", "2 ranks")),
         (("--checkpoint", "CK", "--fold", "0"), ("--fold",)),
         (("--checkpoint", "OTHER"), ("blocks[0].feed_forward.top_k = 2", "qwen3", "3")),

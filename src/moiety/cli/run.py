@@ -57,7 +57,11 @@ def run(
         ),
     ] = None,
     transport: Annotated[
-        str, typer.Option(metavar="sockets|gloo", help="What carries tensors between CPU ranks.")
+        str,
+        typer.Option(
+            metavar="sockets|gloo|deep_ep",
+            help="What carries tensors between CPU ranks; with deep_ep GPU ranks exchange tokens by DeepEP.",
+        ),
     ] = "sockets",
     fold: Annotated[
         int | None,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from moiety.runtime.world import World
 
 _EXCHANGES: dict[str, AllToAll] = {"flat": "flat", "dedup": "dedup", "hierarchical": "hierarchical"}
-_TRANSPORTS: dict[str, Transport] = {"sockets": "sockets", "gloo": "gloo"}
+_TRANSPORTS: dict[str, Transport] = {"sockets": "sockets", "gloo": "gloo", "deep_ep": "deep_ep"}
 _FEWEST_MADE_UP = 4
 
 
@@ -146,6 +146,10 @@ def _exchange(text: str) -> AllToAll:
 def _transport(text: str) -> Transport:
     if text not in _TRANSPORTS:
         raise InputError("no such transport", field="--transport", value=text, remedy=nearest(text, _TRANSPORTS))
+    if text == "deep_ep":
+        from moiety.runtime.dispatch.deep_ep import check_installed
+
+        check_installed()
     return _TRANSPORTS[text]
 
 

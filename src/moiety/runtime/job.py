@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from moiety.plan import Plan
 from moiety.records import Record
+from moiety.runtime.comm.transport import Transport  # pydantic reads it when the program runs
 
 ENTRY = "moiety.runtime.generation:generate"
 """The function that every rank of `moiety run` calls."""
 
-Transport = Literal["sockets", "gloo"]
-"""What carries tensors between CPU ranks: links of our own, or PyTorch's gloo. GPUs have NCCL."""
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -34,7 +33,6 @@ class Job(Record):
     stop_token_ids: tuple[TokenId, ...] = ()
     """Tokens that end a sequence."""
     transport: Transport = "sockets"
-    """What carries tensors between CPU ranks."""
     bench: bool = False
     """Measure what a calibration needs, beside generating."""
     trace: bool = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch._C._distributed_c10d import PrefixStore, Store
@@ -12,6 +12,7 @@ from moiety.runtime.comm.group import Group
 from moiety.runtime.comm.ledger import Ledger
 from moiety.runtime.comm.mesh import Mesh
 from moiety.runtime.comm.progress import Progress
+from moiety.runtime.comm.registered_group import forget_registered_process_groups, registered_process_group
 from moiety.runtime.comm.rendezvous import Rendezvous, address_towards
 from moiety.runtime.comm.torch_group import TorchGroup, gloo_process_group, nccl_process_group
 from moiety.runtime.comm.traffic import Traffic, tier_between
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from moiety.runtime.comm.priority import Priority
     from moiety.runtime.comm.torch_group import ProcessGroup
     from moiety.runtime.comm.traffic import Observer
+    from moiety.runtime.comm.transport import Transport
 
 
 class Network:
@@ -30,7 +32,8 @@ class Network:
 
     `timeout_s` is how long a peer may be silent in any wait. `address` is the one this rank listens on: by default the
     one that leads to the store's host. A later `generation` over the same store does not meet the earlier one.
-    `transport` carries tensors between CPUs: links of our own, or PyTorch's gloo; between GPUs it is NCCL.
+    `transport` carries tensors between CPUs: links of our own, or PyTorch's gloo. Between GPUs it is NCCL;
+    `deep_ep` has exchanges use that library.
     """
 
     def __init__(  # noqa: PLR0913  # what a process among others must know
@@ -45,7 +48,7 @@ class Network:
         generation: int = 0,
         observer: Observer | None = None,
         address: str | None = None,
-        transport: Literal["sockets", "gloo"] = "sockets",
+        transport: Transport = "sockets",
     ) -> None:
         assert 0 <= rank < world_size, f"rank {rank} of {world_size}"
         assert tiers, "bytes are counted by tier, so there must be one"
@@ -58,7 +61,7 @@ class Network:
         self._tiers = tiers
         self._store = PrefixStore(f"moiety/comm/{generation}", store)
         self._address = address or address_towards(store)
-        self._transport = transport
+        self.transport: Transport = transport
         self._rendezvous = Rendezvous(rank, self._store, self._address, self.watch)
         self._progress = Progress(f"progress of rank {rank}")
         self._groups: dict[tuple[tuple[int, ...], str, Priority], Group] = {}
@@ -81,7 +84,7 @@ class Network:
 
     def _make(self, ranks: tuple[int, ...], label: str, priority: Priority, mesh: Mesh) -> Group:
         index, ledger = ranks.index(self.rank), self.ledger(ranks, label, priority)
-        if len(ranks) == 1 or (self.device.type == "cpu" and self._transport == "sockets"):
+        if len(ranks) == 1 or (self.device.type == "cpu" and self.transport != "gloo"):
             return Group(ranks, index, mesh, ledger, gpus_per_node=self._tiers[0].num_gpus)
         store = PrefixStore(f"{label} {int(priority)} {ranks}", self._store)
         if self.device.type == "cuda":
@@ -90,6 +93,10 @@ class Network:
             process_group = gloo_process_group(store, index, len(ranks), self._address, self.watch.timeout_s)
         self._process_groups.append(process_group)
         return TorchGroup(ranks, index, mesh, ledger, self.device.type, process_group, self.watch)
+
+    def library_group(self, ranks: tuple[int, ...]) -> object:
+        """Return a process group of `ranks` that PyTorch itself knows, for libraries that take no other."""
+        return registered_process_group(self._store, self.rank, self.world_size, ranks, self.device.type)
 
     def connect(self, ranks: tuple[int, ...], label: str, priority: Priority) -> dict[int, Link]:
         """Return new links to the other ones of `ranks`, by place; all of them call it with the same arguments."""
@@ -122,6 +129,7 @@ class Network:
 
     def close(self) -> None:
         """End the threads and the connections."""
+        forget_registered_process_groups()
         self._progress.close()
         self._rendezvous.close()
         for process_group in self._process_groups:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moiety.runtime.comm.priority import Priority
+from moiety.runtime.dispatch.deep_ep import DeepEpExchange, check_deep_ep
 from moiety.runtime.dispatch.direct import DirectExchange
 from moiety.runtime.dispatch.hierarchical import NUM_CHUNKS, HierarchicalExchange, HierarchicalGroups
 
@@ -30,6 +31,9 @@ def exchange_over(
 
     `formats` are those of dispatch and combine. Where the stage lies in one node, hierarchical is dedup.
     """
+    if network.transport == "deep_ep":
+        check_deep_ep(stage, formats[0], network.device)
+        return DeepEpExchange(stage, network.library_group(ranks))
 
     def group(label: str, members: tuple[int, ...]) -> Group:
         return network.group(members, label, Priority.EXCHANGE)
