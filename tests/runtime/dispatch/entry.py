@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from moiety.runtime.post import Post, Report
 
 METHODS = ("flat", "dedup", "hierarchical", "hierarchical, one chunk")
-FORMATS = (torch.float32, torch.float32)
+WIRE = {"fp32": torch.float32, "fp8": torch.float8_e4m3fn}
 
 
 def run_cases(post: Post) -> Report:
@@ -40,7 +40,7 @@ def run_cases(post: Post) -> Report:
                 generation=number * len(METHODS) + turn,
                 timeout_s=60.0,
             )
-            exchange = exchange_of(method, shape, network)
+            exchange = exchange_of(method, shape, network, WIRE[case.get("dispatch", "fp32")])
             outcomes[method] = _through(exchange, shape, case, post.world.rank)
             outcomes[method]["sent"] = network.traffic.snapshot()["exchange"]["sent_bytes"]
             network.close()
@@ -48,12 +48,12 @@ def run_cases(post: Post) -> Report:
     return {"rank": {"cases": found}}
 
 
-def exchange_of(name: str, shape: StageShape, network: Network) -> Exchange:
+def exchange_of(name: str, shape: StageShape, network: Network, dispatch: torch.dtype) -> Exchange:
     """Return the exchange of that name over all ranks."""
     method = cast("AllToAll", name.partition(",")[0])
     num_chunks = 1 if name.endswith("one chunk") else NUM_CHUNKS
     ranks = tuple(range(shape.num_gpus))
-    return exchange_over(method, shape, network, ranks, FORMATS, num_chunks=num_chunks)
+    return exchange_over(method, shape, network, ranks, (dispatch, torch.float32), num_chunks=num_chunks)
 
 
 def _through(exchange: Exchange, shape: StageShape, case: dict[str, Any], rank: int) -> dict[str, Any]:

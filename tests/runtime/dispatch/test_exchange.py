@@ -10,6 +10,7 @@ import torch
 
 from moiety.cost.expert_traffic import rows_per_token
 from moiety.model.feed_forward import MoeFeedForward
+from moiety.runtime.dispatch.quantize import dequantized, quantized
 from moiety.runtime.dispatch.wire import WireFormat
 from moiety.runtime.job import Job
 from moiety.runtime.launch import launch
@@ -34,6 +35,7 @@ CASES: dict[str, dict[str, Any]] = {
     "experts over two ranks": {"shape": {**SHAPE, "expert_tp": 2, "slots_per_rank": 8}, **UNIFORM, "seed": 13},
     "experts over two nodes": {"shape": {**SHAPE, "expert_tp": 4, "slots_per_rank": 8}, **UNIFORM, "seed": 17},
     "nodes of one": {"shape": {**SHAPE, "gpus_per_node": 1}, **UNIFORM, "seed": 19},
+    "rows in FP8": {"shape": SHAPE, **UNIFORM, "hidden": 192, "seed": 29, "dispatch": "fp8"},
     "one expert a token": {"shape": {**SHAPE, "top_k": 1}, **UNIFORM, "seed": 23},
 }
 
@@ -60,6 +62,8 @@ def test_the_sums_are_those_of_the_experts(name: str, outcomes: dict[str, list[d
     case = CASES[name]
     for index, rank in enumerate(outcomes[name]):
         hidden, slots, weights = tokens_of(case, index)
+        if case.get("dispatch") == "fp8":
+            hidden = dequantized(*quantized(hidden), torch.float32)
         expected = torch.zeros_like(hidden)
         for token in range(hidden.shape[0]):
             for slot, weight in zip(slots[token].tolist(), weights[token], strict=True):
@@ -85,7 +89,9 @@ def test_bytes_between_nodes_are_those_of_the_formula(
     strategy = Strategy(attn_dp=4, ep=ranks, etp=shape["expert_tp"])
     cluster = plan_of(save_checkpoint("mixtral", tmp_path / "mixtral"), "tp1_dp4_ep4", 2, 2).cluster
     rows = rows_per_token(moe, strategy, cluster, method)[1] * sum(case["tokens"])
-    dispatched = WireFormat(case["hidden"], 1 if method == "flat" else shape["top_k"], torch.float32).row_bytes
+    dispatched = WireFormat(
+        case["hidden"], 1 if method == "flat" else shape["top_k"], torch.float32, torch.float32
+    ).row_bytes
     combined = 4 * case["hidden"]
     counted = sum(rank[method]["sent"]["network"] for rank in outcomes[name])
     assert counted == pytest.approx(rows * (dispatched + combined), rel=0.03)

@@ -38,7 +38,7 @@ class DirectExchange:
             gpu, token, named, given = _flat_rows(rank, slots, weights, stage)
         sent = torch.bincount(gpu, minlength=stage.num_gpus)
         received = self._counts.exchange_counts(sent[:, None])[:, 0]
-        wire = WireFormat(hidden.shape[1], named.shape[1], self._dispatch_dtype)
+        wire = WireFormat(hidden.shape[1], named.shape[1], self._dispatch_dtype, hidden.dtype)
         keys = token + (stage.index << 32)
         packed = wire.pack(Rows(hidden, keys, named, given), token)
         counts = integers(sent), integers(received)

@@ -81,7 +81,7 @@ class HierarchicalRound:
         self, exchange: HierarchicalExchange, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor
     ) -> None:
         self._exchange, self._hidden = exchange, hidden
-        self._wire = WireFormat(hidden.shape[1], slots.shape[1], exchange.dispatch_dtype)
+        self._wire = WireFormat(hidden.shape[1], slots.shape[1], exchange.dispatch_dtype, hidden.dtype)
         self._chunks = self._over_rails(slots, weights)
         self._back: list[Pending] = []
         self._rows_of_chunk: list[int] = []

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from moiety.runtime.dispatch.quantize import FP8, dequantized, num_scales, quantized
+
 _WORD = 8
 
 
@@ -28,27 +30,39 @@ NO_SLOT = -1
 
 @dataclass(frozen=True, slots=True)
 class WireFormat:
-    """How a row is laid out in bytes: the hidden state, the key, the weights, the slots; each part on whole words."""
+    """How a row is laid out in bytes: the hidden state, its scales, the key, the weights, the slots; on whole words."""
 
     hidden_size: int
     width: int
     """Slots that a row names."""
     dtype: torch.dtype
+    """Of the hidden states on the wire; FP8 has scales."""
+    computed: torch.dtype
+    """Of the hidden states before and after."""
 
     @property
     def row_bytes(self) -> int:
         """Bytes of a row."""
-        return self._hidden_bytes + _WORD + _words(4 * self.width) + _words(2 * self.width)
+        return self._key_at + _WORD + _words(4 * self.width) + _words(2 * self.width)
 
     @property
-    def _hidden_bytes(self) -> int:
-        return _words(self.hidden_size * self.dtype.itemsize)
+    def _key_at(self) -> int:
+        return _words(self.hidden_size * self.dtype.itemsize) + _words(4 * self._num_scales)
+
+    @property
+    def _num_scales(self) -> int:
+        return num_scales(self.hidden_size) if self.dtype == FP8 else 0
 
     def pack(self, rows: Rows, index: torch.Tensor) -> torch.Tensor:
         """Return rows as bytes, [rows, row_bytes] uint8: the hidden states at `index` [rows], all else as given."""
         wire = torch.empty(index.shape[0], self.row_bytes, dtype=torch.uint8, device=rows.hidden.device)
-        hidden, keys, weights, slots = self._views(wire)
-        if rows.hidden.dtype == self.dtype:
+        hidden, scales, keys, weights, slots = self._views(wire)
+        if self.dtype == FP8:
+            codes, given = quantized(rows.hidden)
+            # as bytes: torch gathers no FP8
+            hidden.view(torch.uint8).copy_(codes.view(torch.uint8).index_select(0, index))
+            scales.copy_(given.index_select(0, index))
+        elif rows.hidden.dtype == self.dtype:
             torch.index_select(rows.hidden, 0, index, out=hidden)  # many times faster than by [], which copies twice
         else:
             hidden.copy_(rows.hidden.index_select(0, index))
@@ -58,18 +72,23 @@ class WireFormat:
         return wire
 
     def unpack(self, wire: torch.Tensor) -> Rows:
-        """Return the rows of [rows, row_bytes] bytes, as views of them."""
-        hidden, keys, weights, slots = self._views(wire)
+        """Return the rows of [rows, row_bytes] bytes: views of them, but for hidden states in FP8."""
+        hidden, scales, keys, weights, slots = self._views(wire)
+        if self.dtype == FP8:
+            hidden = dequantized(hidden, scales, self.computed)
         return Rows(hidden, keys, slots, weights)
 
-    def _views(self, wire: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        at = self._hidden_bytes
-        weights_at = at + _WORD
+    def _views(self, wire: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the parts of wire rows: hidden states, scales, keys, weights, slots."""
+        scales_at = _words(self.hidden_size * self.dtype.itemsize)
+        weights_at = self._key_at + _WORD
         slots_at = weights_at + _words(4 * self.width)
+        floats = wire.view(torch.float32)
         return (
             wire.view(self.dtype)[:, : self.hidden_size],
-            wire.view(torch.int64)[:, at // _WORD],
-            wire.view(torch.float32)[:, weights_at // 4 : weights_at // 4 + self.width],
+            floats[:, scales_at // 4 : scales_at // 4 + self._num_scales],
+            wire.view(torch.int64)[:, self._key_at // _WORD],
+            floats[:, weights_at // 4 : weights_at // 4 + self.width],
             wire.view(torch.int16)[:, slots_at // 2 : slots_at // 2 + self.width],
         )
 

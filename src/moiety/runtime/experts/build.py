@@ -8,7 +8,7 @@ import torch
 
 from moiety.cost.expert_traffic import stage_widths
 from moiety.runtime.comm.priority import Priority
-from moiety.runtime.conversion import COMPUTED_DTYPES
+from moiety.runtime.conversion import COMPUTED_DTYPES, WIRE_DTYPES
 from moiety.runtime.dispatch.exchange import StageShape
 from moiety.runtime.dispatch.serving import slot_choosers
 from moiety.runtime.dispatch.table import exchange_over
@@ -91,7 +91,7 @@ def _routed(seat: Seat, shape: StageShape, network: Network, turns: Turns, recor
     strategy = seat.strategy
     if seat.routes_tokens:
         options = seat.plan.options
-        formats = wire_dtype(options.dtypes.dispatch, seat), wire_dtype(options.dtypes.combine, seat)
+        formats = wire_dtype(options.dtypes.dispatch, seat, WIRE_DTYPES), wire_dtype(options.dtypes.combine, seat)
         exchange = exchange_over(options.all_to_all, shape, network, seat.groups["stage"], formats)
         return ExchangedExperts(
             exchange, tp=strategy.tp, tp_index=seat.coordinates["tp"], turns=turns, recorder=recorder
@@ -104,9 +104,9 @@ def _routed(seat: Seat, shape: StageShape, network: Network, turns: Turns, recor
     return GatheredExperts(local, group, counts, recorder)
 
 
-def wire_dtype(name: Dtype, seat: Seat) -> torch.dtype:
-    """Return what rows have on the wire: the plan's format, or the activations' where torch does not compute in it."""
-    return COMPUTED_DTYPES.get(name, COMPUTED_DTYPES[seat.plan.options.dtypes.activations])
+def wire_dtype(name: Dtype, seat: Seat, known: Mapping[Dtype, torch.dtype] = COMPUTED_DTYPES) -> torch.dtype:
+    """Return what rows have on the wire: the plan's format, or the activations' where it is none of the `known`."""
+    return known.get(name, COMPUTED_DTYPES[seat.plan.options.dtypes.activations])
 
 
 def _weights(
