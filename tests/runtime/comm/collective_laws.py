@@ -167,9 +167,9 @@ def passings(place: Place, seed: int) -> None:
     network.close()
 
 
-def ring_bytes(place: Place, num_items: int, dtype: torch.dtype) -> dict[str, int]:
-    """Return the bytes by tier that this rank sends in one large sum over two nodes of two ranks."""
-    network = replace(place, ranks_per_node=2).network()
+def sum_bytes(place: Place, num_items: int, dtype: torch.dtype, ranks_per_node: int) -> dict[str, int]:
+    """Return the bytes by tier that this rank sends in one large sum over four ranks."""
+    network = replace(place, ranks_per_node=ranks_per_node).network()
     group = network.group((0, 1, 2, 3), "law", Priority.REDUCTION)
     network.traffic.reset()
     group.all_reduce(torch.ones(num_items, dtype=dtype))

@@ -27,7 +27,7 @@ def test_a_sum_that_goes_round_a_ring_of_nodes_has_the_same_bits() -> None:
 def test_a_ring_sends_the_partial_sums_once_round_and_the_sums_once(
     dtype: torch.dtype, partial_bytes: int, sum_bytes: int
 ) -> None:
-    sent = run_ranks(laws.ring_bytes, 4, 1_000_000, dtype)
+    sent = run_ranks(laws.sum_bytes, 4, 1_000_000, dtype, 2)
     million = 1_000_000
     assert sent == [
         {"node": million * (partial_bytes + sum_bytes), "network": 0},
@@ -35,6 +35,11 @@ def test_a_ring_sends_the_partial_sums_once_round_and_the_sums_once(
         {"node": million * partial_bytes, "network": 0},
         {"node": 0, "network": million * sum_bytes},
     ]
+
+
+def test_shares_send_each_member_its_own_and_what_becomes_of_it() -> None:
+    sent = run_ranks(laws.sum_bytes, 4, 1_000_000, torch.float32, 4)
+    assert sent == [{"node": 3 * 2 * 1_000_000}] * 4  # to three others a quarter, twice
 
 
 @pytest.mark.parametrize(
