@@ -17,7 +17,7 @@ pytest.importorskip("torch")
 from moiety.errors import InputError
 from moiety.runtime.attached import check_size
 from moiety.runtime.world import World
-from tests.runtime.launched import GONE_WITHIN_S, check_nothing_is_left
+from tests.runtime.launched import check_nothing_is_left
 
 ROOT = Path(__file__).parents[2]
 RANK = ("-m", "tests.runtime.attached_rank")
@@ -104,7 +104,7 @@ def test_rank_0_says_that_it_cannot_bind_and_nobody_waits_for_it(tmp_path: Path)
         port = int(taken.getsockname()[1])
         message = one_message(numbered("meet", tmp_path, port=port))
     assert message.startswith(f"MASTER_PORT = {port}: the port is in use")
-    assert time.monotonic() - begin_s < GONE_WITHIN_S + 10, "the start included, whose time is the machine's"
+    assert time.monotonic() - begin_s < 60, "who waits for the store waits for 120 s"
 
 
 @pytest.mark.parametrize(

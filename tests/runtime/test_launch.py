@@ -97,7 +97,7 @@ def test_ranks_that_hang_and_ignore_the_polite_end_are_gone_soon(tmp_path: Path)
     begin_s = time.monotonic()
     message = failed("stumble", tmp_path)
     assert message.startswith("rank 1: KeyError: 'the map' (entries.py:")
-    assert time.monotonic() - begin_s < GONE_WITHIN_S + 20, "the start included, whose time is the machine's"
+    assert time.monotonic() - begin_s < 60, "they would hang for 300 s"
 
 
 def test_last_words_are_shown_of_a_rank_that_left_without_any(tmp_path: Path) -> None:
