@@ -145,8 +145,8 @@ def _down(
     tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=is_stored)
 
 
-_GATE_UP = tuned(_gate_up, GATE_UP, inner="hidden_size", key=("rows_class", "hidden_size", "width", "in_stride"))
-_DOWN = tuned(_down, DOWN, inner="width", key=("rows_class", "hidden_size", "width", "in_stride"))
+GATE_UP_KERNELS = tuned(_gate_up, GATE_UP, inner="hidden_size", key=("rows_class", "hidden_size", "width", "in_stride"))
+DOWN_KERNELS = tuned(_down, DOWN, inner="width", key=("rows_class", "hidden_size", "width", "in_stride"))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,7 +174,7 @@ def gated_rows(hidden: torch.Tensor, gate_up: torch.Tensor, pairs: SortedPairs) 
     middle = hidden.new_empty(groups.num_rows, width)
     unit = math.gcd(hidden.stride(0), 16)  # what is known of a row's alignment
     _launch(
-        _GATE_UP,
+        GATE_UP_KERNELS,
         pairs,
         width,
         (hidden, pairs.order, pairs.row, gate_up, middle),
@@ -193,7 +193,7 @@ def weighted_outputs(middle: torch.Tensor, down: torch.Tensor, pairs: SortedPair
     _check(middle, down)
     out = middle.new_empty(pairs.groups.num_rows, hidden_size)
     tensors = (middle, pairs.order, pairs.scale, down, out)
-    _launch(_DOWN, pairs, hidden_size, tensors, (width, hidden_size, *down.stride()))
+    _launch(DOWN_KERNELS, pairs, hidden_size, tensors, (width, hidden_size, *down.stride()))
     return out
 
 

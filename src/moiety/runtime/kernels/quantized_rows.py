@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from moiety.runtime.kernels.configs import INTERPRETED
+
 SCALED = 128
 """Values of a row that share a scale, as DeepSeek-V3's dispatch has them."""
 LARGEST = 448.0
@@ -16,7 +18,16 @@ _GROUPS = 8
 
 
 @triton.jit
-def _quantize(
+def _rounded(values):
+    """Return float32 values rounded to the nearest of float8_e4m3: the interpreter's conversion loses the carry."""
+    bits = values.to(tl.int32, bitcast=True)
+    bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000  # three bits of the mantissa stay
+    small = (values + 24576.0) - 24576.0  # below 2**-6 steps are 2**-9: the last bit of a number near 2**14
+    return tl.where(tl.abs(values) < 0.015625, small, bits.to(tl.float32, bitcast=True))
+
+
+@triton.jit
+def quantize_kernel(
     hidden_ptr,
     index_ptr,
     values_ptr,
@@ -28,6 +39,7 @@ def _quantize(
     SMALLEST_SCALE: tl.constexpr,
     SCALED: tl.constexpr,
     GROUPS: tl.constexpr,
+    ROUND: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     source = tl.load(index_ptr + row).to(tl.int64)
@@ -37,6 +49,8 @@ def _quantize(
     states = tl.load(hidden_ptr + source * row_stride + column, mask=inside, other=0.0).to(tl.float32)
     scale = tl.maximum(tl.max(tl.abs(states), axis=1) / LARGEST, SMALLEST_SCALE)
     scaled = tl.clamp(states / scale[:, None], -LARGEST, LARGEST)
+    if ROUND:
+        scaled = _rounded(scaled)
     tl.store(values_ptr + row * hidden_size + column, scaled.to(tl.float8e4nv), mask=inside)
     tl.store(scales_ptr + row * num_groups + group, scale, mask=group < num_groups)
 
@@ -55,7 +69,7 @@ def quantized_rows(hidden: torch.Tensor, index: torch.Tensor) -> tuple[torch.Ten
     if rows:
         groups = min(_GROUPS, triton.next_power_of_2(num_groups))
         with torch.cuda.device_of(hidden):
-            _quantize[(rows, triton.cdiv(num_groups, groups))](
+            quantize_kernel[(rows, triton.cdiv(num_groups, groups))](
                 hidden,
                 index,
                 values,
@@ -67,6 +81,7 @@ def quantized_rows(hidden: torch.Tensor, index: torch.Tensor) -> tuple[torch.Ten
                 SMALLEST_SCALE=_SMALLEST_SCALE,
                 SCALED=SCALED,
                 GROUPS=groups,
+                ROUND=INTERPRETED,
             )
     return values, scales
 

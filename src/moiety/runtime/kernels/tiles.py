@@ -30,7 +30,7 @@ def _first_row(keys_ptr, slot, rows, steps, KEY_BITS: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["num_rows", "steps"])
-def _group_rows(
+def group_rows_kernel(
     keys_ptr, offsets_ptr, ranks_ptr, num_rows, steps, num_slots, KEY_BITS: tl.constexpr, SLOTS: tl.constexpr
 ):
     slot = tl.arange(0, SLOTS)
@@ -96,7 +96,7 @@ def group_rows(keys: torch.Tensor, num_slots: int, key_bits: int) -> Groups:
     table = torch.empty(2, num_slots + 1, dtype=torch.int32, device=keys.device)
     groups = Groups(table[0], table[1], keys.shape[0])
     with torch.cuda.device_of(keys):
-        _group_rows[(1,)](
+        group_rows_kernel[(1,)](
             keys,
             groups.offsets,
             groups.ranks,

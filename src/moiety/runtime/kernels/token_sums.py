@@ -10,7 +10,7 @@ _BLOCK = 1024
 
 
 @triton.jit
-def _row_sums(
+def row_sums_kernel(
     outputs_ptr,
     first_ptr,
     sums_ptr,
@@ -26,7 +26,8 @@ def _row_sums(
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for each in tl.static_range(MOST):  # unrolled, so that all are read at once and added one after the other
         pair = start + each
-        held = tl.load(outputs_ptr + pair * hidden_size + column, mask=inside & (pair < end), other=0.0)
+        limit = tl.where(pair < end, hidden_size, 0)  # nothing is read past the row's last
+        held = tl.load(outputs_ptr + pair * hidden_size + column, mask=column < limit, other=0.0)
         total += held.to(tl.float32)
     tl.store(sums_ptr + row.to(tl.int64) * hidden_size + column, total, mask=inside)
 
@@ -41,7 +42,7 @@ def row_sums(outputs: torch.Tensor, first: torch.Tensor, most: int) -> torch.Ten
     if rows:
         block = min(_BLOCK, triton.next_power_of_2(hidden_size))
         with torch.cuda.device_of(outputs):
-            _row_sums[(rows, triton.cdiv(hidden_size, block))](
+            row_sums_kernel[(rows, triton.cdiv(hidden_size, block))](
                 outputs, first, sums, hidden_size, MOST=most, BLOCK=block
             )
     return sums
