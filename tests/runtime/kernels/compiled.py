@@ -1,7 +1,7 @@
 """Compile every kernel of the fast path for a GPU of compute capability 9.0, without one; print what each needs.
 
-Run in a process of its own, as Triton's interpreter must be off there. Of the machine code it reports registers that were
-spilled to the stack, and of the assembly whether it has the tensor cores' and the asynchronous copies' instructions.
+Run in a process of its own, as Triton's interpreter must be off there. Of the machine code it reports registers that
+were spilled to the stack, of the assembly whether it has the tensor cores' and the asynchronous copies' instructions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ FORMATS = {
 UNALIGNED = {"ranks_ptr", "num_rows", "rows_class", "num_slots", "row_stride", "steps", "num_groups"}
 
 
-def compiled(kernel: Any, constants: dict[str, Any], warps: int, stages: int, states: str) -> dict[str, Any]:
+def compiled(
+    kernel: Any,  # noqa: ANN401 - Triton's
+    constants: dict[str, Any],
+    warps: int,
+    stages: int,
+    states: str,
+) -> dict[str, Any]:
     """Compile one kernel; return what it needs."""
     while not isinstance(kernel, triton.runtime.JITFunction):
         kernel = kernel.fn
@@ -84,10 +90,10 @@ def products() -> list[dict[str, Any]]:
         (expert_mlp.DOWN_KERNELS, configs.DOWN, shared),
     ):
         for name, each in lists.items():
-            for config in each:
-                found.append(
-                    compiled(kernels[name], constants | config.kwargs, config.num_warps, config.num_stages, "*bf16")
-                )
+            found += [
+                compiled(kernels[name], constants | config.kwargs, config.num_warps, config.num_stages, "*bf16")
+                for config in each
+            ]
         exact = configs.EXACT[0]
         compiled(kernels["exact"], constants | exact.kwargs, exact.num_warps, exact.num_stages, "*fp32")
         ragged = constants | {"EVEN_K": False} | exact.kwargs

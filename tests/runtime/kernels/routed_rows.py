@@ -21,7 +21,7 @@ class Case:
     weights: ExpertWeights
 
     def reference(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the rows' sums [rows, hidden] float64, and how far a format of relative step 1 may lead away from them.
+        """Return the rows' sums [rows, hidden] float64, and how far a format of relative step 1 may be off them.
 
         The products between are rounded once, and the outputs once.
         """
@@ -44,7 +44,7 @@ def gated(middle: torch.Tensor) -> torch.Tensor:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """Draw small cases of every kind: empty slots and rows, one row, all rows in one slot, sizes that no tile divides."""
+    """Draw small cases: empty slots and rows, one row, all rows in one slot, sizes that no tile divides."""
     num_slots = draw(st.integers(1, 6))
     return case_of(
         num_rows=draw(st.sampled_from((0, 1, 2, 15, 16, 17, 40))),
@@ -69,7 +69,7 @@ def case_of(
     is_transposed: bool = True,
     seed: int = 0,
 ) -> Case:
-    """Return rows that name `width` slots each, all of them or by `kind` fewer, and experts of `sizes` (hidden, width)."""
+    """Return rows that name `width` slots each, or by `kind` fewer, and experts of `sizes` (hidden, width)."""
     generator = torch.Generator().manual_seed(seed)
     hidden, inner = sizes
     slots = torch.rand(num_rows, num_slots, generator=generator).topk(width, dim=1).indices
@@ -79,7 +79,9 @@ def case_of(
         slots[:, 0], slots[:, 1:] = num_slots - 1, NO_SLOT
     elif kind == "nowhere":
         slots[:] = NO_SLOT
-    padded = torch.randn(num_rows, hidden + 3, generator=generator).to(dtype)  # rows on the wire have a gap between them
+    padded = torch.randn(num_rows, hidden + 3, generator=generator).to(
+        dtype
+    )  # rows on the wire have a gap between them
     rows = Rows(
         hidden=padded[:, :hidden],
         keys=torch.randperm(num_rows, generator=generator) + (seed << 32),

@@ -1,4 +1,4 @@
-"""The expert kernels together, in Triton's interpreter: the sums of float64, and the contract of the order of adding."""
+"""The expert kernels together, in Triton's interpreter: the sums of float64, and the order of adding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Expert products by our Triton kernels: gathered, gated, weighted and added without a tensor in between being copied."""
+"""Expert products by our Triton kernels: rows are gathered, gated, weighted and added without a copy in between."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def fused_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer: int) -> torch.Tensor:
     """Return for each row the weighted sum of the outputs of its slots here, [rows, hidden] float32.
 
-    As `partial_outputs` of `grouped.py`: a row's slots are added in the order of the router's choice, in FP32. An output
-    is rounded to the format of the states once, after its weight, and the gate's inputs are not rounded at all.
+    As `partial_outputs` of `grouped.py`: a row's slots are added in the order of the router's choice, in FP32. An
+    output is rounded to the format of the states once, after its weight; the gate's inputs are not rounded at all.
     """
     held = rows.slots >= 0
     row, column = held.nonzero(as_tuple=True)

@@ -1,7 +1,9 @@
-"""Tile sizes of the expert products: short lists that Triton times on the GPU at hand, for few and for many rows a slot.
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false
+# Triton is untyped: what a kernel computes with has the types of its call.
+"""Tile sizes of the expert products: short lists that Triton times on the GPU at hand, for few and many rows a slot.
 
-A program of the first kernel holds two accumulators, gate and up, and reads two tiles of weights: its columns count twice
-in registers and shared memory. All lists fit an SM of compute capability 8.0 or 9.0 in 16-bit formats, or are passed over.
+A program of the first kernel holds two accumulators, gate and up, and reads two tiles of weights: its columns count
+twice in registers and shared memory. All sizes fit compute capability 9.0; what does not fit a GPU is passed over.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 INTERPRETED = bool(knobs.runtime.interpret)
 """Whether kernels run in Triton's interpreter (`TRITON_INTERPRET=1` before the first import), on CPU tensors."""
 FEW_ROWS = 16
-"""Of a slot, on average, up to which reading the weights takes the time: one row tile, the smallest that `tl.dot` has."""
+"""Of a slot, on average, up to which reading the weights takes the time: the smallest row tile of `tl.dot`."""
 _MOST_ROWS = 1024
 """Of a slot, from which on more rows choose no other tiles."""
 
@@ -87,17 +89,15 @@ def tuned(
     `inner` names the argument that is summed over: where the tile divides it, nothing is masked. Tiles are chosen anew
     whenever an argument in `key`, or a format, changes.
     """
-    compiled = triton.jit(kernel, do_not_specialize=["num_rows", "rows_class"])
+    compiled = triton.jit(do_not_specialize=["num_rows", "rows_class"])(kernel)
     masked = triton.heuristics({"EVEN_K": lambda given: given[inner] % given["BLOCK_K"] == 0})(compiled)
     lists = {**configs, "exact": EXACT}
     return {
-        name: triton.autotune(
-            _INTERPRETED if INTERPRETED else list(each), key=list(key), do_bench=_seconds
-        )(masked)
+        name: triton.autotune(_INTERPRETED if INTERPRETED else list(each), key=list(key), do_bench=_seconds)(masked)
         for name, each in lists.items()
     }
 
 
 def _seconds(call: Callable[[], None], quantiles: Sequence[float]) -> object:
-    """Return the quantiles of a call's time; shorter than Triton's own 125 ms a candidate, with the cache flushed too."""
+    """Return the quantiles of a call's time; shorter than Triton's own, the cache flushed too."""
     return do_bench(call, warmup=5, rep=25, quantiles=quantiles)

@@ -1,4 +1,6 @@
-"""The experts' gated MLP over rows sorted by slot: two kernels, FP32 inside, the gate and the router's weights fused."""
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false
+# Triton is untyped: what a kernel computes with has the types of its call.
+"""The gated MLP of experts over rows sorted by slot: two kernels, FP32 inside, gate and router's weights fused."""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ def _gate_up(
     offsets_ptr,
     ranks_ptr,
     num_rows,
-    rows_class,
+    rows_class,  # noqa: ARG001 - tiles are chosen by it
     num_slots,
     hidden_size,
     width,
@@ -62,7 +64,7 @@ def _gate_up(
     up_at = gate_at + width * out_stride
     gate = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for step in range(0, tl.cdiv(hidden_size, BLOCK_K)):
+    for step in range(tl.cdiv(hidden_size, BLOCK_K)):
         if EVEN_K:
             states = tl.load(hidden_at)
             gate_weights = tl.load(gate_at)
@@ -96,7 +98,7 @@ def _down(
     offsets_ptr,
     ranks_ptr,
     num_rows,
-    rows_class,
+    rows_class,  # noqa: ARG001 - tiles are chosen by it
     num_slots,
     width,
     hidden_size,
@@ -125,7 +127,7 @@ def _down(
     weight_at = weight_ptr + slot.to(tl.int64) * slot_stride
     weight_at += k[:, None] * in_stride + (column % hidden_size)[None, :] * out_stride
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    for step in range(0, tl.cdiv(width, BLOCK_K)):
+    for step in range(tl.cdiv(width, BLOCK_K)):
         if EVEN_K:
             middle = tl.load(middle_at)
             weights = tl.load(weight_at)

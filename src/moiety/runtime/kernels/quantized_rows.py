@@ -1,3 +1,5 @@
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false
+# Triton is untyped: what a kernel computes with has the types of its call.
 """Rows in FP8 for the wire: gathered into the order they are sent in, with a scale for every 128 values."""
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ _GROUPS = 8
 
 
 @triton.jit
-def _rounded(values):
+def _rounded(values, SMALLEST_NORMAL: tl.constexpr):
     """Return float32 values rounded to the nearest of float8_e4m3: the interpreter's conversion loses the carry."""
     bits = values.to(tl.int32, bitcast=True)
     bits = (bits + 0x7FFFF + ((bits >> 20) & 1)) & -0x100000  # three bits of the mantissa stay
-    small = (values + 24576.0) - 24576.0  # below 2**-6 steps are 2**-9: the last bit of a number near 2**14
-    return tl.where(tl.abs(values) < 0.015625, small, bits.to(tl.float32, bitcast=True))
+    small = (values + 24576.0) - 24576.0  # below it steps are 2**-9: the last bit of a number near 2**14
+    return tl.where(tl.abs(values) < SMALLEST_NORMAL, small, bits.to(tl.float32, bitcast=True))
 
 
 @triton.jit
@@ -41,6 +43,7 @@ def quantize_kernel(
     GROUPS: tl.constexpr,
     ROUND: tl.constexpr,
 ):
+    """Gather and quantize GROUPS groups of SCALED values of one row."""
     row = tl.program_id(0).to(tl.int64)
     source = tl.load(index_ptr + row).to(tl.int64)
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
@@ -50,7 +53,7 @@ def quantize_kernel(
     scale = tl.maximum(tl.max(tl.abs(states), axis=1) / LARGEST, SMALLEST_SCALE)
     scaled = tl.clamp(states / scale[:, None], -LARGEST, LARGEST)
     if ROUND:
-        scaled = _rounded(scaled)
+        scaled = _rounded(scaled, SMALLEST_NORMAL=2.0**-6)
     tl.store(values_ptr + row * hidden_size + column, scaled.to(tl.float8e4nv), mask=inside)
     tl.store(scales_ptr + row * num_groups + group, scale, mask=group < num_groups)
 
@@ -58,8 +61,8 @@ def quantize_kernel(
 def quantized_rows(hidden: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the rows of `hidden` [tokens, hidden] at `index` [rows] in FP8, and their scales.
 
-    Values are [rows, hidden] float8_e4m3fn, scales [rows, hidden / 128 rounded up] float32: a value times its scale is the
-    state, within half a step of the format. The largest of every 128 states becomes the format's largest number.
+    Values are [rows, hidden] float8_e4m3fn, scales [rows, hidden / 128 rounded up] float32: a value times its scale is
+    the state, within half a step of the format. The largest of every 128 states becomes the format's largest number.
     """
     rows, hidden_size = index.shape[0], hidden.shape[1]
     assert hidden.stride(1) == 1, "a row's values lie side by side"

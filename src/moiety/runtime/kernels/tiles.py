@@ -1,9 +1,11 @@
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false
+# Triton is untyped: what a kernel computes with has the types of its call.
 """Which rows a program computes: ragged groups of rows cut into tiles, without padding and without asking the host.
 
-Rows are sorted by slot. Slot s begins at row `offsets[s]`, and `ranks[s]` of the slots before it have rows. Its tiles are
-numbered from `offsets[s] // BLOCK_M + ranks[s]`: that leaves each slot with rows at least as many numbers as it has tiles,
-so numbers never collide, and `rows // BLOCK_M + min(slots, rows)` programs are enough for any division of the rows. A
-program whose number is not needed ends at once.
+Rows are sorted by slot. Slot s begins at row `offsets[s]`, and `ranks[s]` of the slots before it have rows. Its tiles
+are numbered from `offsets[s] // BLOCK_M + ranks[s]`: that leaves each slot with rows at least as many numbers as it has
+tiles, so numbers never collide, and `rows // BLOCK_M + min(slots, rows)` programs are enough for any division of the
+rows. A program whose number is not needed ends at once.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ def _first_row(keys_ptr, slot, rows, steps, KEY_BITS: tl.constexpr):
 def group_rows_kernel(
     keys_ptr, offsets_ptr, ranks_ptr, num_rows, steps, num_slots, KEY_BITS: tl.constexpr, SLOTS: tl.constexpr
 ):
+    """Write where each slot's rows begin, and how many slots before it have rows; one program."""
     slot = tl.arange(0, SLOTS)
     first = _first_row(keys_ptr, slot, num_rows, steps, KEY_BITS)
     following = _first_row(keys_ptr, slot + 1, num_rows, steps, KEY_BITS)
@@ -59,7 +62,7 @@ def tile_of(tile, offsets_ptr, ranks_ptr, num_slots, BLOCK_M: tl.constexpr, SLOT
 
 @triton.jit
 def place_of(program, num_m, num_n, GROUP_M: tl.constexpr):
-    """Return (row tile, column tile) of a program: GROUP_M row tiles share the weights that they bring into the cache."""
+    """Return (row tile, column tile) of a program: GROUP_M row tiles share the weights that are in the cache."""
     per_group = GROUP_M * num_n
     first = program // per_group * GROUP_M
     height = tl.minimum(num_m - first, GROUP_M)

@@ -1,4 +1,6 @@
-"""The sums of tokens' experts: each row's outputs added in the router's order, in FP32, whatever order they were made in."""
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
+# Triton is untyped: what a kernel computes with has the types of its call.
+"""The sums of tokens' experts: each row's outputs added in the router's order, in FP32, whenever they were made."""
 
 from __future__ import annotations
 
@@ -18,6 +20,7 @@ def row_sums_kernel(
     MOST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Add the outputs of one row, BLOCK columns of them."""
     row = tl.program_id(0)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < hidden_size

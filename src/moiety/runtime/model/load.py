@@ -74,8 +74,8 @@ def load_model(
 ) -> RankModel:
     """Return the model of `seat`, its slices read from `checkpoint`; every rank of the plan calls it at the same time.
 
-    `turns` are those that micro-batches take, `recorder` hears of every op that ends, `expert_backend` names what computes
-    the experts (by default the best for their weights and device). Raises InputError for a
+    `turns` are those that micro-batches take, `recorder` hears of every op that ends, `expert_backend` names what
+    computes the experts (by default the best for their weights and device). Raises InputError for a
     checkpoint that lacks a tensor or holds one of another shape, before any weight is read.
     """
     dtype = compute_dtype(seat)
@@ -86,9 +86,7 @@ def load_model(
     loading = _Loading(seat, skeleton, source, tp, network.device, recorder or Silent())
     layers = {index: skeleton.base.layers[index] for index in seat.layers}
     modules = _expert_modules(loading)
-    experts = expert_layers(
-        seat, modules, source, network, turns or Turns(), loading.recorder, backend=expert_backend
-    )
+    experts = expert_layers(seat, modules, source, network, turns or Turns(), loading.recorder, backend=expert_backend)
     for index, each in experts.items():
         layers[index].set_submodule(skeleton.experts_name(index), each)
     for index, layer in layers.items():
