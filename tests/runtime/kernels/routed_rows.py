@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from hypothesis import strategies as st
 
 from moiety.runtime.dispatch.wire import NO_SLOT, Rows
 from moiety.runtime.experts.grouped import ExpertWeights
@@ -40,22 +39,6 @@ def gated(middle: torch.Tensor) -> torch.Tensor:
     """Return silu(gate) * up, the gates before the ups."""
     gate, up = middle.chunk(2, dim=-1)
     return torch.nn.functional.silu(gate) * up
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    """Draw small cases: empty slots and rows, one row, all rows in one slot, sizes that no tile divides."""
-    num_slots = draw(st.integers(1, 6))
-    return case_of(
-        num_rows=draw(st.sampled_from((0, 1, 2, 15, 16, 17, 40))),
-        num_slots=num_slots,
-        width=draw(st.integers(1, num_slots)),
-        sizes=draw(st.sampled_from(((32, 32), (64, 16), (33, 7), (130, 40), (1, 1)))),
-        dtype=draw(st.sampled_from(DTYPES)),
-        kind=draw(st.sampled_from(("spread", "some", "one slot", "nowhere"))),
-        is_transposed=draw(st.booleans()),
-        seed=draw(st.integers(0, 99)),
-    )
 
 
 def case_of(

@@ -15,7 +15,23 @@ from moiety.runtime.dispatch.wire import Rows
 from moiety.runtime.experts.fused import fused_outputs
 from moiety.runtime.experts.grouped import partial_outputs
 from moiety.runtime.telemetry import Silent
-from tests.runtime.kernels.routed_rows import Case, case_of, cases, tolerance
+from tests.runtime.kernels.routed_rows import DTYPES, Case, case_of, tolerance
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Draw small cases: empty slots and rows, one row, all rows in one slot, sizes that no tile divides."""
+    num_slots = draw(st.integers(1, 6))
+    return case_of(
+        num_rows=draw(st.sampled_from((0, 1, 2, 15, 16, 17, 40))),
+        num_slots=num_slots,
+        width=draw(st.integers(1, num_slots)),
+        sizes=draw(st.sampled_from(((32, 32), (64, 16), (33, 7), (130, 40), (1, 1)))),
+        dtype=draw(st.sampled_from(DTYPES)),
+        kind=draw(st.sampled_from(("spread", "some", "one slot", "nowhere"))),
+        is_transposed=draw(st.booleans()),
+        seed=draw(st.integers(0, 99)),
+    )
 
 
 def outputs_of(case: Case) -> torch.Tensor:

@@ -32,12 +32,12 @@ def _config(rows: int, columns: int, inner: int, warps: int, stages: int, group:
 
 GATE_UP = {
     "few": [
-        _config(16, 32, 128, 4, 4, group=1),
-        _config(16, 32, 256, 4, 3, group=1),
-        _config(16, 64, 64, 4, 5, group=1),
-        _config(16, 64, 128, 4, 3, group=1),
-        _config(16, 64, 128, 8, 4, group=1),
-        _config(16, 128, 64, 8, 4, group=1),
+        _config(16, 32, 128, 4, 4, group=4),
+        _config(16, 32, 256, 4, 3, group=4),
+        _config(16, 64, 64, 4, 5, group=4),
+        _config(16, 64, 128, 4, 3, group=4),
+        _config(16, 64, 128, 8, 4, group=4),
+        _config(16, 128, 64, 8, 4, group=4),
     ],
     "many": [
         _config(128, 128, 64, 8, 3),
@@ -50,12 +50,12 @@ GATE_UP = {
 }
 DOWN = {
     "few": [
-        _config(16, 32, 128, 4, 5, group=1),
-        _config(16, 64, 128, 4, 4, group=1),
-        _config(16, 64, 256, 4, 3, group=1),
-        _config(16, 128, 64, 4, 5, group=1),
-        _config(16, 128, 128, 8, 4, group=1),
-        _config(16, 256, 64, 8, 4, group=1),
+        _config(16, 32, 128, 4, 5, group=4),
+        _config(16, 64, 128, 4, 4, group=4),
+        _config(16, 64, 256, 4, 3, group=4),
+        _config(16, 128, 64, 4, 5, group=4),
+        _config(16, 128, 128, 8, 4, group=4),
+        _config(16, 256, 64, 8, 4, group=4),
     ],
     "many": [
         _config(128, 256, 64, 8, 3),
