@@ -1,8 +1,11 @@
-"""How Hypothesis runs: without deadlines, as the machine may be busy, and with the same examples every time in CI."""
+"""How the tests run: Hypothesis without deadlines, as the machine may be busy; Triton's kernels in its interpreter."""
 
 import os
 
 from hypothesis import settings
+
+# No test needs a GPU. Triton reads this when it is first imported, and torch or transformers may be the first to do so.
+os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

@@ -96,6 +96,7 @@ def _of_rank(model: RankModel, engine: Engine, sent: object) -> dict[str, object
         "checkpoint_bytes_read": model.bytes_read,
         "cache_bytes": engine.cache_bytes,
         "sent": sent,
+        "expert_backends": sorted({each.held.backend.name for each in model.expert_layers.values()}),
         "expert_counts": {str(index): integers(each.counts) for index, each in model.expert_layers.items()},
     }
 

@@ -12,6 +12,7 @@ from moiety.runtime.conversion import COMPUTED_DTYPES, WIRE_DTYPES
 from moiety.runtime.dispatch.exchange import StageShape
 from moiety.runtime.dispatch.serving import slot_choosers
 from moiety.runtime.dispatch.table import exchange_over
+from moiety.runtime.experts.backends import backend_for
 from moiety.runtime.experts.grouped import ExpertWeights
 from moiety.runtime.experts.layer import (
     ExchangedExperts,
@@ -41,10 +42,13 @@ def expert_layers(
     network: Network,
     turns: Turns,
     recorder: Recorder,
+    *,
+    backend: str | None = None,
 ) -> dict[int, ExpertLayer]:
     """Return the expert layers of the stage's MoE layers, by their index in the model.
 
     `modules` gives for each the name of its experts' parameters and transformers' module, whose gate is used.
+    `backend` is the one that all layers get (`backends.py`); by default each gets the best for its weights.
     """
     placement = seat.pool.placement
     if placement is None:
@@ -68,8 +72,8 @@ def expert_layers(
         prefix, module = modules[index]
         experts = placement.experts_of_rank(row, seat.coordinates["ep"])
         weights = _weights(seat, module, source, prefix, experts, network.device)
-        layer = ExpertLayer(HeldLayer(index, choosers[index], weights), routed, partial=seat.strategy.tp > 1)
-        found[index] = layer
+        held = HeldLayer(index, choosers[index], weights, backend_for(weights, backend))
+        found[index] = ExpertLayer(held, routed, partial=seat.strategy.tp > 1)
     return found
 
 

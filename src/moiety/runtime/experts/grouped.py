@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moiety.runtime.dispatch.wire import Rows
     from moiety.runtime.telemetry import Recorder
 
-_KEY_BITS = 48
+KEY_BITS = 48
 """Of a row's key: its number in its rank in the lower 32, above them the rank's in the stage."""
 _FEW_ROWS = 6
 """Of a slot, for which a CPU's products are limited by reading the weights, and ..."""
@@ -61,7 +61,7 @@ def partial_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, laye
     """
     row, column = (rows.slots >= 0).nonzero(as_tuple=True)
     slot = rows.slots[row, column]
-    order = torch.argsort((slot << _KEY_BITS) + rows.keys[row])
+    order = torch.argsort((slot << KEY_BITS) + rows.keys[row])
     counts = torch.bincount(slot, minlength=weights.num_slots)
     outputs = _products(rows.hidden.index_select(0, row[order]), slot[order], counts, weights, recorder, layer)
     outputs = outputs.float() * rows.weights[row, column][order][:, None]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from moiety.runtime.dispatch.wire import Rows
-from moiety.runtime.experts.grouped import partial_outputs
 
 if TYPE_CHECKING:
     from moiety.runtime.comm.group import Group
     from moiety.runtime.dispatch.exchange import Exchange
     from moiety.runtime.dispatch.serving import SlotChooser
+    from moiety.runtime.experts.backends import Backend
     from moiety.runtime.experts.grouped import ExpertWeights
     from moiety.runtime.overlap import Turns
     from moiety.runtime.telemetry import Recorder
@@ -27,6 +27,11 @@ class HeldLayer:
     """Of the layer in the model."""
     chooser: SlotChooser
     weights: ExpertWeights
+    backend: Backend
+
+    def outputs(self, rows: Rows, recorder: Recorder) -> torch.Tensor:
+        """Return for each row the weighted sum of the outputs of its slots here, [rows, hidden] float32."""
+        return self.backend.outputs(rows, self.weights, recorder, self.index)
 
 
 class RoutedExperts(Protocol):
@@ -60,7 +65,7 @@ class ExchangedExperts:
         self._pass_on("dispatch", layer.index)
         arrived = under_way.arrive()
         self._recorder.mark("dispatch", layer.index)
-        under_way.give_back(partial_outputs(arrived, layer.weights, self._recorder, layer.index))
+        under_way.give_back(layer.outputs(arrived, self._recorder))
         self._pass_on("combine", layer.index)
         sums = under_way.finish()
         self._recorder.mark("combine", layer.index)
@@ -90,7 +95,7 @@ class LocalExperts:
         slots = layer.chooser.choose(experts) - self._first_slot
         slots = torch.where((slots >= 0) & (slots < self._num_slots), slots, -1)
         keys = torch.arange(hidden.shape[0], device=hidden.device)
-        return partial_outputs(Rows(hidden, keys, slots, weights), layer.weights, self._recorder, layer.index)
+        return layer.outputs(Rows(hidden, keys, slots, weights), self._recorder)
 
 
 class GatheredExperts:

@@ -70,10 +70,12 @@ def load_model(
     *,
     turns: Turns | None = None,
     recorder: Recorder | None = None,
+    expert_backend: str | None = None,
 ) -> RankModel:
     """Return the model of `seat`, its slices read from `checkpoint`; every rank of the plan calls it at the same time.
 
-    `turns` are those that micro-batches take, `recorder` hears of every op that ends. Raises InputError for a
+    `turns` are those that micro-batches take, `recorder` hears of every op that ends, `expert_backend` names what
+    computes the experts (by default the best for their weights and device). Raises InputError for a
     checkpoint that lacks a tensor or holds one of another shape, before any weight is read.
     """
     dtype = compute_dtype(seat)
@@ -83,7 +85,8 @@ def load_model(
     tp = network.group(seat.groups["tp"], "tp", Priority.REDUCTION)
     loading = _Loading(seat, skeleton, source, tp, network.device, recorder or Silent())
     layers = {index: skeleton.base.layers[index] for index in seat.layers}
-    experts = expert_layers(seat, _expert_modules(loading), source, network, turns or Turns(), loading.recorder)
+    modules = _expert_modules(loading)
+    experts = expert_layers(seat, modules, source, network, turns or Turns(), loading.recorder, backend=expert_backend)
     for index, each in experts.items():
         layers[index].set_submodule(skeleton.experts_name(index), each)
     for index, layer in layers.items():

@@ -1,0 +1,318 @@
+"""The run time's kernels on one GPU, against the ceilings that the same run measures: `python benchmarks/gpu.py`.
+
+Device time is measured: the host is far ahead, as a graph's replay would be; beside it stands what a call takes when
+one follows the other, the host's part included. Routing is uniformly random, weights and states are new in every run,
+and caches are flushed before each call.
+
+Bars: the fused expert MLP at least 1.2 times as fast as gather, `grouped_mm`, silu * up, `grouped_mm`, weights and sum
+on prefill shapes; 70 % of the measured matrix product from 1,024 rows an expert on; 80 % of the measured bandwidth
+where an expert has at most 8. Without a GPU nothing is measured and nothing fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import grouped_mm, scaled_dot_product_attention, silu
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.nccl_priority import exchange_beside_bulk
+from moiety.runtime.dispatch.wire import Rows
+from moiety.runtime.experts.grouped import KEY_BITS, ExpertWeights
+from moiety.runtime.telemetry import Silent
+from tests.runtime.kernels.routed_rows import DTYPES, Case, case_of, tolerance
+
+if HAS_TRITON := find_spec("triton") is not None:
+    from moiety.runtime.experts.fused import fused_outputs
+    from moiety.runtime.kernels.expert_mlp import SortedPairs, gated_rows, weighted_outputs
+    from moiety.runtime.kernels.quantized_rows import SCALED, dequantized_rows, quantized_rows
+    from moiety.runtime.kernels.tiles import group_rows
+    from moiety.runtime.kernels.token_sums import row_sums
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+LEAST_SPEEDUP, LEAST_OF_PRODUCT, LEAST_OF_BANDWIDTH = 1.2, 0.7, 0.8
+MOST_APART = 0.01
+"""Relative distance of the fused and the unfused sums, which round BF16 differently."""
+MANY_ROWS, FEW_ROWS = 1024, 8
+"""An expert's, on average, at which the second and the third bar hold."""
+TOP_K = 8
+REPEATS, SLEEP_CYCLES, FLUSHED_BYTES = 15, 2_000_000, 256 << 20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Experts of a rank, and the rows that each has on average."""
+
+    hidden: int
+    width: int
+    experts: int
+    rows: int
+
+
+SHAPES = (
+    Shape(2048, 768, 128, 1024),
+    Shape(4096, 1536, 64, 1024),
+    Shape(4096, 1536, 64, 2048),
+    Shape(7168, 2048, 64, 1024),
+    Shape(2048, 768, 128, 128),
+    Shape(7168, 2048, 64, 256),
+    Shape(2048, 768, 128, 1),
+    Shape(2048, 768, 128, 8),
+    Shape(4096, 1536, 128, 2),
+    Shape(4096, 1536, 64, 4),
+    Shape(7168, 2048, 256, 1),
+    Shape(7168, 2048, 64, 8),
+)
+
+
+class Clock:
+    """Device seconds of calls: the median of some, each with the caches flushed and its launches already queued."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._flushed = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device=device)
+
+    def seconds(self, call: Callable[[], object], repeats: int = REPEATS) -> float:
+        """Return what a call takes on the device."""
+        for _ in range(3):
+            call()
+        events = [tuple(torch.cuda.Event(enable_timing=True) for _ in range(2)) for _ in range(repeats)]
+        for start, end in events:
+            self._flushed.zero_()
+            torch.cuda._sleep(SLEEP_CYCLES)  # noqa: SLF001 - as torch's own tests do: the host queues the call meanwhile
+            start.record()
+            call()
+            end.record()
+            torch.cuda.synchronize()
+        return statistics.median(start.elapsed_time(end) / 1e3 for start, end in events)
+
+    @staticmethod
+    def host_seconds(call: Callable[[], object], repeats: int = REPEATS) -> float:
+        """Return what a call takes when one follows the other, the host's part included where it is the longer."""
+        torch.cuda.synchronize()
+        start_s = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        torch.cuda.synchronize()
+        return (time.perf_counter() - start_s) / repeats
+
+
+def ceilings(clock: Clock, device: torch.device) -> tuple[float, float]:
+    """Return the bytes per second of a copy, read and written, and the FLOPs per second of a BF16 product."""
+    source = torch.empty(1 << 30, dtype=torch.int8, device=device)
+    target = torch.empty_like(source)
+    bandwidth = 2 * source.nbytes / clock.seconds(lambda: target.copy_(source))
+    size = 8192
+    left, right = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+    out = torch.empty_like(left)
+    return bandwidth, 2 * size**3 / clock.seconds(lambda: torch.mm(left, right, out=out))
+
+
+def gate(middle: torch.Tensor) -> torch.Tensor:
+    """Return silu(gate) * up."""
+    first, second = middle.chunk(2, dim=-1)
+    return silu(first) * second
+
+
+def routed(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tuple[Rows, ExpertWeights]:
+    """Return random tokens with `TOP_K` experts each, and random experts, which lie as checkpoints have them."""
+    tokens, hidden, width = max(1, shape.rows * shape.experts // TOP_K), shape.hidden, shape.width
+    slots = torch.rand(tokens, shape.experts, device=device).topk(TOP_K, dim=1).indices
+    given = torch.rand(tokens, TOP_K, device=device).softmax(dim=1)
+    states = torch.randn(tokens, hidden, dtype=dtype, device=device)
+    gate_up = torch.empty(shape.experts, 2 * width, hidden, dtype=dtype, device=device).normal_(0, hidden**-0.5)
+    down = torch.empty(shape.experts, hidden, width, dtype=dtype, device=device).normal_(0, width**-0.5)
+    rows = Rows(states, torch.arange(tokens, device=device), slots, given)
+    return rows, ExpertWeights(gate_up.transpose(1, 2), down.transpose(1, 2), None, None, gate)
+
+
+def calls(rows: Rows, weights: ExpertWeights) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
+    """Return the fused MLP and the unfused one over rows that are sorted already, sums [tokens, hidden] float32."""
+    tokens = rows.slots.shape[0]
+    slot = rows.slots.reshape(-1)
+    row = torch.arange(tokens, device=slot.device).repeat_interleave(TOP_K)
+    keys, order = torch.sort((slot << KEY_BITS) + rows.keys[row])
+    scale = rows.weights.reshape(-1)
+    first = torch.arange(tokens + 1, device=slot.device) * TOP_K
+    offsets = torch.bincount(slot, minlength=weights.num_slots).cumsum(0).to(torch.int32)
+    source, sorted_scale = row[order], scale[order][:, None]
+
+    def fused() -> torch.Tensor:
+        pairs = SortedPairs(order, row, scale, group_rows(keys, weights.num_slots, KEY_BITS))
+        return row_sums(
+            weighted_outputs(gated_rows(rows.hidden, weights.gate_up, pairs), weights.down, pairs), first, TOP_K
+        )
+
+    def unfused() -> torch.Tensor:
+        middle = grouped_mm(rows.hidden.index_select(0, source), weights.gate_up, offs=offsets)
+        outputs = grouped_mm(weights.gate(middle), weights.down, offs=offsets).float() * sorted_scale
+        return torch.empty_like(outputs).index_copy_(0, order, outputs).view(tokens, TOP_K, -1).sum(dim=1)
+
+    return fused, unfused
+
+
+def moved(case: Case, device: torch.device) -> tuple[Rows, ExpertWeights]:
+    """Return a case on the device, the rows' gaps and the weights' layout as they are."""
+    held, weights = case.rows, case.weights
+    states = held.hidden.new_empty(held.hidden.shape[0], held.hidden.stride(0)).to(device)[:, : held.hidden.shape[1]]
+    states.copy_(held.hidden)
+    rows = Rows(states, held.keys.to(device), held.slots.to(device), held.weights.to(device))
+    return rows, ExpertWeights(weights.gate_up.to(device), weights.down.to(device), None, None, gate)
+
+
+def wrongs(device: torch.device, seed: int) -> list[str]:
+    """Return what is wrong with the kernels on new random data: sums beside float64's, bits in another order."""
+    found: list[str] = []
+    for dtype, sizes in product(DTYPES, ((512, 256), (328, 104), (130, 40))):
+        for num_rows, kind in ((1, "spread"), (3, "nowhere"), (90, "some"), (700, "some"), (400, "one slot")):
+            case = case_of(num_rows=num_rows, num_slots=9, width=4, sizes=sizes, dtype=dtype, kind=kind, seed=seed)
+            rows, weights = moved(case, device)
+            sums = fused_outputs(rows, weights, Silent(), 0)
+            reference, doubt = case.reference()
+            off = (sums.cpu().double() - reference).abs()
+            name = f"{dtype}, {num_rows} rows {kind}, {sizes}"
+            if not bool((off <= tolerance(dtype) * doubt + 1e-6).all()):
+                found.append(f"{name}: off by {float(off.max()):.2e}")
+            order = torch.randperm(num_rows, device=device)
+            other = Rows(rows.hidden[order], rows.keys[order], rows.slots[order], rows.weights[order])
+            again = fused_outputs(other, weights, Silent(), 0)
+            if not torch.equal(again, sums[order]):
+                found.append(f"{name}: other bits in another order")
+    states = torch.randn(64, 7168, dtype=torch.bfloat16, device=device)
+    values, scales = quantized_rows(states, torch.arange(64, device=device))
+    back = dequantized_rows(values, scales, torch.float32)
+    largest = scales.repeat_interleave(128, dim=1) * 448
+    if bool(((back - states.float()).abs() > states.float().abs() / 16 + largest * 2.0**-18).any()):
+        found.append("FP8: off by more than half a step")
+    return found
+
+
+def expert_row(shape: Shape, clock: Clock, limits: tuple[float, float], device: torch.device) -> dict[str, Any]:
+    """Return the figures of a shape, and whether its bars hold."""
+    bandwidth, flops = limits
+    rows, weights = routed(shape, device)
+    fused, unfused = calls(rows, weights)
+    apart = float((fused() - unfused()).norm() / unfused().norm())
+    fused_s, unfused_s = clock.seconds(fused), clock.seconds(unfused)
+    pairs, used = rows.slots.numel(), int(rows.slots.unique().numel())
+    num_flops = 6 * pairs * shape.hidden * shape.width
+    read = used * 3 * shape.hidden * shape.width * 2
+    moved_bytes = read + 2 * pairs * 2 * (shape.hidden + shape.width) + 4 * rows.hidden.numel()
+    row = {
+        **vars(shape),
+        "fused_s": fused_s,
+        "fused_host_s": clock.host_seconds(fused),
+        "unfused_s": unfused_s,
+        "speedup": unfused_s / fused_s,
+        "of_product": num_flops / fused_s / flops,
+        "of_bandwidth": moved_bytes / fused_s / bandwidth,
+        "apart": apart,
+    }
+    met = apart < MOST_APART
+    if shape.rows <= FEW_ROWS:
+        met = met and row["of_bandwidth"] >= LEAST_OF_BANDWIDTH
+    else:
+        met = met and row["speedup"] >= LEAST_SPEEDUP
+        met = met and (shape.rows < MANY_ROWS or row["of_product"] >= LEAST_OF_PRODUCT)
+    return {**row, "met": met}
+
+
+def wire_rows(clock: Clock, bandwidth: float, device: torch.device) -> dict[str, float]:
+    """Return the share of the bandwidth that quantizing gathered rows and adding up outputs reach."""
+    tokens, hidden = 16384, 7168
+    states = torch.randn(tokens, hidden, dtype=torch.bfloat16, device=device)
+    index = torch.randperm(tokens, device=device)
+    quantize_s = clock.seconds(lambda: quantized_rows(states, index))
+    first = torch.arange(tokens // TOP_K + 1, device=device) * TOP_K
+    sums_s = clock.seconds(lambda: row_sums(states, first, TOP_K))
+    return {
+        "permute and quantize": tokens * (3 * hidden + 4 * hidden // SCALED) / quantize_s / bandwidth,
+        "unpermute": tokens * hidden * (2 + 4 / TOP_K) / sums_s / bandwidth,
+    }
+
+
+def attention(clock: Clock, flops: float, device: torch.device) -> dict[str, float]:
+    """Return how many times as fast as the plain way flash attention is, and its share of the matrix product."""
+    heads, length, size = 32, 4096, 128
+    query, key, value = (torch.randn(1, heads, length, size, dtype=torch.bfloat16, device=device) for _ in range(3))
+
+    def seconds(backend: SDPBackend) -> float:
+        with sdpa_kernel(backend):
+            return clock.seconds(lambda: scaled_dot_product_attention(query, key, value, is_causal=True))
+
+    flash_s = seconds(SDPBackend.FLASH_ATTENTION)
+    causal_flops = 2 * heads * length**2 * size
+    return {"speedup": seconds(SDPBackend.MATH) / flash_s, "of_product": causal_flops / flash_s / flops}
+
+
+def measure(device: torch.device) -> dict[str, Any]:
+    """Measure everything, printing on the way; return the figures and whether the bars hold."""
+    hardware = torch.cuda.get_device_name(device)
+    versions = {name: version(name) for name in ("torch", "triton")} | {"cuda": torch.version.cuda}
+    today = dt.datetime.now(tz=dt.UTC).date().isoformat()
+    print(f"{hardware}, {today}, {', '.join(f'{name} {each}' for name, each in versions.items())}")
+    wrong = wrongs(device, seed=int(time.time()) % 10_000)
+    print("correctness:", "; ".join(wrong) or "sums, bits in any order, FP8: right")
+    clock = Clock(device)
+    bandwidth, flops = limits = ceilings(clock, device)
+    print(f"ceilings: copy {bandwidth / 1e12:.2f} TB/s, BF16 product {flops / 1e12:.0f} TFLOP/s")
+    print("hidden width experts rows |    fused (host)   unfused   ratio | of product  of bandwidth | bar")
+    table: list[dict[str, Any]] = []
+    for shape in SHAPES:
+        row = expert_row(shape, clock, limits, device)
+        table.append(row)
+        print(
+            f"{shape.hidden:6} {shape.width:5} {shape.experts:7} {shape.rows:4} | {row['fused_s'] * 1e3:6.2f}"
+            f" ({row['fused_host_s'] * 1e3:.2f}) {row['unfused_s'] * 1e3:6.2f} ms {row['speedup']:6.2f}x |"
+            f" {row['of_product']:10.0%} {row['of_bandwidth']:13.0%} | {'met' if row['met'] else 'NOT MET'}"
+        )
+        torch.cuda.empty_cache()
+    wire, attended = wire_rows(clock, bandwidth, device), attention(clock, flops, device)
+    print("of bandwidth:", ", ".join(f"{name} {share:.0%}" for name, share in wire.items()))
+    print(f"flash attention: {attended['speedup']:.1f}x the plain one, {attended['of_product']:.0%} of the product")
+    nccl = exchange_beside_bulk() if torch.cuda.device_count() > 1 else None
+    if nccl is None:
+        print("NCCL priorities: not measured, one GPU")
+    else:
+        print(f"NCCL: an exchange {nccl['alone_s'] * 1e3:.2f} ms, beside bulk {nccl['beside_bulk_s'] * 1e3:.2f} ms")
+    met = not wrong and all(row["met"] for row in table)
+    figures = {"wrong": wrong, "bandwidth_bytes_per_s": bandwidth, "flops_per_s": flops, "experts": table}
+    figures |= {"hardware": hardware, "date": today, "versions": versions}
+    return figures | {"wire": wire, "attention": attended, "nccl": nccl, "met": met}
+
+
+def main() -> int:
+    """Print the table; return 0 when the bars hold, or where there is no GPU."""
+    parser = argparse.ArgumentParser(description="The run time's kernels on one GPU.")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures go")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("not measured: no GPU")
+        return 0
+    if not HAS_TRITON:
+        print("not measured: Triton is not installed")
+        return 0
+    figures = measure(torch.device("cuda", torch.cuda.current_device()))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(figures, indent=1) + "\n")
+    print(f"bars: {'met' if figures['met'] else 'NOT MET'}")
+    return 0 if figures["met"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,102 @@
+"""The back ends of a rank's expert products, by name: what each needs, and which one a layer gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+import torch
+
+from moiety.errors import InputError
+from moiety.runtime.experts.grouped import partial_outputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moiety.runtime.dispatch.wire import Rows
+    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.telemetry import Recorder
+
+_TENSOR_CORE_DTYPES = torch.bfloat16, torch.float16
+_PROBED = 128
+"""Values of the gate's input that a gate is recognized by, and ..."""
+_PROBED_TO = 8.0
+"""... the inverse sinh of the largest, 1,490: dense about zero, and far beyond the clamps of models that have one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A way to compute a rank's experts."""
+
+    name: str
+    outputs: Callable[[Rows, ExpertWeights, Recorder, int], torch.Tensor]
+    """See `partial_outputs` of `grouped.py`, whose order of adding all keep."""
+    obstacle: Callable[[ExpertWeights], str | None]
+    """Why weights cannot be computed this way; None where they can."""
+    is_preferred: Callable[[ExpertWeights], bool]
+    """Whether a layer gets this way unless told otherwise, where nothing is in its way."""
+
+
+def backend_for(weights: ExpertWeights, name: str | None = None) -> Backend:
+    """Return the back end called `name`, or the first in the table that suits the weights.
+
+    Raises InputError for a name that is not in the table, or whose back end cannot compute these weights.
+    """
+    if name is None:
+        return next(each for each in BACKENDS.values() if each.is_preferred(weights) and each.obstacle(weights) is None)
+    if name not in BACKENDS:
+        raise InputError(f"a back end of experts is one of {', '.join(BACKENDS)}", field="expert_backend", value=name)
+    reason = BACKENDS[name].obstacle(weights)
+    if reason is not None:
+        raise InputError(reason, field="expert_backend", value=name, remedy="leave the choice to Moiety")
+    return BACKENDS[name]
+
+
+def is_silu_gate(gate: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Return whether a gate is silu(first half) * second half, tried on values that tell it from clamped ones.
+
+    Whether the halves lie one after the other or by turns shows too.
+    """
+    values = torch.linspace(-_PROBED_TO, _PROBED_TO, _PROBED).sinh()
+    sample = torch.stack([values, values.flip(0), values.roll(_PROBED // 4)])
+    first, second = sample.chunk(2, dim=1)
+    return torch.allclose(gate(sample), torch.nn.functional.silu(first) * second, rtol=1e-5, atol=1e-6)
+
+
+def _triton_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer: int) -> torch.Tensor:
+    from moiety.runtime.experts.fused import fused_outputs  # noqa: PLC0415 - Triton is imported where it is used
+
+    return fused_outputs(rows, weights, recorder, layer)
+
+
+def _triton_obstacle(weights: ExpertWeights) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if weights.gate_up.device.type != "cuda" and not _is_interpreted():
+        return "Triton's kernels run on GPUs"
+    if weights.gate_up_bias is not None or weights.down_bias is not None:
+        return "Triton's kernels know no biases"
+    if not is_silu_gate(weights.gate):
+        return "Triton's kernels know one gate, silu(gate) * up"
+    return None
+
+
+def _is_interpreted() -> bool:
+    from moiety.runtime.kernels.configs import INTERPRETED  # noqa: PLC0415 - as above
+
+    return INTERPRETED
+
+
+def _suits_tensor_cores(weights: ExpertWeights) -> bool:
+    return weights.gate_up.device.type == "cuda" and weights.gate_up.dtype in _TENSOR_CORE_DTYPES
+
+
+BACKENDS = {
+    each.name: each
+    for each in (
+        Backend("triton", _triton_outputs, _triton_obstacle, _suits_tensor_cores),
+        Backend("grouped_mm", partial_outputs, lambda _: None, lambda _: True),
+    )
+}
+"""In the order of preference."""

@@ -1,0 +1,38 @@
+"""Expert products by our Triton kernels: rows are gathered, gated, weighted and added without a copy in between."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from moiety.runtime.experts.grouped import KEY_BITS
+from moiety.runtime.kernels.expert_mlp import SortedPairs, gated_rows, weighted_outputs
+from moiety.runtime.kernels.tiles import group_rows
+from moiety.runtime.kernels.token_sums import row_sums
+
+if TYPE_CHECKING:
+    from moiety.runtime.dispatch.wire import Rows
+    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.telemetry import Recorder
+
+
+def fused_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer: int) -> torch.Tensor:
+    """Return for each row the weighted sum of the outputs of its slots here, [rows, hidden] float32.
+
+    As `partial_outputs` of `grouped.py`: a row's slots are added in the order of the router's choice, in FP32. An
+    output is rounded to the format of the states once, after its weight; the gate's inputs are not rounded at all.
+    """
+    held = rows.slots >= 0
+    row, column = held.nonzero(as_tuple=True)
+    keys, order = torch.sort((rows.slots[row, column].long() << KEY_BITS) + rows.keys[row])
+    groups = group_rows(keys, weights.num_slots, KEY_BITS)
+    pairs = SortedPairs(order, row, rows.weights[row, column], groups)
+    middle = gated_rows(rows.hidden, weights.gate_up, pairs)
+    recorder.mark("expert_gate_up", layer)
+    outputs = weighted_outputs(middle, weights.down, pairs)
+    first = torch.zeros(held.shape[0] + 1, dtype=torch.int64, device=held.device)
+    torch.cumsum(held.sum(dim=1), 0, out=first[1:])
+    sums = row_sums(outputs, first, held.shape[1])
+    recorder.mark("expert_down", layer)
+    return sums

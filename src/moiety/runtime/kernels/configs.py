@@ -1,0 +1,103 @@
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false
+# Triton is untyped: what a kernel computes with has the types of its call.
+"""Tile sizes of the expert products: short lists that Triton times on the GPU at hand, for few and many rows a slot.
+
+A program of the first kernel holds two accumulators, gate and up, and reads two tiles of weights: its columns count
+twice in registers and shared memory. All sizes fit compute capability 9.0; what does not fit a GPU is passed over.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import triton
+from triton import knobs
+from triton.testing import do_bench
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+INTERPRETED = bool(knobs.runtime.interpret)
+"""Whether kernels run in Triton's interpreter (`TRITON_INTERPRET=1` before the first import), on CPU tensors."""
+FEW_ROWS = 16
+"""Of a slot, on average, up to which reading the weights takes the time: the smallest row tile of `tl.dot`."""
+_MOST_ROWS = 1024
+"""Of a slot, from which on more rows choose no other tiles."""
+
+
+def _config(rows: int, columns: int, inner: int, warps: int, stages: int, group: int = 8) -> triton.Config:
+    sizes = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": inner, "GROUP_M": group}
+    return triton.Config(sizes, num_warps=warps, num_stages=stages)
+
+
+GATE_UP = {
+    "few": [
+        _config(16, 32, 128, 4, 4, group=4),
+        _config(16, 32, 256, 4, 3, group=4),
+        _config(16, 64, 64, 4, 5, group=4),
+        _config(16, 64, 128, 4, 3, group=4),
+        _config(16, 64, 128, 8, 4, group=4),
+        _config(16, 128, 64, 8, 4, group=4),
+    ],
+    "many": [
+        _config(128, 128, 64, 8, 3),
+        _config(128, 128, 64, 8, 4),
+        _config(128, 128, 32, 8, 5),
+        _config(128, 64, 64, 4, 4),
+        _config(64, 128, 64, 4, 3),
+        _config(64, 64, 64, 4, 4),
+    ],
+}
+DOWN = {
+    "few": [
+        _config(16, 32, 128, 4, 5, group=4),
+        _config(16, 64, 128, 4, 4, group=4),
+        _config(16, 64, 256, 4, 3, group=4),
+        _config(16, 128, 64, 4, 5, group=4),
+        _config(16, 128, 128, 8, 4, group=4),
+        _config(16, 256, 64, 8, 4, group=4),
+    ],
+    "many": [
+        _config(128, 256, 64, 8, 3),
+        _config(128, 256, 64, 8, 4),
+        _config(128, 128, 64, 8, 4),
+        _config(128, 128, 64, 4, 3),
+        _config(64, 256, 64, 4, 3),
+        _config(64, 128, 64, 4, 4),
+    ],
+}
+EXACT = [_config(32, 64, 32, 4, 2)]
+"""For FP32, whose products are not the tensor cores': one size, as this is for comparison rather than for speed."""
+_INTERPRETED = [_config(16, 32, 32, 4, 1, group=2)]
+
+
+def rows_class(num_rows: int, num_slots: int) -> int:
+    """Return the power of two up to which slots have rows on average: what tiles are chosen by."""
+    average = -(-num_rows // max(1, min(num_slots, num_rows)))
+    return min(max(triton.next_power_of_2(average), FEW_ROWS), _MOST_ROWS)
+
+
+def tuned(
+    kernel: Callable[..., None],
+    configs: Mapping[str, Sequence[triton.Config]],
+    *,
+    inner: str,
+    key: Sequence[str],
+) -> dict[str, Any]:
+    """Return the kernel for `few` and `many` rows a slot and for `exact` products, each with its tiles.
+
+    `inner` names the argument that is summed over: where the tile divides it, nothing is masked. Tiles are chosen anew
+    whenever an argument in `key`, or a format, changes.
+    """
+    compiled = triton.jit(do_not_specialize=["num_rows", "rows_class"])(kernel)
+    masked = triton.heuristics({"EVEN_K": lambda given: given[inner] % given["BLOCK_K"] == 0})(compiled)
+    lists = {**configs, "exact": EXACT}
+    return {
+        name: triton.autotune(_INTERPRETED if INTERPRETED else list(each), key=list(key), do_bench=_seconds)(masked)
+        for name, each in lists.items()
+    }
+
+
+def _seconds(call: Callable[[], None], quantiles: Sequence[float]) -> object:
+    """Return the quantiles of a call's time; shorter than Triton's own, the cache flushed too."""
+    return do_bench(call, warmup=5, rep=25, quantiles=quantiles)

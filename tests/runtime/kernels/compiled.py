@@ -1,0 +1,114 @@
+"""Compile every kernel of the fast path for a GPU of compute capability 9.0, without one; print what each needs.
+
+Run in a process of its own, as Triton's interpreter must be off there. Of the machine code it reports registers that
+were spilled to the stack, of the assembly whether it has the tensor cores' and the asynchronous copies' instructions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from moiety.runtime.kernels import configs, expert_mlp, quantized_rows, tiles, token_sums
+
+TARGET = GPUTarget("cuda", 90, 32)
+INTEGERS = {"order_ptr": "*i64", "row_ptr": "*i64", "keys_ptr": "*i64", "first_ptr": "*i64", "index_ptr": "*i64"}
+FORMATS = {
+    "offsets_ptr": "*i32",
+    "ranks_ptr": "*i32",
+    "scale_ptr": "*fp32",
+    "sums_ptr": "*fp32",
+    "scales_ptr": "*fp32",
+    "values_ptr": "*fp8e4nv",
+    **INTEGERS,
+}
+UNALIGNED = {"ranks_ptr", "num_rows", "rows_class", "num_slots", "row_stride", "steps", "num_groups"}
+
+
+def compiled(
+    kernel: Any,  # noqa: ANN401 - Triton's
+    constants: dict[str, Any],
+    warps: int,
+    stages: int,
+    states: str,
+) -> dict[str, Any]:
+    """Compile one kernel; return what it needs."""
+    while not isinstance(kernel, triton.runtime.JITFunction):
+        kernel = kernel.fn
+    names = kernel.arg_names
+    signature = {
+        name: "constexpr" if name in constants else FORMATS.get(name, states if name.endswith("_ptr") else "i32")
+        for name in names
+    }
+    attributes = {
+        (place,): [["tt.divisibility", 16]]
+        for place, name in enumerate(names)
+        if name not in UNALIGNED and name not in constants
+    }
+    places = {(names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(kernel, signature=signature, constexprs=places, attrs=attributes)
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    built = triton.compile(source, target=TARGET, options=options)
+    assembly = built.asm["ptx"]
+    return {
+        "kernel": kernel.__name__,
+        "constants": {name: value for name, value in constants.items() if name.isupper()},
+        "shared_bytes": built.metadata.shared,
+        "stack_bytes": stack_bytes(built.asm["cubin"]),
+        "tensor_cores": "wgmma" in assembly or "mma.sync" in assembly,
+        "copies_of_16_bytes": ", 0x10" in assembly and "cp.async.cg" in assembly,
+    }
+
+
+def stack_bytes(code: bytes) -> int:
+    """Return the bytes of stack that machine code uses: registers that were spilled."""
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(code)
+        file.flush()
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"STACK:(\d+)", usage)
+    assert found is not None, usage
+    return int(found.group(1))
+
+
+def products() -> list[dict[str, Any]]:
+    """Compile the expert products with every tile size in the lists."""
+    found: list[dict[str, Any]] = []
+    shared = {"SLOTS": 256, "EVEN_K": True, "UPCAST": False, "in_stride": 1}
+    for kernels, lists, constants in (
+        (expert_mlp.GATE_UP_KERNELS, configs.GATE_UP, {**shared, "ROW_UNIT": 16}),
+        (expert_mlp.DOWN_KERNELS, configs.DOWN, shared),
+    ):
+        for name, each in lists.items():
+            found += [
+                compiled(kernels[name], constants | config.kwargs, config.num_warps, config.num_stages, "*bf16")
+                for config in each
+            ]
+        exact = configs.EXACT[0]
+        compiled(kernels["exact"], constants | exact.kwargs, exact.num_warps, exact.num_stages, "*fp32")
+        ragged = constants | {"EVEN_K": False} | exact.kwargs
+        compiled(kernels["exact"], ragged, exact.num_warps, exact.num_stages, "*fp16")
+    return found
+
+
+def others() -> None:
+    """Compile the other kernels."""
+    compiled(tiles.group_rows_kernel, {"KEY_BITS": 48, "SLOTS": 512}, 4, 3, "*i32")
+    compiled(token_sums.row_sums_kernel, {"MOST": 8, "BLOCK": 1024}, 4, 3, "*bf16")
+    constants = {"LARGEST": 448.0, "SMALLEST_SCALE": 2.0**-126, "SCALED": 128, "GROUPS": 8, "ROUND": False}
+    compiled(quantized_rows.quantize_kernel, constants, 4, 3, "*bf16")
+
+
+if __name__ == "__main__":
+    others()
+    json.dump(products(), sys.stdout)
