@@ -31,15 +31,17 @@ from torch.nn.functional import grouped_mm, scaled_dot_product_attention, silu
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.nccl_priority import exchange_beside_bulk
+from moiety.runtime.dispatch.quantize import quantized
 from moiety.runtime.dispatch.wire import Rows
 from moiety.runtime.experts.grouped import KEY_BITS, ExpertWeights
+from moiety.runtime.fp8 import BLOCK, FP8, num_scales
 from moiety.runtime.telemetry import Silent
 from tests.runtime.kernels.routed_rows import DTYPES, Case, case_of, tolerance
 
 if HAS_TRITON := find_spec("triton") is not None:
     from moiety.runtime.experts.fused import fused_outputs
     from moiety.runtime.kernels.expert_mlp import SortedPairs, gated_rows, weighted_outputs
-    from moiety.runtime.kernels.quantized_rows import SCALED, dequantized_rows, quantized_rows
+    from moiety.runtime.kernels.quantized_rows import quantize_into
     from moiety.runtime.kernels.tiles import group_rows
     from moiety.runtime.kernels.token_sums import row_sums
 
@@ -175,6 +177,12 @@ def moved(case: Case, device: torch.device) -> tuple[Rows, ExpertWeights]:
     return rows, ExpertWeights(weights.gate_up.to(device), weights.down.to(device), None, None, gate)
 
 
+def wire_room(rows: int, hidden: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return room for the codes and the scales of rows."""
+    codes = torch.empty(rows, hidden, dtype=FP8, device=device)
+    return codes, torch.empty(rows, num_scales(hidden), dtype=torch.float32, device=device)
+
+
 def wrongs(device: torch.device, seed: int) -> list[str]:
     """Return what is wrong with the kernels on new random data: sums beside float64's, bits in another order."""
     found: list[str] = []
@@ -194,11 +202,11 @@ def wrongs(device: torch.device, seed: int) -> list[str]:
             if not torch.equal(again, sums[order]):
                 found.append(f"{name}: other bits in another order")
     states = torch.randn(64, 7168, dtype=torch.bfloat16, device=device)
-    values, scales = quantized_rows(states, torch.arange(64, device=device))
-    back = dequantized_rows(values, scales, torch.float32)
-    largest = scales.repeat_interleave(128, dim=1) * 448
-    if bool(((back - states.float()).abs() > states.float().abs() / 16 + largest * 2.0**-18).any()):
-        found.append("FP8: off by more than half a step")
+    codes, scales = wire_room(64, 7168, device)
+    quantize_into(codes, scales, states, torch.arange(64, device=device))
+    pairs = zip((codes, scales), quantized(states.cpu()), strict=True)
+    if not all(torch.equal(got.cpu().float(), expected.float()) for got, expected in pairs):
+        found.append("FP8: other codes than the host's")
     return found
 
 
@@ -237,11 +245,12 @@ def wire_rows(clock: Clock, bandwidth: float, device: torch.device) -> dict[str,
     tokens, hidden = 16384, 7168
     states = torch.randn(tokens, hidden, dtype=torch.bfloat16, device=device)
     index = torch.randperm(tokens, device=device)
-    quantize_s = clock.seconds(lambda: quantized_rows(states, index))
+    codes, scales = wire_room(tokens, hidden, device)
+    quantize_s = clock.seconds(lambda: quantize_into(codes, scales, states, index))
     first = torch.arange(tokens // TOP_K + 1, device=device) * TOP_K
     sums_s = clock.seconds(lambda: row_sums(states, first, TOP_K))
     return {
-        "permute and quantize": tokens * (3 * hidden + 4 * hidden // SCALED) / quantize_s / bandwidth,
+        "permute and quantize": tokens * (3 * hidden + 4 * hidden // BLOCK) / quantize_s / bandwidth,
         "unpermute": tokens * hidden * (2 + 4 / TOP_K) / sums_s / bandwidth,
     }
 

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moiety.runtime.dispatch.quantize import BLOCK, dequantized, num_scales, quantized
+from moiety.runtime.dispatch.quantize import dequantized, quantized
+from moiety.runtime.fp8 import BLOCK, num_scales
 
 
 def rows_of(num: int, size: int, seed: int, exponent: int) -> torch.Tensor:

@@ -105,7 +105,7 @@ def others() -> None:
     """Compile the other kernels."""
     compiled(tiles.group_rows_kernel, {"KEY_BITS": 48, "SLOTS": 512}, 4, 3, "*i32")
     compiled(token_sums.row_sums_kernel, {"MOST": 8, "BLOCK": 1024}, 4, 3, "*bf16")
-    constants = {"LARGEST": 448.0, "SMALLEST_SCALE": 2.0**-126, "SCALED": 128, "GROUPS": 8, "ROUND": False}
+    constants = {"FRACTION": 0x600000, "SCALED": 128, "GROUPS": 8, "ROUND": False}
     compiled(quantized_rows.quantize_kernel, constants, 4, 3, "*bf16")
 
 

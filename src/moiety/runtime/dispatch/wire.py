@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from moiety.runtime.dispatch.quantize import FP8, dequantized, num_scales, quantized
+from moiety.runtime.dispatch.quantize import dequantized, quantize_into
+from moiety.runtime.fp8 import FP8, num_scales
 
 _WORD = 8
 
@@ -58,10 +59,7 @@ class WireFormat:
         wire = torch.empty(index.shape[0], self.row_bytes, dtype=torch.uint8, device=rows.hidden.device)
         hidden, scales, keys, weights, slots = self._views(wire)
         if self.dtype == FP8:
-            codes, given = quantized(rows.hidden)
-            # as bytes: torch gathers no FP8
-            hidden.view(torch.uint8).copy_(codes.view(torch.uint8).index_select(0, index))
-            scales.copy_(given.index_select(0, index))
+            quantize_into(hidden, scales, rows.hidden, index)
         elif rows.hidden.dtype == self.dtype:
             torch.index_select(rows.hidden, 0, index, out=hidden)  # many times faster than by [], which copies twice
         else:
