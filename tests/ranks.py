@@ -57,9 +57,8 @@ class Place:
         store = TCPStore(self.store_host, self.store_port, is_master=self.has_store, timeout=timedelta(seconds=60))
         return Network(
             rank=self.rank,
-            world_size=self.num_ranks,
             store=store,
-            **{"tiers": self.tiers, "timeout_s": 60.0, **options},
+            **{"world_size": self.num_ranks, "tiers": self.tiers, "timeout_s": 60.0, **options},
         )
 
 

@@ -9,6 +9,7 @@ import torch
 from moiety.cost.expert_traffic import stage_widths
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.conversion import COMPUTED_DTYPES
+from moiety.runtime.dispatch.differentiable import differentiable_exchange
 from moiety.runtime.dispatch.exchange import StageShape
 from moiety.runtime.dispatch.serving import slot_choosers
 from moiety.runtime.dispatch.table import exchange_over
@@ -41,16 +42,19 @@ def expert_layers(
     network: Network,
     turns: Turns,
     recorder: Recorder,
+    *,
+    trains: bool = False,
 ) -> dict[int, ExpertLayer]:
     """Return the expert layers of the stage's MoE layers, by their index in the model.
 
-    `modules` gives for each the name of its experts' parameters and transformers' module, whose gate is used.
+    `modules` gives for each the name of its experts' parameters and transformers' module, whose gate is used; with
+    `trains`, tokens travel so that gradients come back.
     """
     placement = seat.pool.placement
     if placement is None:
         return {}
     shape = stage_shape(seat, placement)
-    routed = _routed(seat, shape, network, turns, recorder)
+    routed = _routed(seat, shape, network, turns, recorder, trains=trains)
     home = shape.index // shape.gpus_per_node if seat.routes_tokens else 0
     inside = shape.index % shape.gpus_per_node if seat.routes_tokens else 0
     choosers = slot_choosers(
@@ -86,13 +90,19 @@ def stage_shape(seat: Seat, placement: Placement) -> StageShape:
     )
 
 
-def _routed(seat: Seat, shape: StageShape, network: Network, turns: Turns, recorder: Recorder) -> RoutedExperts:
+def _routed(
+    seat: Seat, shape: StageShape, network: Network, turns: Turns, recorder: Recorder, *, trains: bool
+) -> RoutedExperts:
     """Return how tokens meet experts under the seat's strategy."""
     strategy = seat.strategy
     if seat.routes_tokens:
         options = seat.plan.options
         formats = wire_dtype(options.dtypes.dispatch, seat), wire_dtype(options.dtypes.combine, seat)
-        exchange = exchange_over(options.all_to_all, shape, network, seat.groups["stage"], formats)
+        ranks = seat.groups["stage"]
+        if trains:
+            exchange = differentiable_exchange(shape, network, ranks, formats)
+        else:
+            exchange = exchange_over(options.all_to_all, shape, network, ranks, formats)
         return ExchangedExperts(
             exchange, tp=strategy.tp, tp_index=seat.coordinates["tp"], turns=turns, recorder=recorder
         )
@@ -136,4 +146,5 @@ def _weights(
         gate_up_bias=stacked("gate_up_proj_bias", columns) if has_bias else None,
         down_bias=stacked("down_proj_bias", None) if has_bias and index == 0 else None,
         gate=module._apply_gate,  # noqa: SLF001 - transformers' name for the gate of an architecture
+        is_stored_so=transposed,
     )

@@ -12,6 +12,7 @@ from moiety.runtime.checkpoint.weights import WeightSource
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.conversion import COMPUTED_DTYPES
 from moiety.runtime.experts.build import expert_layers
+from moiety.runtime.model.attention import CAUSAL, PACKED
 from moiety.runtime.model.marks import mark_ops
 from moiety.runtime.model.parallel import (
     DividedNorm,
@@ -70,20 +71,23 @@ def load_model(
     *,
     turns: Turns | None = None,
     recorder: Recorder | None = None,
+    trains: bool = False,
 ) -> RankModel:
     """Return the model of `seat`, its slices read from `checkpoint`; every rank of the plan calls it at the same time.
 
-    `turns` are those that micro-batches take, `recorder` hears of every op that ends. Raises InputError for a
+    `turns` are those that micro-batches take, `recorder` hears of every op that ends; with `trains`, attention runs
+    over whole rows without a cache, and gradients come back through every exchange. Raises InputError for a
     checkpoint that lacks a tensor or holds one of another shape, before any weight is read.
     """
     dtype = compute_dtype(seat)
-    skeleton = build_skeleton(checkpoint, dtype)
+    skeleton = build_skeleton(checkpoint, dtype, CAUSAL if trains else PACKED)
     source = WeightSource(checkpoint, {name: tuple(each.shape) for name, each in skeleton.tensors.items()})
     source.check()
     tp = network.group(seat.groups["tp"], "tp", Priority.REDUCTION)
     loading = _Loading(seat, skeleton, source, tp, network.device, recorder or Silent())
     layers = {index: skeleton.base.layers[index] for index in seat.layers}
-    experts = expert_layers(seat, _expert_modules(loading), source, network, turns or Turns(), loading.recorder)
+    modules = _expert_modules(loading)
+    experts = expert_layers(seat, modules, source, network, turns or Turns(), loading.recorder, trains=trains)
     for index, each in experts.items():
         layers[index].set_submodule(skeleton.experts_name(index), each)
     for index, layer in layers.items():
@@ -106,6 +110,8 @@ def load_model(
         bytes_read=source.bytes_read,
         device=network.device,
         recorder=loading.recorder,
+        prefix=skeleton.prefix(),
+        shapes=source.parameters,
     )
 
 

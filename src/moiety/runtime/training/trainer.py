@@ -1,0 +1,80 @@
+"""Trainer: a rank's part of the model and its optimizer, stepped together with all other ranks'."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from moiety.runtime.comm.priority import Priority
+from moiety.runtime.training.experts import TrainedExperts, make_trainable
+from moiety.runtime.training.forward import TrainedModel
+from moiety.runtime.training.gradients import shared_copies
+from moiety.runtime.training.pieces import pieces_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from moiety.runtime.comm.network import Network
+    from moiety.runtime.model.rank_model import RankModel
+    from moiety.runtime.training.data import Row
+
+
+class Trainer:
+    """Fine-tunes a model that gradients come back through; every rank makes one and calls it alike."""
+
+    def __init__(
+        self, model: RankModel, network: Network, *, learning_rate: float, checkpointed: Collection[int] = ()
+    ) -> None:
+        """Layers of `checkpointed` compute their activations again in the backward pass."""
+        self.model = model
+        self.checkpointed = frozenset(checkpointed)
+        self.world = network.group(tuple(range(model.seat.plan.num_gpus)), "world", Priority.REDUCTION)
+        """All ranks of the plan."""
+        for layer in model.expert_layers.values():
+            make_trainable(layer)
+        self.network = TrainedModel(model).requires_grad_(requires_grad=True)
+        """The rank's part of the model, from token ids to its part of the loss."""
+        self.pieces = pieces_of(model)
+        """What the rank holds of every parameter and persistent buffer."""
+        self._copies = shared_copies(self.pieces, self.world, network)
+        self.optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=0.0)
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Return every trained parameter of the rank, the experts' last."""
+        experts = [
+            tensor for layer in self.model.expert_layers.values() for tensor in TrainedExperts.of(layer).stored.values()
+        ]
+        return [*self.network.parameters(), *experts]
+
+    def loss(self, rows: Sequence[Row], checkpointed: Collection[int] | None = None) -> torch.Tensor:
+        """Return this rank's part of the mean loss of a batch, of which its attention group takes a consecutive part.
+
+        The sum over all ranks is the batch's mean next-token cross-entropy.
+        """
+        seat = self.model.seat
+        share = len(rows) // seat.num_attention_groups
+        first = seat.attention_group * share
+        token_ids = torch.tensor(rows[first : first + share], dtype=torch.int64, device=self.model.device)
+        layers = self.checkpointed if checkpointed is None else checkpointed
+        return self.network(token_ids, num_rows=len(rows), checkpointed=layers)
+
+    def gradients(self, rows: Sequence[Row]) -> float:
+        """Fill the gradient of every parameter with that of the batch's mean loss; return the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for layer in self.model.expert_layers.values():
+            layer.counts = layer.counts[:0]
+        loss = self.loss(rows)
+        loss.backward()
+        for parameter in self.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for copies in self._copies:
+            copies.reduce()
+        return float(self.world.all_reduce(loss.detach().clone()))
+
+    def step(self, rows: Sequence[Row]) -> float:
+        """Take one optimizer step on a batch; return the loss before it."""
+        loss = self.gradients(rows)
+        self.optimizer.step()
+        return loss
