@@ -97,7 +97,7 @@ def run(
     """
     from moiety.cli.run_checkpoint import check_libraries
 
-    check_libraries()
+    check_libraries("run")
     from moiety.cli.run_preparation import Wish, prepare
     from moiety.cli.run_ranks import run_ranks
 

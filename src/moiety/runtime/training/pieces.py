@@ -37,13 +37,17 @@ class Piece:
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the box of a tensor that is laid out as the owner: itself, its gradient, the optimizer's state."""
-        held = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-        return held.detach()[self.box]
+        return local(tensor).detach()[self.box]
 
     @property
     def key(self) -> Key:
         """What two ranks that hold the same box call it: name, offsets and sizes."""
         return self.name, self.offsets, tuple(self.of(self.owner).shape)
+
+
+def local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the rank's part of a tensor that is sharded; any other is the rank's part itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def pieces_of(model: RankModel) -> tuple[Piece, ...]:

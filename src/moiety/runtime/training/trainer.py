@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import torch
 
 from moiety.runtime.comm.priority import Priority
+from moiety.runtime.training.allocations import storage_bytes
 from moiety.runtime.training.experts import TrainedExperts, make_trainable
 from moiety.runtime.training.forward import TrainedModel
 from moiety.runtime.training.gradients import shared_copies
-from moiety.runtime.training.pieces import pieces_of
+from moiety.runtime.training.pieces import local, pieces_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -46,6 +47,24 @@ class Trainer:
             tensor for layer in self.model.expert_layers.values() for tensor in TrainedExperts.of(layer).stored.values()
         ]
         return [*self.network.parameters(), *experts]
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Return the bytes of the rank's parameters by the kinds of the memory plan."""
+        network = self.network
+        ends = [part.weight for part in (network.embedding, network.head) if part is not None]
+        whole = {id(each) for each in ends}
+        experts = [each for layer in self.model.expert_layers.values() for each in TrainedExperts.of(layer).stored.values()]
+        return {
+            "dense_weights": storage_bytes(local(each) for each in network.parameters() if id(each) not in whole),
+            "expert_weights": storage_bytes(experts),
+            "embedding_and_head": storage_bytes(local(each) for each in ends),
+        }
+
+    def held(self) -> list[torch.Tensor]:
+        """Return every tensor that the rank keeps from step to step: parameters, gradients, the optimizer's state."""
+        state = [each for part in self.optimizer.state.values() for each in part.values()]
+        gradients = [each.grad for each in self.parameters() if each.grad is not None]
+        return [local(each) for each in (*self.parameters(), *gradients, *state)]
 
     def loss(self, rows: Sequence[Row], checkpointed: Collection[int] | None = None) -> torch.Tensor:
         """Return this rank's part of the mean loss of a batch, of which its attention group takes a consecutive part.

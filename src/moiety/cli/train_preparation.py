@@ -1,0 +1,80 @@
+"""What happens before any rank trains: plan, checkpoint and rows are read, checked, and made into a job."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moiety.cli.run_choice import choose, transport_named
+from moiety.cli.train_plan import batch_of, check_trainable, trained
+from moiety.errors import InputError
+from moiety.files import read_text
+from moiety.runtime.job import TRAINING_ENTRY, Job, Training
+from moiety.runtime.training.data import read_rows
+
+if TYPE_CHECKING:
+    from moiety.cli.run_plan import Folding
+    from moiety.runtime.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What the command line asks of a training."""
+
+    plan: str
+    checkpoint: str
+    data: str
+    steps: int
+    learning_rate: float
+    batch_size: int | None
+    transport: str
+    fold: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """A job that nothing is known to be wrong with, and what its result is shown with."""
+
+    job: Job
+    folding: Folding | None
+    notes: tuple[str, ...]
+    """What the user should know before it runs."""
+
+
+def prepare(wish: Wish, world: World | None) -> Preparation:
+    """Return the job that a command line asks for; raise InputError for the first thing that is wrong with it.
+
+    `world` is what `torchrun` or Slurm started; None: this machine starts as many ranks as the job takes.
+    """
+    if not (math.isfinite(wish.learning_rate) and wish.learning_rate > 0):
+        raise InputError("must be above 0", field="--lr", value=wish.learning_rate)
+    choice = choose(wish.plan, wish.checkpoint, wish.fold, world)
+    if choice.num_ranks is None:
+        check_trainable(choice.plan, str(choice.path))
+    rows = read_rows(
+        read_text(wish.data),
+        source=wish.data,
+        vocab_size=choice.model.vocab_size,
+        max_tokens=choice.model.max_position_embeddings,
+    )
+    folding = choice.folding()
+    plan = choice.plan if folding is None else folding.plan
+    check_trainable(plan, str(choice.path))
+    batch_size = batch_of(plan, wish.batch_size, len(rows[0]))
+    calibration = choice.calibration if folding is None else folding.calibration
+    job = Job(
+        plan=trained(plan, calibration, num_rows=batch_size, row_tokens=len(rows[0])),
+        checkpoint=str(choice.checkpoint.folder.resolve()),
+        transport=transport_named(wish.transport),
+        training=Training(
+            data=str(Path(wish.data).resolve()),
+            num_steps=wish.steps,
+            learning_rate=wish.learning_rate,
+            batch_size=batch_size,
+        ),
+        entry=TRAINING_ENTRY,
+    )
+    notes = () if folding is None else (folding.sentence(),)
+    return Preparation(job, folding, notes)

@@ -1,0 +1,119 @@
+"""What every rank of `moiety train` does with its job: load its part, take the steps, report."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from moiety.files import read_text
+from moiety.runtime.checkpoint.index import Checkpoint
+from moiety.runtime.comm.network import Network
+from moiety.runtime.conversion import integers
+from moiety.runtime.generation import device_of
+from moiety.runtime.model.load import load_model
+from moiety.runtime.seat import seat_of
+from moiety.runtime.training.allocations import allocations_of, storage_bytes
+from moiety.runtime.training.data import read_rows, rows_of_step
+from moiety.runtime.training.pieces import local
+from moiety.runtime.training.saved import counting_saved
+from moiety.runtime.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from moiety.runtime.job import Job, Training
+    from moiety.runtime.post import Post, Report
+    from moiety.runtime.training.data import Row
+
+
+def train(post: Post) -> Report:
+    """Return this rank's report of the job: the loss of every step, and what the steps took of its memory."""
+    job, rank = post.job, post.world.rank
+    training = job.training
+    assert training is not None, "a job of training says what to train on"
+    rows = _rows(job, training)
+    network = Network(
+        rank=rank,
+        world_size=post.world.size,
+        store=post.store,
+        tiers=job.plan.cluster.tiers,
+        device=device_of(post),
+        transport=job.transport,
+    )
+    try:
+        seat = seat_of(job.plan, rank)
+        model = load_model(seat, Checkpoint.open(job.checkpoint), network, trains=True)
+        trainer = Trainer(
+            model, network, learning_rate=training.learning_rate, checkpointed=checkpointed_layers(job)
+        )
+        trainer.world.barrier()
+        batch = rows_of_step(rows, 0, training.batch_size)
+        report: Report = {"saved_tensor_bytes": saved_bytes(trainer, batch)}
+        losses: list[float] = []
+        for step in range(training.num_steps):
+            batch = rows_of_step(rows, step, training.batch_size)
+            if step == min(1, training.num_steps - 1):  # the first step makes the optimizer's state
+                loss, allocations = allocations_of(
+                    lambda batch=batch: trainer.step(batch), storage_bytes(trainer.held()), model.device
+                )
+                report |= {"allocations_per_step": allocations.count, "peak_bytes": allocations.peak_bytes}
+            else:
+                loss = trainer.step(batch)
+            losses.append(loss)
+            post.progress(step + 1, training.num_steps)
+        report |= {"losses": losses, "rank": _of_rank(trainer, network)}
+        return report
+    finally:
+        network.close()
+
+
+def checkpointed_layers(job: Job) -> tuple[int, ...]:
+    """Return the layers that the plan's memory has recompute their activations."""
+    memory = job.plan.pools[0].memory
+    assert memory is not None, "a plan of training is evaluated before it is run"
+    return memory.checkpointed_layers
+
+
+def saved_bytes(trainer: Trainer, rows: Sequence[Row]) -> dict[str, int]:
+    """Return what a forward pass on a batch keeps for the backward pass on this rank.
+
+    Without checkpointing; with all layers checkpointed; and with those that the plan says, as the steps do it.
+    """
+
+    def measured(layers: Collection[int]) -> int:
+        with counting_saved(local(each) for each in trainer.parameters()) as saved:
+            loss = trainer.loss(rows, layers)
+        del loss
+        return saved.size_bytes
+
+    return {
+        "without_checkpointing": measured(()),
+        "with_checkpointing": measured(tuple(trainer.model.layers)),
+        "as_planned": measured(trainer.checkpointed),
+    }
+
+
+def _rows(job: Job, training: Training) -> tuple[Row, ...]:
+    model = job.plan.model
+    return read_rows(
+        read_text(training.data),
+        source=training.data,
+        vocab_size=model.vocab_size,
+        max_tokens=model.max_position_embeddings,
+    )
+
+
+def _of_rank(trainer: Trainer, network: Network) -> dict[str, Any]:
+    """Return what one rank holds, by the kinds of the memory plan, and what it sent."""
+    model = trainer.model
+    state = [local(each) for part in trainer.optimizer.state.values() for each in part.values() if each.dim()]
+    return {
+        "held_bytes": {
+            **trainer.weight_bytes(),
+            "gradients": storage_bytes(local(each.grad) for each in trainer.parameters() if each.grad is not None),
+            "optimizer_state": storage_bytes(state),
+        },
+        "sent": network.traffic.snapshot(),
+        "expert_counts": {str(index): integers(each.counts) for index, each in model.expert_layers.items()},
+    }
