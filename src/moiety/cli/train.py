@@ -57,6 +57,23 @@ def train(
             show_default=False,
         ),
     ] = None,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Where the state goes after the last step: parameters and optimizer, in PyTorch's distributed "
+            "checkpoint format.",
+            show_default=False,
+        ),
+    ] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="Go on from a state that --save has written, under this plan or any other of the model.",
+            show_default=False,
+        ),
+    ] = None,
     rank_output: Annotated[
         str | None,
         typer.Option(
@@ -88,6 +105,8 @@ def train(
         batch_size=batch_size,
         transport=transport,
         fold=fold,
+        save=save,
+        resume=resume,
     )
     output = Output(json, quiet)
     prepared, reports = run_ranks(lambda world: prepare(wish, world), output, rank_output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +11,10 @@ from typing import TYPE_CHECKING
 from moiety.cli.run_choice import choose, transport_named
 from moiety.cli.train_plan import batch_of, check_trainable, trained
 from moiety.errors import InputError
-from moiety.files import read_text
+from moiety.files import MAX_DATA_BYTES, read_text
 from moiety.runtime.job import TRAINING_ENTRY, Job, Training
 from moiety.runtime.training.data import read_rows
+from moiety.runtime.training.state import METADATA
 
 if TYPE_CHECKING:
     from moiety.cli.run_plan import Folding
@@ -31,6 +33,8 @@ class Wish:
     batch_size: int | None
     transport: str
     fold: int | None
+    save: str | None
+    resume: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,12 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
     """
     if not (math.isfinite(wish.learning_rate) and wish.learning_rate > 0):
         raise InputError("must be above 0", field="--lr", value=wish.learning_rate)
+    _check_folders(wish)
     choice = choose(wish.plan, wish.checkpoint, wish.fold, world)
     if choice.num_ranks is None:
         check_trainable(choice.plan, str(choice.path))
     rows = read_rows(
-        read_text(wish.data),
+        read_text(wish.data, limit=MAX_DATA_BYTES),
         source=wish.data,
         vocab_size=choice.model.vocab_size,
         max_tokens=choice.model.max_position_embeddings,
@@ -73,8 +78,30 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
             num_steps=wish.steps,
             learning_rate=wish.learning_rate,
             batch_size=batch_size,
+            save=_absolute(wish.save),
+            resume=_absolute(wish.resume),
         ),
         entry=TRAINING_ENTRY,
     )
     notes = () if folding is None else (folding.sentence(),)
     return Preparation(job, folding, notes)
+
+
+def _check_folders(wish: Wish) -> None:
+    """Raise InputError where there is nothing to go on from, or where saving would replace what is no checkpoint."""
+    if wish.resume is not None and not (Path(wish.resume) / METADATA).is_file():
+        rule = f"holds no {METADATA}, so it is no distributed checkpoint"
+        raise InputError(rule, field="--resume", value=wish.resume, remedy="name the folder of an earlier --save")
+    if wish.save is None:
+        return
+    target = Path(wish.save)
+    if target.exists() and not (target / METADATA).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        rule = "is there and is no distributed checkpoint, which alone would be replaced"
+        raise InputError(rule, field="--save", value=wish.save, remedy="name a new folder")
+    nearest = next(each for each in target.absolute().parents if each.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        raise InputError(f"nothing can be written to {nearest}", field="--save", value=wish.save)
+
+
+def _absolute(folder: str | None) -> str | None:
+    return None if folder is None else str(Path(folder).resolve())

@@ -66,6 +66,7 @@ class TrainResult:
             "plan": plan.name,
             "num_ranks": self.job.num_ranks,
             "batch_size": self.training.batch_size,
+            "first_step": self.reports[0]["first_step"],
             "losses": self.losses,
             "saved_tensor_bytes": saved,
             "saved_tensor_bytes_in_steps": in_steps,
@@ -74,6 +75,7 @@ class TrainResult:
             "allocations_per_step": self._largest("allocations_per_step"),
             "measured": {"ranks": [self._rank(rank, report) for rank, report in enumerate(self.reports)]},
             "planned": self.memory.model_dump(mode="json", exclude={"arena"}),
+            "saved": self.training.save,
             "folded": None if self.folding is None else self.folding.document(),
         }
 
@@ -86,7 +88,7 @@ class TrainResult:
 
     @staticmethod
     def _rank(rank: int, report: Report) -> dict[str, object]:
-        whole = {key: value for key, value in report.items() if key not in {"losses", "rank"}}
+        whole = {key: value for key, value in report.items() if key not in {"losses", "rank", "first_step"}}
         return {"rank": rank, **whole, **_of_rank(report)}
 
 

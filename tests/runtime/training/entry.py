@@ -30,7 +30,12 @@ def train_cases(place: Place, cases: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def _trained(
-    place: Place, number: int, plan: Plan, folder: Path, batches: list[list[Row]], **options: Any # noqa: ANN401
+    place: Place,
+    number: int,
+    plan: Plan,
+    folder: Path,
+    batches: list[list[Row]],
+    **options: Any,  # noqa: ANN401
 ) -> dict[str, Any] | None:
     if place.rank >= plan.num_gpus:
         return None
@@ -39,7 +44,9 @@ def _trained(
         rank = trainer(network, plan, folder, **options)
         losses = [rank.gradients(batches[0])]
         gradients = [
-            (*piece.key, piece.of(piece.owner.grad).numpy().copy()) for piece in rank.pieces if piece.owner.grad is not None
+            (*piece.key, piece.of(piece.owner.grad).numpy().copy())
+            for piece in rank.pieces
+            if piece.owner.grad is not None
         ]
         rank.optimizer.step()
         losses += [rank.step(batch) for batch in batches[1:]]

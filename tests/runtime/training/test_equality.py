@@ -70,7 +70,9 @@ def covered(ranks: list[dict[str, Any]], what: str, expected: dict[str, torch.Te
             box = tuple(slice(low, low + size) for low, size in zip(offsets, sizes, strict=True))
             seen[name][box] = True
             if tensor.size:
-                error = (torch.from_numpy(tensor) - expected[name][box]).abs().max() / expected[name].abs().max().clamp_min(1e-20)
+                error = (torch.from_numpy(tensor) - expected[name][box]).abs().max() / expected[
+                    name
+                ].abs().max().clamp_min(1e-20)
                 worst[name] = max(worst.get(name, 0.0), error.item())
     assert all(each.all() for each in seen.values()), [name for name, each in seen.items() if not each.all()]
     return worst
@@ -78,7 +80,7 @@ def covered(ranks: list[dict[str, Any]], what: str, expected: dict[str, torch.Te
 
 SHORT = ("tp4, more than key heads", "tp2 dp2 ep2 etp2", "dp4 ep4, copies of experts")
 """The divisions that architectures are tried with which have no parts of their own."""
-IN_FULL = frozenset({"mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss"})
+IN_FULL = frozenset({"mixtral", "deepseek_v3"})
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))

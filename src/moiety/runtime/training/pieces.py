@@ -106,7 +106,9 @@ def _expert_pieces(model: RankModel, index: int, prefix: str, layer: ExpertLayer
     etp, place = model.seat.strategy.etp, model.seat.coordinates["etp"]
     columns = range(layout.intermediate_size)[share(layout.intermediate_size, etp, place)]
     stored: Mapping[ExpertKind, torch.Tensor] = TrainedExperts.of(layer).stored
-    for kind in (each for each in KINDS if each in stored):
+    for kind in KINDS:
+        if kind not in stored:
+            continue
         axis = layout.axis(kind)
         whole = model.shapes[f"{prefix}.{kind}"][1:]
         ranges = (range(whole[0]),) if axis is None else layout.ranges(kind, columns)

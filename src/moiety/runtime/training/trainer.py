@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 
+from moiety.files import replacing_folder
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.training.allocations import storage_bytes
 from moiety.runtime.training.experts import TrainedExperts, make_trainable
 from moiety.runtime.training.forward import TrainedModel
 from moiety.runtime.training.gradients import shared_copies
 from moiety.runtime.training.pieces import local, pieces_of
+from moiety.runtime.training.state import Entry, read_state, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -19,6 +23,10 @@ if TYPE_CHECKING:
     from moiety.runtime.comm.network import Network
     from moiety.runtime.model.rank_model import RankModel
     from moiety.runtime.training.data import Row
+
+_STEP = "step"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's names for what it keeps of a parameter."""
 
 
 class Trainer:
@@ -40,20 +48,24 @@ class Trainer:
         """What the rank holds of every parameter and persistent buffer."""
         self._copies = shared_copies(self.pieces, self.world, network)
         self.optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=0.0)
+        self._step = torch.zeros(1, dtype=torch.int64)
 
     def parameters(self) -> list[torch.Tensor]:
         """Return every trained parameter of the rank, the experts' last."""
-        experts = [
-            tensor for layer in self.model.expert_layers.values() for tensor in TrainedExperts.of(layer).stored.values()
-        ]
-        return [*self.network.parameters(), *experts]
+        return [*self.network.parameters(), *self._expert_parameters()]
+
+    def _expert_parameters(self) -> list[torch.Tensor]:
+        layers = self.model.expert_layers.values()
+        return [tensor for layer in layers for tensor in TrainedExperts.of(layer).stored.values()]
 
     def weight_bytes(self) -> dict[str, int]:
         """Return the bytes of the rank's parameters by the kinds of the memory plan."""
         network = self.network
-        ends = [part.weight for part in (network.embedding, network.head) if part is not None]
+        ends = [each for part in (network.embedding, network.head) if part is not None for each in part.parameters()]
         whole = {id(each) for each in ends}
-        experts = [each for layer in self.model.expert_layers.values() for each in TrainedExperts.of(layer).stored.values()]
+        experts = [
+            each for layer in self.model.expert_layers.values() for each in TrainedExperts.of(layer).stored.values()
+        ]
         return {
             "dense_weights": storage_bytes(local(each) for each in network.parameters() if id(each) not in whole),
             "expert_weights": storage_bytes(experts),
@@ -65,6 +77,48 @@ class Trainer:
         state = [each for part in self.optimizer.state.values() for each in part.values()]
         gradients = [each.grad for each in self.parameters() if each.grad is not None]
         return [local(each) for each in (*self.parameters(), *gradients, *state)]
+
+    def state(self) -> list[Entry]:
+        """Return what goes on from step to step: parameters, persistent buffers, the optimizer's moments, the step.
+
+        They are views of the rank's own memory. Moments that no step has made yet are zeros.
+        """
+        entries = [Entry(_STEP, (1,), (0,), self._step)]
+        for piece in self.pieces:
+            whole = self.model.shapes[piece.name]
+            entries.append(Entry(piece.name, whole, piece.offsets, piece.of(piece.owner)))
+            if not piece.owner.requires_grad:
+                continue
+            moments = self.optimizer.state[piece.owner]
+            if not moments:
+                moments |= {"step": torch.zeros(()), **{each: torch.zeros_like(piece.owner) for each in _MOMENTS}}
+            entries += [
+                Entry(f"optimizer.{piece.name}.{each}", whole, piece.offsets, piece.of(moments[each]))
+                for each in _MOMENTS
+            ]
+        return entries
+
+    def save(self, folder: Path) -> None:
+        """Write the state of all ranks to `folder`, which appears whole or not at all; all ranks call it.
+
+        The folder is the same one for all ranks. Raises OutputError where it cannot be written.
+        """
+        is_first = self.world.index == 0
+        with replacing_folder(folder) if is_first else nullcontext() as fresh:
+            beside = cast("list[str]", self.world.gather_objects(str(fresh)))[0]
+            write_state(self.state(), Path(beside), self.world)
+        self.world.barrier()
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a state that was saved under any division; InputError where it is not one of this model."""
+        read_state(self.state(), folder)
+        for moments in self.optimizer.state.values():
+            moments["step"].fill_(self.num_steps)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the model has been trained for, those before the state was saved included."""
+        return int(self._step)
 
     def loss(self, rows: Sequence[Row], checkpointed: Collection[int] | None = None) -> torch.Tensor:
         """Return this rank's part of the mean loss of a batch, of which its attention group takes a consecutive part.
@@ -96,4 +150,5 @@ class Trainer:
         """Take one optimizer step on a batch; return the loss before it."""
         loss = self.gradients(rows)
         self.optimizer.step()
+        self._step += 1
         return loss

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from moiety.files import read_text
+from moiety.files import MAX_DATA_BYTES, read_text
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.comm.network import Network
 from moiety.runtime.conversion import integers
@@ -20,7 +19,7 @@ from moiety.runtime.training.saved import counting_saved
 from moiety.runtime.training.trainer import Trainer
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from moiety.runtime.job import Job, Training
     from moiety.runtime.post import Post, Report
@@ -44,28 +43,40 @@ def train(post: Post) -> Report:
     try:
         seat = seat_of(job.plan, rank)
         model = load_model(seat, Checkpoint.open(job.checkpoint), network, trains=True)
-        trainer = Trainer(
-            model, network, learning_rate=training.learning_rate, checkpointed=checkpointed_layers(job)
-        )
+        trainer = Trainer(model, network, learning_rate=training.learning_rate, checkpointed=checkpointed_layers(job))
+        if training.resume is not None:
+            trainer.resume(Path(training.resume))
         trainer.world.barrier()
-        batch = rows_of_step(rows, 0, training.batch_size)
-        report: Report = {"saved_tensor_bytes": saved_bytes(trainer, batch)}
-        losses: list[float] = []
-        for step in range(training.num_steps):
-            batch = rows_of_step(rows, step, training.batch_size)
-            if step == min(1, training.num_steps - 1):  # the first step makes the optimizer's state
-                loss, allocations = allocations_of(
-                    lambda batch=batch: trainer.step(batch), storage_bytes(trainer.held()), model.device
-                )
-                report |= {"allocations_per_step": allocations.count, "peak_bytes": allocations.peak_bytes}
-            else:
-                loss = trainer.step(batch)
-            losses.append(loss)
-            post.progress(step + 1, training.num_steps)
-        report |= {"losses": losses, "rank": _of_rank(trainer, network)}
-        return report
+        report = take_steps(trainer, rows, training, post.progress)
+        if training.save is not None:
+            trainer.save(Path(training.save))
+        return {**report, "first_step": trainer.num_steps - training.num_steps, "rank": _of_rank(trainer, network)}
     finally:
         network.close()
+
+
+def take_steps(
+    trainer: Trainer, rows: Sequence[Row], training: Training, progress: Callable[[int, int], None]
+) -> Report:
+    """Take the steps of a training; return their losses and what this rank's memory was measured to take.
+
+    Allocations are counted in the second step, as the first makes the optimizer's state; in the only one, where there
+    is no second.
+    """
+    first = trainer.num_steps
+    report: Report = {"saved_tensor_bytes": saved_bytes(trainer, rows_of_step(rows, first, training.batch_size))}
+    losses: list[float] = []
+    for step in range(training.num_steps):
+        batch = rows_of_step(rows, first + step, training.batch_size)
+        if step == min(1, training.num_steps - 1):
+            held = storage_bytes(trainer.held())
+            loss, allocations = allocations_of(lambda batch=batch: trainer.step(batch), held, trainer.model.device)
+            report |= {"allocations_per_step": allocations.count, "peak_bytes": allocations.peak_bytes}
+        else:
+            loss = trainer.step(batch)
+        losses.append(loss)
+        progress(step + 1, training.num_steps)
+    return {**report, "losses": losses}
 
 
 def checkpointed_layers(job: Job) -> tuple[int, ...]:
@@ -97,7 +108,7 @@ def saved_bytes(trainer: Trainer, rows: Sequence[Row]) -> dict[str, int]:
 def _rows(job: Job, training: Training) -> tuple[Row, ...]:
     model = job.plan.model
     return read_rows(
-        read_text(training.data),
+        read_text(training.data, limit=MAX_DATA_BYTES),
         source=training.data,
         vocab_size=model.vocab_size,
         max_tokens=model.max_position_embeddings,
