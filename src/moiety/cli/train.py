@@ -38,8 +38,8 @@ def train(
             min=1,
             max=_MOST_ROWS,
             metavar="ROWS",
-            help="Rows of a step, a multiple of the plan's attention groups. Without it: those of a training plan's own "
-            "step; for any other plan one a group.",
+            help="Rows of a step, a multiple of the plan's attention groups. Without it: those of a training plan's "
+            "own step; for any other plan one a group.",
             show_default=False,
         ),
     ] = None,
@@ -71,6 +71,15 @@ def train(
         typer.Option(
             metavar="DIR",
             help="Go on from a state that --save has written, under this plan or any other of the model.",
+            show_default=False,
+        ),
+    ] = None,
+    balance_router: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Each step moves the bias that routers like DeepSeek-V3's choose experts by, by so much, towards "
+            "equal loads (no auxiliary loss).",
             show_default=False,
         ),
     ] = None,
@@ -107,6 +116,7 @@ def train(
         fold=fold,
         save=save,
         resume=resume,
+        balance_rate=balance_router,
     )
     output = Output(json, quiet)
     prepared, reports = run_ranks(lambda world: prepare(wish, world), output, rank_output)

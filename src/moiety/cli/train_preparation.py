@@ -13,11 +13,13 @@ from moiety.cli.train_plan import batch_of, check_trainable, trained
 from moiety.errors import InputError
 from moiety.files import MAX_DATA_BYTES, read_text
 from moiety.runtime.job import TRAINING_ENTRY, Job, Training
+from moiety.runtime.training.balance import BIAS
 from moiety.runtime.training.data import read_rows
 from moiety.runtime.training.state import METADATA
 
 if TYPE_CHECKING:
     from moiety.cli.run_plan import Folding
+    from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.world import World
 
 
@@ -35,6 +37,7 @@ class Wish:
     fold: int | None
     save: str | None
     resume: str | None
+    balance_rate: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
     choice = choose(wish.plan, wish.checkpoint, wish.fold, world)
     if choice.num_ranks is None:
         check_trainable(choice.plan, str(choice.path))
+    if wish.balance_rate is not None:
+        _check_balance(wish.balance_rate, choice.checkpoint)
     rows = read_rows(
         read_text(wish.data, limit=MAX_DATA_BYTES),
         source=wish.data,
@@ -80,6 +85,7 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
             batch_size=batch_size,
             save=_absolute(wish.save),
             resume=_absolute(wish.resume),
+            balance_rate=wish.balance_rate,
         ),
         entry=TRAINING_ENTRY,
     )
@@ -101,6 +107,16 @@ def _check_folders(wish: Wish) -> None:
     nearest = next(each for each in target.absolute().parents if each.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"nothing can be written to {nearest}", field="--save", value=wish.save)
+
+
+def _check_balance(rate: float, checkpoint: Checkpoint) -> None:
+    """Raise InputError for a rate that is none, or a model whose routers have no bias to balance by."""
+    if not (math.isfinite(rate) and rate > 0):
+        raise InputError("must be above 0", field="--balance-router", value=rate, remedy="e.g. --balance-router 0.001")
+    if not any(name.endswith(f".{BIAS}") for name in checkpoint.tensors):
+        rule = f"balances routers by their {BIAS}, and this model's have none"
+        remedy = "leave it out: only routers like DeepSeek-V3's have one"
+        raise InputError(rule, source=str(checkpoint.listing), field="--balance-router", value=rate, remedy=remedy)
 
 
 def _absolute(folder: str | None) -> str | None:

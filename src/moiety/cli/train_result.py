@@ -75,6 +75,7 @@ class TrainResult:
             "allocations_per_step": self._largest("allocations_per_step"),
             "measured": {"ranks": [self._rank(rank, report) for rank, report in enumerate(self.reports)]},
             "planned": self.memory.model_dump(mode="json", exclude={"arena"}),
+            "load_imbalance": self.reports[0]["load_imbalance"],
             "saved": self.training.save,
             "folded": None if self.folding is None else self.folding.document(),
         }
@@ -88,7 +89,9 @@ class TrainResult:
 
     @staticmethod
     def _rank(rank: int, report: Report) -> dict[str, object]:
-        whole = {key: value for key, value in report.items() if key not in {"losses", "rank", "first_step"}}
+        whole = {
+            key: value for key, value in report.items() if key not in {"losses", "rank", "first_step", "load_imbalance"}
+        }
         return {"rank": rank, **whole, **_of_rank(report)}
 
 
@@ -101,6 +104,10 @@ def train_sections(result: TrainResult) -> Iterator[RenderableType]:
     title = f"{plan.model.name} on {plan.num_gpus} ranks ({plan.pools[0].strategy.name}): "
     title += f"{training.batch_size} rows a step"
     yield table(title, (">step", ">loss"), [(str(step), f"{loss:.6f}") for step, loss in shown], notes=notes)
+    imbalances = cast("list[float]", result.reports[0]["load_imbalance"])
+    if imbalances:
+        first, last = imbalances[0], imbalances[-1]
+        yield f"The most chosen expert had {first:.2f} times the mean load at first, {last:.2f} at last."
     yield memory_section(result)
 
 
@@ -109,11 +116,12 @@ def memory_section(result: TrainResult) -> RenderableType:
     planned, saved, whole = result.memory.bytes_by_kind, result.saved, result.document()
     rows = [(kind.replace("_", " "), _bytes(result.held(kind)), _bytes(planned.get(kind, 0))) for kind in _KINDS]
     rows.append(("kept for the backward pass", _bytes(saved["as_planned"]), _bytes(planned.get(_SAVED, 0))))
-    notes = [
-        f"kept without checkpointing {_bytes(saved['without_checkpointing'])}, with all layers checkpointed "
-        f"{_bytes(saved['with_checkpointing'])}; the plan checkpoints {len(result.memory.checkpointed_layers)} layers",
-        f"peak of a step {_bytes(cast('int', whole['peak_bytes']))} in {whole['allocations_per_step']} allocations",
-    ]
+    kept = f"kept without checkpointing {_bytes(saved['without_checkpointing'])}, with all layers checkpointed "
+    kept += (
+        f"{_bytes(saved['with_checkpointing'])}; the plan checkpoints {len(result.memory.checkpointed_layers)} layers"
+    )
+    peak = f"peak of a step {_bytes(cast('int', whole['peak_bytes']))} in {whole['allocations_per_step']} allocations"
+    notes = [kept, peak]
     return table("Memory of the fullest rank", ("kind", ">measured", ">planned"), rows, notes=notes)
 
 

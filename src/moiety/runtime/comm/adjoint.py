@@ -58,7 +58,7 @@ class _ReduceScatter(Function):
 
 class _AllToAll(Function):
     @staticmethod
-    def forward(  # noqa: D102 - torch's
+    def forward(
         ctx: Any,  # noqa: ANN401 - as above
         rows: torch.Tensor,
         group: Group,

@@ -39,9 +39,10 @@ class TrainedModel(torch.nn.Module):
         embeddings = self._rank_model.rotary(states, positions)
         for index, layer in zip(self._rank_model.layers, self.layers, strict=True):
             if index in checkpointed:
-                states = checkpoint(
+                again: Any = checkpoint(
                     _through, layer, states, positions, embeddings, use_reentrant=False, preserve_rng_state=False
                 )
+                states = again
             else:
                 states = _through(layer, states, positions, embeddings)
         return self._loss(states, token_ids, num_rows)

@@ -55,7 +55,7 @@ def shared_copies(pieces: Sequence[Piece], world: Group, network: Network) -> tu
     Copies of experts, dense parameters of other attention groups and instances, key heads and norms that tensor
     parallelism does not divide are all the same case. All ranks have the sets in the same order.
     """
-    trained = [piece for piece in pieces if piece.owner.requires_grad]
+    trained = [piece for piece in pieces if piece.owner.requires_grad and piece.of(piece.owner).numel()]
     everyone = cast("list[list[Key]]", world.gather_objects([piece.key for piece in trained]))
     holders: dict[Key, list[int]] = {}
     for rank, keys in zip(world.ranks, everyone, strict=True):

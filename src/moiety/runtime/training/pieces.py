@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch.distributed.tensor import DTensor
 
 from moiety.runtime.checkpoint.expert_layout import KINDS, ExpertLayout
@@ -15,6 +14,8 @@ from moiety.runtime.training.experts import TrainedExperts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+
+    import torch
 
     from moiety.runtime.checkpoint.expert_layout import ExpertKind
     from moiety.runtime.model.rank_model import RankModel

@@ -6,11 +6,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable
+
+    import torch
 
 
 @dataclass(slots=True)

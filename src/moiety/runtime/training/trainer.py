@@ -11,14 +11,18 @@ import torch
 from moiety.files import replacing_folder
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.training.allocations import storage_bytes
+from moiety.runtime.training.balance import balance, imbalance, router_biases, total_loads
 from moiety.runtime.training.experts import TrainedExperts, make_trainable
 from moiety.runtime.training.forward import TrainedModel
 from moiety.runtime.training.gradients import shared_copies
 from moiety.runtime.training.pieces import local, pieces_of
+from moiety.runtime.training.sharding import GatheredBytes, shard_dense, shards_dense
 from moiety.runtime.training.state import Entry, read_state, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
+
+    from torch._C._distributed_c10d import Store
 
     from moiety.runtime.comm.network import Network
     from moiety.runtime.model.rank_model import RankModel
@@ -33,9 +37,19 @@ class Trainer:
     """Fine-tunes a model that gradients come back through; every rank makes one and calls it alike."""
 
     def __init__(
-        self, model: RankModel, network: Network, *, learning_rate: float, checkpointed: Collection[int] = ()
+        self,
+        model: RankModel,
+        network: Network,
+        store: Store,
+        *,
+        learning_rate: float,
+        checkpointed: Collection[int] = (),
+        balance_rate: float | None = None,
     ) -> None:
-        """Layers of `checkpointed` compute their activations again in the backward pass."""
+        """`store` is where the ranks meet; the rest is as in `Training`.
+
+        Layers of `checkpointed` compute their activations again in the backward pass.
+        """
         self.model = model
         self.checkpointed = frozenset(checkpointed)
         self.world = network.group(tuple(range(model.seat.plan.num_gpus)), "world", Priority.REDUCTION)
@@ -44,11 +58,25 @@ class Trainer:
             make_trainable(layer)
         self.network = TrainedModel(model).requires_grad_(requires_grad=True)
         """The rank's part of the model, from token ids to its part of the loss."""
+        self.gathered = None
+        """What sharded layers take while they are gathered; None where the plan shards nothing."""
+        if shards_dense(model.seat):
+            shard_dense(self.network, model.seat, store, model.device, network.watch.timeout_s)
+            self.gathered = GatheredBytes(self.network)
         self.pieces = pieces_of(model)
         """What the rank holds of every parameter and persistent buffer."""
         self._copies = shared_copies(self.pieces, self.world, network)
-        self.optimizer = torch.optim.AdamW(self.parameters(), lr=learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(self.network.parameters())}, {"params": self._expert_parameters()}],
+            lr=learning_rate,
+            weight_decay=0.0,
+        )
+        self.counts: dict[int, torch.Tensor] = {}
+        """[experts] by layer: how often the router chose each for this attention group's tokens of the last step."""
         self._step = torch.zeros(1, dtype=torch.int64)
+        self._balance_rate, self._biases = balance_rate, router_biases(model)
+        self.imbalances: list[float] = []
+        """Of each step whose routers were balanced: the largest load of an expert over the mean, mean of the layers."""
 
     def parameters(self) -> list[torch.Tensor]:
         """Return every trained parameter of the rank, the experts' last."""
@@ -59,18 +87,26 @@ class Trainer:
         return [tensor for layer in layers for tensor in TrainedExperts.of(layer).stored.values()]
 
     def weight_bytes(self) -> dict[str, int]:
-        """Return the bytes of the rank's parameters by the kinds of the memory plan."""
+        """Return the bytes of the rank's parameters by the kinds of the memory plan, sharded ones as held in a step."""
         network = self.network
-        ends = [each for part in (network.embedding, network.head) if part is not None for each in part.parameters()]
+        parts = [part for part in (network.embedding, network.head) if part is not None]
+        ends = list({id(each): each for part in parts for each in part.parameters()}.values())
         whole = {id(each) for each in ends}
         experts = [
             each for layer in self.model.expert_layers.values() for each in TrainedExperts.of(layer).stored.values()
         ]
+        gathered = 0 if self.gathered is None else self.gathered.most
+        dense = storage_bytes(local(each) for each in network.parameters() if id(each) not in whole)
         return {
-            "dense_weights": storage_bytes(local(each) for each in network.parameters() if id(each) not in whole),
+            "dense_weights": dense + gathered,
             "expert_weights": storage_bytes(experts),
-            "embedding_and_head": storage_bytes(local(each) for each in ends),
+            "embedding_and_head": sum(each.numel() * each.element_size() for each in ends),
         }
+
+    def close(self) -> None:
+        """End what sharding has begun; the network is the caller's."""
+        if self.gathered is not None:
+            torch.distributed.destroy_process_group()
 
     def held(self) -> list[torch.Tensor]:
         """Return every tensor that the rank keeps from step to step: parameters, gradients, the optimizer's state."""
@@ -138,7 +174,8 @@ class Trainer:
         for layer in self.model.expert_layers.values():
             layer.counts = layer.counts[:0]
         loss = self.loss(rows)
-        loss.backward()
+        self.counts = {index: layer.counts for index, layer in self.model.expert_layers.items()}
+        self.backward(loss)  # which may compute, and count, again
         for parameter in self.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -146,9 +183,18 @@ class Trainer:
             copies.reduce()
         return float(self.world.all_reduce(loss.detach().clone()))
 
+    @staticmethod
+    def backward(loss: torch.Tensor) -> None:
+        """Add the gradients of this rank's part of a loss; every rank calls it, as it takes part in exchanges."""
+        torch.autograd.backward(loss)
+
     def step(self, rows: Sequence[Row]) -> float:
         """Take one optimizer step on a batch; return the loss before it."""
         loss = self.gradients(rows)
         self.optimizer.step()
         self._step += 1
+        if self._balance_rate is not None:
+            loads = total_loads({index: self.counts[index] for index in self._biases}, self.world)
+            self.imbalances.append(imbalance(loads))
+            balance(self._biases, loads, self._balance_rate)
         return loss

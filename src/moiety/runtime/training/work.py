@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from torch._C._distributed_c10d import PrefixStore
+
 from moiety.files import MAX_DATA_BYTES, read_text
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.comm.network import Network
@@ -43,13 +45,21 @@ def train(post: Post) -> Report:
     try:
         seat = seat_of(job.plan, rank)
         model = load_model(seat, Checkpoint.open(job.checkpoint), network, trains=True)
-        trainer = Trainer(model, network, learning_rate=training.learning_rate, checkpointed=checkpointed_layers(job))
+        trainer = Trainer(
+            model,
+            network,
+            PrefixStore("moiety/training", post.store),
+            learning_rate=training.learning_rate,
+            checkpointed=checkpointed_layers(job),
+            balance_rate=training.balance_rate,
+        )
         if training.resume is not None:
             trainer.resume(Path(training.resume))
         trainer.world.barrier()
         report = take_steps(trainer, rows, training, post.progress)
         if training.save is not None:
             trainer.save(Path(training.save))
+        trainer.close()
         return {**report, "first_step": trainer.num_steps - training.num_steps, "rank": _of_rank(trainer, network)}
     finally:
         network.close()
@@ -76,7 +86,7 @@ def take_steps(
             loss = trainer.step(batch)
         losses.append(loss)
         progress(step + 1, training.num_steps)
-    return {**report, "losses": losses}
+    return {**report, "losses": losses, "load_imbalance": trainer.imbalances}
 
 
 def checkpointed_layers(job: Job) -> tuple[int, ...]:
@@ -95,13 +105,16 @@ def saved_bytes(trainer: Trainer, rows: Sequence[Row]) -> dict[str, int]:
     def measured(layers: Collection[int]) -> int:
         with counting_saved(local(each) for each in trainer.parameters()) as saved:
             loss = trainer.loss(rows, layers)
-        del loss
+        trainer.backward(loss)  # which lets go of what is kept, and of gathered layers
+        trainer.optimizer.zero_grad(set_to_none=True)
         return saved.size_bytes
 
+    without, with_all = measured(()), measured(tuple(trainer.model.layers))
+    planned = {0: without, len(trainer.model.layers): with_all}.get(len(trainer.checkpointed))
     return {
-        "without_checkpointing": measured(()),
-        "with_checkpointing": measured(tuple(trainer.model.layers)),
-        "as_planned": measured(trainer.checkpointed),
+        "without_checkpointing": without,
+        "with_checkpointing": with_all,
+        "as_planned": measured(trainer.checkpointed) if planned is None else planned,
     }
 
 
@@ -117,7 +130,6 @@ def _rows(job: Job, training: Training) -> tuple[Row, ...]:
 
 def _of_rank(trainer: Trainer, network: Network) -> dict[str, Any]:
     """Return what one rank holds, by the kinds of the memory plan, and what it sent."""
-    model = trainer.model
     state = [local(each) for part in trainer.optimizer.state.values() for each in part.values() if each.dim()]
     return {
         "held_bytes": {
@@ -126,5 +138,5 @@ def _of_rank(trainer: Trainer, network: Network) -> dict[str, Any]:
             "optimizer_state": storage_bytes(state),
         },
         "sent": network.traffic.snapshot(),
-        "expert_counts": {str(index): integers(each.counts) for index, each in model.expert_layers.items()},
+        "expert_counts": {str(index): integers(each) for index, each in trainer.counts.items()},
     }
