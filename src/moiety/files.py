@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 from moiety.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Generator, Mapping
 
 MAX_TEXT_BYTES = 64 * 10**6
 MAX_DATA_BYTES = 2 * 10**9
@@ -145,6 +146,33 @@ def write_all(folder: Path | str, contents: Mapping[str, str | bytes]) -> tuple[
         with contextlib.suppress(OSError):
             backup.unlink()
     return tuple(target_folder / name for name in contents)
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path | str) -> Generator[Path]:
+    """Give an empty folder beside `folder`, whose name it takes when the block ends well.
+
+    Until then, and where the block fails, what was there before stays as it was. Raises OutputError where the folder
+    cannot be made or moved.
+    """
+    target = Path(folder).absolute()
+    mark = f".{target.name}-{os.getpid()}-{os.urandom(4).hex()}"
+    fresh, old = target.parent / f"{mark}.part", target.parent / f"{mark}.old"
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        _sync(fresh)
+        if target.exists():
+            target.rename(old)
+        fresh.rename(target)
+        _sync(target.parent)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {_reason(error)}; nothing was changed") from None
+    finally:
+        if old.exists() and not target.exists():
+            old.rename(target)
+        for leftover in (fresh, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _make_folder(folder: Path, writing: _Writing) -> None:

@@ -18,6 +18,7 @@ from moiety.cli.plan import plan
 from moiety.cli.routing import routing
 from moiety.cli.run import run
 from moiety.cli.simulate import simulate
+from moiety.cli.train import train
 from moiety.cli.verify import verify
 from moiety.cli.version import installed_version
 from moiety.errors import MoietyError
@@ -42,6 +43,7 @@ app.command()(simulate)
 app.command()(place)
 app.command()(verify)
 app.command()(run)
+app.command()(train)
 app.command()(routing)
 app.command()(catalog)
 

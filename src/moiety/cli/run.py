@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
-from moiety.errors import InputError, MoietyError
+from moiety.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moiety.cli.run_preparation import Preparation, Wish
-    from moiety.runtime.job import Job
+    from moiety.cli.run_preparation import Preparation
     from moiety.runtime.post import Report
-    from moiety.runtime.world import World
 
 _MOST_TOKENS = 1_000_000
 _MOST_RANKS = 1024
@@ -103,9 +101,9 @@ def run(
     """
     from moiety.cli.run_checkpoint import check_libraries
 
-    check_libraries()
-    from moiety.cli.run_preparation import Wish
-    from moiety.runtime.world import world_of
+    check_libraries("run")
+    from moiety.cli.run_preparation import Wish, prepare
+    from moiety.cli.run_ranks import run_ranks
 
     wish = Wish(
         plan=plan,
@@ -125,60 +123,10 @@ def run(
     )
     _check_target("--trace", trace)
     _check_target("--calibration-out", calibration_out)
-    world = world_of(os.environ)
     output = Output(json, quiet)
-    if world is None:
-        prepared, reports = _launched(wish, output, rank_output)
-    else:
-        prepared, reports = _attached(wish, output, rank_output, world)
+    prepared, reports = run_ranks(lambda world: prepare(wish, world), output, rank_output)
     if prepared is not None:
         _show(prepared, reports, output, trace, calibration_out)
-
-
-def _launched(wish: Wish, output: Output, rank_output: str | None) -> tuple[Preparation, tuple[Report, ...]]:
-    """Run all ranks on this machine."""
-    from moiety.cli.run_preparation import prepare
-    from moiety.runtime.launch import launch
-
-    prepared = prepare(wish, None)
-    _say(prepared, output)
-    folder = None if rank_output is None else Path(rank_output)
-    try:
-        with output.progress(f"running {prepared.job.num_ranks} ranks") as progress:
-            return prepared, launch(prepared.job, output_folder=folder, progress=progress)
-    except (KeyboardInterrupt, SystemExit):
-        output.complain("interrupted: every rank has been ended")
-        raise
-
-
-def _attached(
-    wish: Wish, output: Output, rank_output: str | None, world: World
-) -> tuple[Preparation | None, tuple[Report, ...]]:
-    """Run this rank among those that others started; the preparation is rank 0's, which shows the result.
-
-    What goes wrong is said by one of the ranks; all leave with exit code 2.
-    """
-    from moiety.cli.run_preparation import prepare
-    from moiety.runtime.attached import Attached
-
-    attached = Attached(world)
-    made: list[Preparation] = []
-
-    def prepared() -> Job:
-        if rank_output is not None:
-            rule = "is for ranks that this command starts"
-            remedy = "torchrun keeps their output with --log-dir and --redirects, srun with --output"
-            raise InputError(rule, field="--rank-output", value=rank_output, remedy=remedy)
-        made.append(prepare(wish, world))
-        _say(made[0], output)
-        return made[0].job
-
-    try:
-        reports = attached.run(attached.shared(prepared))
-    except Exception as error:
-        attached.complain(error, output.complain)
-        raise typer.Exit(MoietyError.exit_code) from error
-    return (made[0] if made else None), reports
 
 
 def _check_target(option: str, file: str | None) -> None:
@@ -191,11 +139,6 @@ def _check_target(option: str, file: str | None) -> None:
     nearest = next(each for each in path.absolute().parents if each.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"nothing can be written to {nearest}", field=option, value=file)
-
-
-def _say(prepared: Preparation, output: Output) -> None:
-    for note in prepared.notes:
-        output.note(note)
 
 
 def _show(

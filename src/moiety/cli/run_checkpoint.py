@@ -21,12 +21,12 @@ _BESIDE_THE_SHAPE = frozenset({"name", "source", "warnings", "num_parameters", "
 """Fields of a model that say nothing of its weights, or follow from those that do."""
 
 
-def check_libraries() -> None:
+def check_libraries(verb: str) -> None:
     """Raise InputError where a library that executes plans is not installed; none is imported for that."""
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         rule = f"needs {', '.join(missing)}, which the plain installation leaves out"
-        raise InputError(rule, field="moiety run", remedy="pip install 'moiety[runtime]'")
+        raise InputError(rule, field=f"moiety {verb}", remedy="pip install 'moiety[runtime]'")
 
 
 def model_of(checkpoint: Checkpoint) -> Model:

@@ -6,16 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.cli.plan_file import calibration_of, load_plan
-from moiety.cli.run_checkpoint import check_same_model, check_scaled_down, model_of, stop_tokens
-from moiety.cli.run_plan import FOLDED_RANKS, MOST_WHOLE_RANKS, check_runnable, folded, with_exchange
+from moiety.cli.run_checkpoint import stop_tokens
+from moiety.cli.run_choice import choose, transport_named
 from moiety.cli.run_prompts import check_prompts, made_up_prompts, read_prompts
-from moiety.cli.verification import refuse_unsound
-from moiety.errors import InputError, nearest
+from moiety.errors import InputError
 from moiety.files import read_text
-from moiety.runtime.attached import check_size
-from moiety.runtime.checkpoint.index import Checkpoint
-from moiety.runtime.job import Job, Transport
+from moiety.runtime.job import Job
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,12 +20,11 @@ if TYPE_CHECKING:
     from moiety.cli.run_plan import Folding
     from moiety.cli.run_prompts import Prompt
     from moiety.model.model import Model
-    from moiety.plan import AllToAll, Plan
+    from moiety.plan import Plan
+    from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.tokenizer import Tokenizer
     from moiety.runtime.world import World
 
-_EXCHANGES: dict[str, AllToAll] = {"flat": "flat", "dedup": "dedup", "hierarchical": "hierarchical"}
-_TRANSPORTS: dict[str, Transport] = {"sockets": "sockets", "gloo": "gloo", "deep_ep": "deep_ep"}
 _FEWEST_MADE_UP = 4
 
 
@@ -82,27 +77,14 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
     `world` is what `torchrun` or Slurm started; None: this machine starts as many ranks as the job takes.
     """
     _check_numbers(wish)
-    plan, path = load_plan(wish.plan)
-    check_runnable(plan, str(path))
-    calibration = calibration_of(plan, str(path))
-    refuse_unsound(plan, calibration, str(path))
-    if wish.dispatch is not None:
-        plan = with_exchange(plan, _exchange(wish.dispatch), calibration)
-    checkpoint = Checkpoint.open(wish.checkpoint)
-    model = model_of(checkpoint)
-    num_ranks = _num_ranks(plan, wish, world)
-    if num_ranks is None:
-        check_same_model(plan.model, model)
-    else:
-        check_scaled_down(plan.model, model)
-    if world is not None:
-        check_size(world, num_ranks or plan.num_gpus)
+    choice = choose(wish.plan, wish.checkpoint, wish.fold, world, dispatch=wish.dispatch)
+    checkpoint, model = choice.checkpoint, choice.model
     prompts = None if wish.prompts is None else read_prompts(read_text(wish.prompts), source=wish.prompts)
     tokenizer = _tokenizer(checkpoint, prompts or ())
     prompts = None if prompts is None else _encoded(prompts, tokenizer)
     check_prompts(prompts or (), model, wish.max_new_tokens)
-    folding = None if num_ranks is None else folded(plan, num_ranks, model)
-    running = plan if folding is None else folding.plan
+    folding = choice.folding()
+    running = choice.plan if folding is None else folding.plan
     made_up = prompts is None
     if prompts is None:
         prompts = _made_up(running, model, wish)
@@ -116,13 +98,13 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
         top_k=wish.top_k,
         seed=wish.seed,
         stop_token_ids=() if wish.ignore_eos else stop_tokens(checkpoint),
-        transport=_transport(wish.transport),
+        transport=transport_named(wish.transport),
         bench=wish.bench,
         trace=wish.trace,
     )
     notes = _notes(folding, len(prompts) if made_up else 0)
-    used = calibration if folding is None else folding.calibration
-    return Preparation(job, folding, prompts, tokenizer, notes, used, path.parent)
+    used = choice.calibration if folding is None else folding.calibration
+    return Preparation(job, folding, prompts, tokenizer, notes, used, choice.path.parent)
 
 
 def _check_numbers(wish: Wish) -> None:
@@ -135,32 +117,6 @@ def _check_numbers(wish: Wish) -> None:
         field, value = ("--top-k", wish.top_k) if wish.top_k else ("--top-p", wish.top_p)
         rule, remedy = "needs a --temperature above 0: at 0 the most likely token is taken", "e.g. --temperature 0.7"
         raise InputError(rule, field=field, value=value, remedy=remedy)
-
-
-def _exchange(text: str) -> AllToAll:
-    if text not in _EXCHANGES:
-        raise InputError("no such exchange", field="--dispatch", value=text, remedy=nearest(text, _EXCHANGES))
-    return _EXCHANGES[text]
-
-
-def _transport(text: str) -> Transport:
-    if text not in _TRANSPORTS:
-        raise InputError("no such transport", field="--transport", value=text, remedy=nearest(text, _TRANSPORTS))
-    if text == "deep_ep":
-        from moiety.runtime.dispatch.deep_ep import check_installed
-
-        check_installed()
-    return _TRANSPORTS[text]
-
-
-def _num_ranks(plan: Plan, wish: Wish, world: World | None) -> int | None:
-    """Return how many ranks the plan is folded onto; None where it runs as it is."""
-    if wish.fold is not None and wish.fold > plan.num_gpus:
-        rule = f"the plan has {plan.num_gpus} ranks, and folding only makes fewer"
-        raise InputError(rule, field="--fold", value=wish.fold)
-    if wish.fold is None and world is None and plan.num_gpus > MOST_WHOLE_RANKS:
-        return FOLDED_RANKS
-    return wish.fold
 
 
 def _tokenizer(checkpoint: Checkpoint, prompts: tuple[Prompt, ...]) -> Tokenizer | None:

@@ -12,12 +12,31 @@ from moiety.runtime.comm.transport import Transport  # pydantic reads it when th
 
 ENTRY = "moiety.runtime.generation:generate"
 """The function that every rank of `moiety run` calls."""
+TRAINING_ENTRY = "moiety.runtime.training.work:train"
+"""The function that every rank of `moiety train` calls."""
 
 TokenId = Annotated[int, Field(ge=0)]
 
 
+class Training(Record):
+    """Steps of fine-tuning, on the rows of a file."""
+
+    data: str
+    """JSON Lines file of the rows, the same on every machine."""
+    num_steps: Annotated[int, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0)]
+    batch_size: Annotated[int, Field(gt=0)]
+    """Rows of a step, over all attention groups."""
+    save: str | None = None
+    """Folder for a distributed checkpoint after the last step."""
+    resume: str | None = None
+    """Folder of the distributed checkpoint to go on from."""
+    balance_rate: Annotated[float, Field(gt=0)] | None = None
+    """What a step moves the router's bias of an expert by, towards equal loads; None: not at all."""
+
+
 class Job(Record):
-    """A plan, the weights that it runs with, and the prompts that it continues."""
+    """A plan, the weights that it runs with, and what is done with them: prompts continued, or steps of training."""
 
     plan: Plan
     checkpoint: str
@@ -37,6 +56,8 @@ class Job(Record):
     """Measure what a calibration needs, beside generating."""
     trace: bool = False
     """Record what each rank did when, for a trace."""
+    training: Training | None = None
+    """What the ranks of `moiety train` do, which continue no prompts."""
     entry: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] = ENTRY
     """`module:function`: called with the Post of each rank, it returns the rank's report, a JSON object."""
 

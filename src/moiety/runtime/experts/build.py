@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from moiety.cost.expert_traffic import stage_widths
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.conversion import COMPUTED_DTYPES, WIRE_DTYPES
+from moiety.runtime.dispatch.differentiable import differentiable_exchange
 from moiety.runtime.dispatch.exchange import StageShape
 from moiety.runtime.dispatch.serving import slot_choosers
 from moiety.runtime.dispatch.table import exchange_over
@@ -35,6 +37,24 @@ if TYPE_CHECKING:
     from moiety.runtime.telemetry import Recorder
 
 
+@dataclass(frozen=True, slots=True)
+class ExpertUse:
+    """What a model's experts are for."""
+
+    trains: bool = False
+    """Whether gradients come back through them and the exchanges."""
+    backend: str | None = None
+    """What computes them (`backends.py`); None: the best for their weights and their use."""
+
+    @property
+    def backend_name(self) -> str | None:
+        """The back end that is asked for: of those that have a backward pass in training."""
+        return self.backend or ("grouped_mm" if self.trains else None)
+
+
+FOR_INFERENCE = ExpertUse()
+
+
 def expert_layers(
     seat: Seat,
     modules: Mapping[int, tuple[str, Any]],
@@ -43,18 +63,17 @@ def expert_layers(
     turns: Turns,
     recorder: Recorder,
     *,
-    backend: str | None = None,
+    use: ExpertUse = FOR_INFERENCE,
 ) -> dict[int, ExpertLayer]:
     """Return the expert layers of the stage's MoE layers, by their index in the model.
 
     `modules` gives for each the name of its experts' parameters and transformers' module, whose gate is used.
-    `backend` is the one that all layers get (`backends.py`); by default each gets the best for its weights.
     """
     placement = seat.pool.placement
     if placement is None:
         return {}
     shape = stage_shape(seat, placement)
-    routed = _routed(seat, shape, network, turns, recorder)
+    routed = _routed(seat, shape, network, turns, recorder, trains=use.trains)
     home = shape.index // shape.gpus_per_node if seat.routes_tokens else 0
     inside = shape.index % shape.gpus_per_node if seat.routes_tokens else 0
     choosers = slot_choosers(
@@ -72,7 +91,7 @@ def expert_layers(
         prefix, module = modules[index]
         experts = placement.experts_of_rank(row, seat.coordinates["ep"])
         weights = _weights(seat, module, source, prefix, experts, network.device)
-        held = HeldLayer(index, choosers[index], weights, backend_for(weights, backend))
+        held = HeldLayer(index, choosers[index], weights, backend_for(weights, use.backend_name))
         found[index] = ExpertLayer(held, routed, partial=seat.strategy.tp > 1)
     return found
 
@@ -90,13 +109,20 @@ def stage_shape(seat: Seat, placement: Placement) -> StageShape:
     )
 
 
-def _routed(seat: Seat, shape: StageShape, network: Network, turns: Turns, recorder: Recorder) -> RoutedExperts:
+def _routed(
+    seat: Seat, shape: StageShape, network: Network, turns: Turns, recorder: Recorder, *, trains: bool
+) -> RoutedExperts:
     """Return how tokens meet experts under the seat's strategy."""
     strategy = seat.strategy
     if seat.routes_tokens:
         options = seat.plan.options
-        formats = wire_dtype(options.dtypes.dispatch, seat, WIRE_DTYPES), wire_dtype(options.dtypes.combine, seat)
-        exchange = exchange_over(options.all_to_all, shape, network, seat.groups["stage"], formats)
+        known = COMPUTED_DTYPES if trains else WIRE_DTYPES
+        formats = wire_dtype(options.dtypes.dispatch, seat, known), wire_dtype(options.dtypes.combine, seat)
+        ranks = seat.groups["stage"]
+        if trains:
+            exchange = differentiable_exchange(shape, network, ranks, formats)
+        else:
+            exchange = exchange_over(options.all_to_all, shape, network, ranks, formats)
         return ExchangedExperts(
             exchange, tp=strategy.tp, tp_index=seat.coordinates["tp"], turns=turns, recorder=recorder
         )
@@ -140,4 +166,5 @@ def _weights(
         gate_up_bias=stacked("gate_up_proj_bias", columns) if has_bias else None,
         down_bias=stacked("down_proj_bias", None) if has_bias and index == 0 else None,
         gate=module._apply_gate,  # noqa: SLF001 - transformers' name for the gate of an architecture
+        is_stored_so=transposed,
     )

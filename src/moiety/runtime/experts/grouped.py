@@ -40,6 +40,8 @@ class ExpertWeights:
     """[slots, hidden]; None too where another rank of the expert adds it."""
     gate: Callable[[torch.Tensor], torch.Tensor]
     """[rows, 2 x width] -> [rows, width]."""
+    is_stored_so: bool = True
+    """Whether transformers stores gate_up and down as the products take them; else it stores them transposed."""
 
     @property
     def num_slots(self) -> int:
@@ -95,7 +97,7 @@ def _products(
 ) -> torch.Tensor:
     """Return the experts' outputs of rows sorted by slot, [rows, hidden]."""
     is_few = hidden.device.type == "cpu" and hidden.shape[0] <= _FEW_ROWS * weights.num_slots
-    multiply = _by_slot if is_few else _grouped
+    multiply = _by_slot if is_few and not torch.is_grad_enabled() else _grouped
     middle = multiply(hidden, weights.gate_up, counts)
     if weights.gate_up_bias is not None:
         middle += weights.gate_up_bias[slot]
@@ -109,6 +111,8 @@ def _products(
 
 def _grouped(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     """Return the product of each slot's rows with its weights, in one call."""
+    if rows.shape[0] == 0:  # grouped_mm has no backward pass for that
+        return rows @ weights[0]
     return grouped_mm(rows, weights, offs=counts.cumsum(0).to(torch.int32))
 
 

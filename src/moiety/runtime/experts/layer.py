@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from moiety.runtime.comm.adjoint import all_gather, reduce_scatter
 from moiety.runtime.dispatch.wire import Rows
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class GatheredExperts:
         given = self._gathered(weights.float(), most).flatten(0, 1)
         self._recorder.mark("token_all_gather", layer.index)
         partial = self._inner(whole, chosen, given, layer)
-        sums = self._group.reduce_scatter(partial)[:tokens]
+        sums = reduce_scatter(partial, self._group)[:tokens]
         self._recorder.mark("token_reduce_scatter", layer.index)
         return sums
 
@@ -124,7 +125,7 @@ class GatheredExperts:
         """Return the groups' tensors side by side, [groups, most, ...], filled up with zeros."""
         padded = part.new_zeros(most, *part.shape[1:])
         padded[: part.shape[0]] = part
-        return self._group.all_gather(padded)
+        return all_gather(padded, self._group)
 
 
 class ExpertLayer(torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Attention of a packed batch over the KV cache, in place of transformers' own attention functions."""
+"""Attention in place of transformers' own functions: of a packed batch over the KV cache, and of whole rows."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention, softmax
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moiety.runtime.model.batch import Batch
     from moiety.runtime.model.kv_cache import KvCache
     from moiety.runtime.telemetry import Recorder
 
-NAME = "moiety"
-"""Under which the function is registered with transformers."""
+PACKED, CAUSAL = "moiety-packed", "moiety-causal"
+"""Under which the two functions are registered with transformers."""
 
 
 def packed_attention(  # noqa: PLR0913 - the arguments are transformers'
@@ -59,6 +61,29 @@ def packed_attention(  # noqa: PLR0913 - the arguments are transformers'
     return out, None
 
 
+def causal_attention(  # noqa: PLR0913 - the arguments are transformers'
+    module: torch.nn.Module,  # noqa: ARG001 - as above
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,  # noqa: ARG001 - every row is whole
+    *,
+    scaling: float,
+    sliding_window: int | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: object,
+) -> tuple[torch.Tensor, None]:
+    """Return the attention output of rows of equal length, [rows, tokens, heads, value width], without a cache.
+
+    `query` is [rows, heads, tokens, width]; window and sinks are as for `packed_attention`.
+    """
+    sinks = s_aux.to(query.dtype) if s_aux is not None else None
+    return _sequence(query, key, value, 0, scaling, sliding_window, sinks).transpose(1, 2).contiguous(), None
+
+
+FUNCTIONS: dict[str, Callable[..., tuple[torch.Tensor, None]]] = {PACKED: packed_attention, CAUSAL: causal_attention}
+
+
 def _sequence(
     query: torch.Tensor,
     key: torch.Tensor,
@@ -68,7 +93,7 @@ def _sequence(
     window: int | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Return the attention of one sequence's tokens from `start` on, [1, heads, new, width]."""
+    """Return the attention of sequences' tokens from `start` on, [sequences, heads, new, width]."""
     new, total = query.shape[2], key.shape[2]
     seen = None
     if (window is not None and window < total) or (start > 0 and new > 1):

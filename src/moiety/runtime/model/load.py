@@ -11,7 +11,8 @@ from moiety.errors import InputError
 from moiety.runtime.checkpoint.weights import WeightSource
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.conversion import COMPUTED_DTYPES
-from moiety.runtime.experts.build import expert_layers
+from moiety.runtime.experts.build import FOR_INFERENCE, expert_layers
+from moiety.runtime.model.attention import CAUSAL, PACKED
 from moiety.runtime.model.marks import mark_ops
 from moiety.runtime.model.parallel import (
     DividedNorm,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.comm.group import Group
     from moiety.runtime.comm.network import Network
+    from moiety.runtime.experts.build import ExpertUse
     from moiety.runtime.model.skeleton import Skeleton
     from moiety.runtime.seat import Seat
     from moiety.runtime.telemetry import Recorder
@@ -70,23 +72,23 @@ def load_model(
     *,
     turns: Turns | None = None,
     recorder: Recorder | None = None,
-    expert_backend: str | None = None,
+    use: ExpertUse = FOR_INFERENCE,
 ) -> RankModel:
     """Return the model of `seat`, its slices read from `checkpoint`; every rank of the plan calls it at the same time.
 
-    `turns` are those that micro-batches take, `recorder` hears of every op that ends, `expert_backend` names what
-    computes the experts (by default the best for their weights and device). Raises InputError for a
+    `turns` are those that micro-batches take, `recorder` hears of every op that ends; to train, attention runs over
+    whole rows without a cache, and gradients come back through every exchange. Raises InputError for a
     checkpoint that lacks a tensor or holds one of another shape, before any weight is read.
     """
     dtype = compute_dtype(seat)
-    skeleton = build_skeleton(checkpoint, dtype)
+    skeleton = build_skeleton(checkpoint, dtype, CAUSAL if use.trains else PACKED)
     source = WeightSource(checkpoint, {name: tuple(each.shape) for name, each in skeleton.tensors.items()})
     source.check()
     tp = network.group(seat.groups["tp"], "tp", Priority.REDUCTION)
     loading = _Loading(seat, skeleton, source, tp, network.device, recorder or Silent())
     layers = {index: skeleton.base.layers[index] for index in seat.layers}
     modules = _expert_modules(loading)
-    experts = expert_layers(seat, modules, source, network, turns or Turns(), loading.recorder, backend=expert_backend)
+    experts = expert_layers(seat, modules, source, network, turns or Turns(), loading.recorder, use=use)
     for index, each in experts.items():
         layers[index].set_submodule(skeleton.experts_name(index), each)
     for index, layer in layers.items():
@@ -109,6 +111,8 @@ def load_model(
         bytes_read=source.bytes_read,
         device=network.device,
         recorder=loading.recorder,
+        prefix=skeleton.prefix(),
+        shapes=source.parameters,
     )
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import embedding, linear
 
+from moiety.runtime.comm.adjoint import all_gather, all_reduce
+
 if TYPE_CHECKING:
     from moiety.runtime.comm.group import Group
     from moiety.runtime.telemetry import Recorder
@@ -25,7 +27,7 @@ class VocabularyEmbedding(torch.nn.Module):
         rows = self._rows(token_ids)
         self._recorder.mark("embedding")
         if self._group.size > 1:
-            rows = self._group.all_reduce(rows)
+            rows = all_reduce(rows, self._group)
             self._recorder.mark("embedding_all_reduce")
         return rows
 
@@ -34,7 +36,7 @@ class VocabularyEmbedding(torch.nn.Module):
         if self._group.size == 1:
             return embedding(token_ids, self.weight)
         if self.weight.shape[0] == 0:
-            return self.weight.new_zeros(*token_ids.shape, self.weight.shape[1])
+            return self.weight.sum(0).repeat(*token_ids.shape, 1)  # zeros, which take part in a backward pass
         local = token_ids - self._first_row
         here = (local >= 0) & (local < self.weight.shape[0])
         return embedding(torch.where(here, local, 0), self.weight) * here[..., None]
@@ -57,7 +59,7 @@ class VocabularyHead(torch.nn.Module):
         widest = -(-self._vocab_size // self._group.size)
         padded = logits.new_zeros(hidden.shape[0], widest)
         padded[:, : logits.shape[1]] = logits
-        gathered = self._group.all_gather(padded)  # [group, rows, widest]
+        gathered = all_gather(padded, self._group)  # [group, rows, widest]
         logits = gathered.transpose(0, 1).reshape(hidden.shape[0], -1)[:, : self._vocab_size]
         self._recorder.mark("logits_all_gather")
         return logits
@@ -92,7 +94,7 @@ class RowLinear(torch.nn.Module):
             return out
         out = linear(rows, self.weight)
         self._recorder.mark(self._ops[0], self._layer)
-        out = self._group.all_reduce(out)
+        out = all_reduce(out, self._group)
         out = out if self.bias is None else out + self.bias
         self._recorder.mark(self._ops[1], self._layer)
         return out
@@ -112,7 +114,7 @@ class DividedNorm(torch.nn.Module):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return [..., width] normalised by the root mean square over all heads."""
         whole = rows.float()
-        squares = self._group.all_reduce(whole.pow(2).sum(-1, keepdim=True))
+        squares = all_reduce(whole.pow(2).sum(-1, keepdim=True), self._group)
         whole = whole * torch.rsqrt(squares / self._counted + self._eps)
         return self.weight * whole.to(rows.dtype)
 
@@ -129,6 +131,6 @@ class ReducedBlock(torch.nn.Module):
         """Return what transformers' block returns, its first output summed over the group in FP32."""
         out: torch.Tensor | tuple[torch.Tensor, ...] = self.inner(hidden_states)
         first = out[0] if isinstance(out, tuple) else out
-        summed = self._group.all_reduce(first.float()).to(hidden_states.dtype)
+        summed = all_reduce(first.float(), self._group).to(hidden_states.dtype)
         self._recorder.mark("ffn_all_reduce", self._layer)
         return (summed, *out[1:]) if isinstance(out, tuple) else summed

@@ -40,6 +40,10 @@ class RankModel:
     device: torch.device
     recorder: Recorder
     """What hears of every op that ends."""
+    prefix: str
+    """What the names of the decoder's parameters begin with."""
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of all parameters and persistent buffers of the whole model, by transformers' name."""
 
     def hidden(self, batch: Batch, cache: KvCache, received: torch.Tensor | None) -> torch.Tensor:
         """Return the states after this stage's layers, [tokens, hidden]; `received` are those of the stage before."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moiety.errors import InputError
-from moiety.runtime.model.attention import NAME, packed_attention
+from moiety.runtime.model.attention import FUNCTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -41,8 +41,8 @@ class Skeleton:
         return ""
 
 
-def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> Skeleton:
-    """Return the model of a checkpoint's config.json, of `dtype`, on the meta device.
+def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -> Skeleton:
+    """Return the model of a checkpoint's config.json, of `dtype`, on the meta device; `attention` names our function.
 
     Raises InputError where transformers knows no such architecture, or where its parts are not those of a decoder of
     attention and feed-forward layers with stacked experts.
@@ -58,8 +58,8 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype) -> Skeleton:
     except (ValueError, KeyError, OSError, TypeError, AttributeError) as error:
         rule = f"transformers {transformers.__version__} cannot build this model: {_first_line(error)}"
         raise InputError(rule, source=f"{folder}/config.json") from None
-    import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS.register(NAME, packed_attention)
-    model.config._attn_implementation = NAME  # noqa: SLF001 - where transformers keeps the choice
+    import_module("transformers.modeling_utils").ALL_ATTENTION_FUNCTIONS.register(attention, FUNCTIONS[attention])
+    model.config._attn_implementation = attention  # noqa: SLF001 - where transformers keeps the choice
     model.eval()
     tensors: dict[str, torch.Tensor] = model.state_dict()
     skeleton = Skeleton(model, getattr(model, model.base_model_prefix, None), tensors, folder)

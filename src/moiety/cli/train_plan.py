@@ -1,0 +1,81 @@
+"""The plan of a training: the plan's division of the work, for the batch that is trained on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moiety.errors import InputError
+from moiety.plan import Schedule
+from moiety.projection.project import evaluate
+from moiety.workload.workload import Workload
+
+if TYPE_CHECKING:
+    from moiety.calibration.calibration import Calibration
+    from moiety.plan import Plan
+
+_FORMAT = "fp32"
+
+
+def check_trainable(plan: Plan, source: str) -> None:
+    """Raise InputError for a plan or a model that this run time does not train."""
+    stages = plan.pools[0].strategy.pp
+    if stages > 1:
+        rule = "training executes plans of one pipeline stage"
+        remedy = "divide the model by tp, ep and dp (moiety plan ... --strategy S), or fold the plan onto fewer ranks"
+        raise InputError(rule, source=source, field="pools[0].strategy.pp", value=stages, remedy=remedy)
+    activations = plan.options.dtypes.activations
+    if activations != _FORMAT:
+        rule = f"training computes in {_FORMAT}"
+        remedy = "save the checkpoint in float32 and plan that"
+        raise InputError(rule, source=source, field="options.dtypes.activations", value=activations, remedy=remedy)
+    for index, layer in enumerate(plan.model.layers):
+        if layer.attention.kind == "linear":
+            rule = "linear attention is planned but not executed"
+            raise InputError(rule, source=source, field=f"model.layers[{index}].attention.kind", value="linear")
+
+
+def batch_of(plan: Plan, asked: int | None, row_tokens: int) -> int:
+    """Return the rows of a step over all attention groups; InputError where the groups cannot share them evenly.
+
+    Not asked for, a plan of training gives the rows of its own step, any other one row for each group.
+    """
+    pool = plan.pools[0]
+    groups = pool.strategy.attn_dp * pool.strategy.instances
+    if asked is None:
+        planned = pool.schedule.tokens_per_step // row_tokens if pool.role == "training" else 1
+        return max(planned, 1) * groups
+    if asked % groups:
+        rule = f"must be a multiple of {groups}, the attention groups of the plan that share the rows evenly"
+        fitting = max(asked // groups, 1) * groups
+        raise InputError(rule, field="--batch-size", value=asked, remedy=f"e.g. --batch-size {fitting}")
+    return asked
+
+
+def trained(plan: Plan, calibration: Calibration, *, num_rows: int, row_tokens: int) -> Plan:
+    """Return the plan as one of training on `num_rows` rows of `row_tokens` a step, in one micro-batch, evaluated anew.
+
+    Its memory then says what a step takes, and which layers recompute their activations for want of room.
+    """
+    pool = plan.pools[0]
+    rows = num_rows // (pool.strategy.attn_dp * pool.strategy.instances)
+    workload = Workload(
+        name=f"{num_rows} rows of {row_tokens} tokens",
+        kind="training",
+        input_tokens=row_tokens,
+        tokens_in_flight=num_rows * row_tokens,
+    )
+    schedule = Schedule(
+        num_microbatches=1,
+        prefill_tokens=rows * row_tokens,
+        prompt_tokens=row_tokens,
+        decode_sequences=0,
+        context_tokens=0,
+    )
+    changes = {
+        "workload": workload,
+        "options": plan.options.model_copy(update={"two_batch_overlap": False, "all_to_all": "dedup"}),
+        "pools": (pool.model_copy(update={"role": "training", "schedule": schedule, "measured": ()}),),
+        "comparison": (),
+        "search": None,
+    }
+    return evaluate(plan.model_copy(update=changes), calibration).plan

@@ -1,0 +1,133 @@
+"""What a training came to: its losses, and what was measured of memory beside what the plan says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+from moiety.cli.table import table
+from moiety.units import format_si
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from rich.console import RenderableType
+
+    from moiety.cli.run_plan import Folding
+    from moiety.plan import MemoryPlan
+    from moiety.runtime.job import Job, Training
+    from moiety.runtime.post import Report
+
+_MOST_SHOWN = 20
+"""Steps that a table shows; `--json` has all."""
+_KINDS = ("dense_weights", "expert_weights", "embedding_and_head", "gradients", "optimizer_state")
+"""Kinds of the memory plan that a rank holds from step to step."""
+_SAVED = "stored_activations"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """A finished training."""
+
+    job: Job
+    reports: tuple[Report, ...]
+    folding: Folding | None = None
+
+    @property
+    def training(self) -> Training:
+        """What the ranks were asked for."""
+        assert self.job.training is not None, "the job is one of training"
+        return self.job.training
+
+    @property
+    def memory(self) -> MemoryPlan:
+        """The plan's memory of a step like those that were taken."""
+        memory = self.job.plan.pools[0].memory
+        assert memory is not None, "a plan of training is evaluated before it is run"
+        return memory
+
+    @property
+    def losses(self) -> list[float]:
+        """The mean loss of each step's rows, before the step."""
+        return cast("list[float]", self.reports[0]["losses"])
+
+    @property
+    def saved(self) -> dict[str, int]:
+        """What a forward pass keeps for the backward pass, on the rank that keeps most."""
+        each = [cast("dict[str, int]", report["saved_tensor_bytes"]) for report in self.reports]
+        return {key: max(saved[key] for saved in each) for key in each[0]}
+
+    def document(self) -> dict[str, object]:
+        """Return the training as one JSON document; figures of memory are the largest of all ranks."""
+        plan = self.job.plan
+        saved = self.saved
+        in_steps = saved.pop("as_planned")
+        return {
+            "plan": plan.name,
+            "num_ranks": self.job.num_ranks,
+            "batch_size": self.training.batch_size,
+            "first_step": self.reports[0]["first_step"],
+            "losses": self.losses,
+            "saved_tensor_bytes": saved,
+            "saved_tensor_bytes_in_steps": in_steps,
+            "checkpointed_layers": list(self.memory.checkpointed_layers),
+            "peak_bytes": self._largest("peak_bytes"),
+            "allocations_per_step": self._largest("allocations_per_step"),
+            "measured": {"ranks": [self._rank(rank, report) for rank, report in enumerate(self.reports)]},
+            "planned": self.memory.model_dump(mode="json", exclude={"arena"}),
+            "load_imbalance": self.reports[0]["load_imbalance"],
+            "saved": self.training.save,
+            "folded": None if self.folding is None else self.folding.document(),
+        }
+
+    def held(self, kind: str) -> int:
+        """Return the bytes of a kind of the memory plan, on the rank that holds most of it."""
+        return max(cast("Mapping[str, int]", _of_rank(report)["held_bytes"])[kind] for report in self.reports)
+
+    def _largest(self, key: str) -> int:
+        return max(cast("int", report[key]) for report in self.reports)
+
+    @staticmethod
+    def _rank(rank: int, report: Report) -> dict[str, object]:
+        whole = {
+            key: value for key, value in report.items() if key not in {"losses", "rank", "first_step", "load_imbalance"}
+        }
+        return {"rank": rank, **whole, **_of_rank(report)}
+
+
+def train_sections(result: TrainResult) -> Iterator[RenderableType]:
+    """Yield everything that `moiety train` shows, in order."""
+    plan, training = result.job.plan, result.training
+    losses = list(enumerate(result.losses, 1))
+    shown = losses if len(losses) <= _MOST_SHOWN else losses[: _MOST_SHOWN // 2] + losses[-_MOST_SHOWN // 2 :]
+    notes = [f"{len(losses)} steps, of which the first and last are shown; --json has all"] if shown != losses else []
+    title = f"{plan.model.name} on {plan.num_gpus} ranks ({plan.pools[0].strategy.name}): "
+    title += f"{training.batch_size} rows a step"
+    yield table(title, (">step", ">loss"), [(str(step), f"{loss:.6f}") for step, loss in shown], notes=notes)
+    imbalances = cast("list[float]", result.reports[0]["load_imbalance"])
+    if imbalances:
+        first, last = imbalances[0], imbalances[-1]
+        yield f"The most chosen expert had {first:.2f} times the mean load at first, {last:.2f} at last."
+    yield memory_section(result)
+
+
+def memory_section(result: TrainResult) -> RenderableType:
+    """Return the bytes of the rank that holds most, beside the memory plan's."""
+    planned, saved, whole = result.memory.bytes_by_kind, result.saved, result.document()
+    rows = [(kind.replace("_", " "), _bytes(result.held(kind)), _bytes(planned.get(kind, 0))) for kind in _KINDS]
+    rows.append(("kept for the backward pass", _bytes(saved["as_planned"]), _bytes(planned.get(_SAVED, 0))))
+    kept = f"kept without checkpointing {_bytes(saved['without_checkpointing'])}, with all layers checkpointed "
+    kept += (
+        f"{_bytes(saved['with_checkpointing'])}; the plan checkpoints {len(result.memory.checkpointed_layers)} layers"
+    )
+    peak = f"peak of a step {_bytes(cast('int', whole['peak_bytes']))} in {whole['allocations_per_step']} allocations"
+    notes = [kept, peak]
+    return table("Memory of the fullest rank", ("kind", ">measured", ">planned"), rows, notes=notes)
+
+
+def _of_rank(report: Report) -> dict[str, object]:
+    return cast("dict[str, object]", report["rank"])
+
+
+def _bytes(value: float) -> str:
+    return format_si(value, "B")

@@ -1,0 +1,72 @@
+"""Dense parameters sharded over the attention groups that would hold copies of them: FSDP2, layer by layer."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import distributed
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+    from moiety.runtime.seat import Seat
+    from moiety.runtime.training.forward import TrainedModel
+
+
+def shards_dense(seat: Seat) -> bool:
+    """Whether the plan has dense parameters sharded, and several attention groups to shard them over."""
+    return seat.plan.options.dense_parameter_sharding and seat.strategy.attn_dp > 1
+
+
+def shard_dense(network: TrainedModel, seat: Seat, store: Store, device: torch.device, timeout_s: float) -> None:
+    """Leave each rank of an attention data-parallel group its rows of every dense parameter; all ranks call it.
+
+    A layer is gathered while the one before it computes, in forward and in backward, and let go after its use; its
+    gradients are summed as they are scattered. Embedding, norm and head stay gathered from forward to backward.
+    Experts, which no module registers as parameters, stay as they are. Makes PyTorch's default process group.
+    """
+    strategy = seat.strategy
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    distributed.init_process_group(
+        backend, store=store, rank=seat.rank, world_size=seat.plan.num_gpus, timeout=timedelta(seconds=timeout_s)
+    )
+    ranks = torch.arange(seat.plan.num_gpus).reshape(strategy.instances, strategy.attn_dp, strategy.tp)
+    mesh = DeviceMesh(device.type, ranks, mesh_dim_names=("instance", "attn_dp", "tp"))["attn_dp"]
+    layers: list[Any] = list(network.layers)
+    for part in (*layers, network):
+        fully_shard(part, mesh=mesh)
+        sharded = cast("Any", part)
+        sharded.set_gradient_divide_factor(1.0)  # the loss is divided by the whole batch already
+        sharded.set_force_sum_reduction_for_comms(True)
+    for before, after in pairwise(layers):
+        before.set_modules_to_forward_prefetch([after])
+        after.set_modules_to_backward_prefetch([before])
+
+
+class GatheredBytes:
+    """The most bytes of gathered layers that are there at a time, looked at whenever a layer begins to compute."""
+
+    def __init__(self, network: TrainedModel) -> None:
+        self.most = 0
+        self._layers = list(network.layers)
+        for layer in self._layers:
+            layer.register_forward_pre_hook(self._look)
+
+    def _look(self, _module: torch.nn.Module, _inputs: object) -> None:
+        self.most = max(self.most, sum(_gathered(layer) for layer in self._layers))
+
+
+def _gathered(layer: Any) -> int:  # noqa: ANN401 - FSDP's module
+    """Return the bytes of a layer's gathered parameters, and of the gathering for it that is under way."""
+    total = 0
+    for group in layer._get_fsdp_state()._fsdp_param_groups:  # noqa: SLF001 - torch shows them nowhere else
+        for parameter in group.fsdp_params:
+            total += sum(each.untyped_storage().nbytes() for each in parameter.all_gather_outputs)
+        if group._all_gather_result is not None:  # noqa: SLF001 - as above
+            total += group._all_gather_result.all_gather_output.nbytes  # noqa: SLF001 - as above
+    return total

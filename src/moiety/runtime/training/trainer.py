@@ -1,0 +1,200 @@
+"""Trainer: a rank's part of the model and its optimizer, stepped together with all other ranks'."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from moiety.files import replacing_folder
+from moiety.runtime.comm.priority import Priority
+from moiety.runtime.training.allocations import storage_bytes
+from moiety.runtime.training.balance import balance, imbalance, router_biases, total_loads
+from moiety.runtime.training.experts import TrainedExperts, make_trainable
+from moiety.runtime.training.forward import TrainedModel
+from moiety.runtime.training.gradients import shared_copies
+from moiety.runtime.training.pieces import local, pieces_of
+from moiety.runtime.training.sharding import GatheredBytes, shard_dense, shards_dense
+from moiety.runtime.training.state import Entry, read_state, write_state
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from torch._C._distributed_c10d import Store
+
+    from moiety.runtime.comm.network import Network
+    from moiety.runtime.model.rank_model import RankModel
+    from moiety.runtime.training.data import Row
+
+_STEP = "step"
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's names for what it keeps of a parameter."""
+
+
+class Trainer:
+    """Fine-tunes a model that gradients come back through; every rank makes one and calls it alike."""
+
+    def __init__(
+        self,
+        model: RankModel,
+        network: Network,
+        store: Store,
+        *,
+        learning_rate: float,
+        checkpointed: Collection[int] = (),
+        balance_rate: float | None = None,
+    ) -> None:
+        """`store` is where the ranks meet; the rest is as in `Training`.
+
+        Layers of `checkpointed` compute their activations again in the backward pass.
+        """
+        self.model = model
+        self.checkpointed = frozenset(checkpointed)
+        self.world = network.group(tuple(range(model.seat.plan.num_gpus)), "world", Priority.REDUCTION)
+        """All ranks of the plan."""
+        for layer in model.expert_layers.values():
+            make_trainable(layer)
+        self.network = TrainedModel(model).requires_grad_(requires_grad=True)
+        """The rank's part of the model, from token ids to its part of the loss."""
+        self.gathered = None
+        """What sharded layers take while they are gathered; None where the plan shards nothing."""
+        if shards_dense(model.seat):
+            shard_dense(self.network, model.seat, store, model.device, network.watch.timeout_s)
+            self.gathered = GatheredBytes(self.network)
+        self.pieces = pieces_of(model)
+        """What the rank holds of every parameter and persistent buffer."""
+        self._copies = shared_copies(self.pieces, self.world, network)
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(self.network.parameters())}, {"params": self._expert_parameters()}],
+            lr=learning_rate,
+            weight_decay=0.0,
+        )
+        self.counts: dict[int, torch.Tensor] = {}
+        """[experts] by layer: how often the router chose each for this attention group's tokens of the last step."""
+        self._step = torch.zeros(1, dtype=torch.int64)
+        self._balance_rate, self._biases = balance_rate, router_biases(model)
+        self.imbalances: list[float] = []
+        """Of each step whose routers were balanced: the largest load of an expert over the mean, mean of the layers."""
+
+    def parameters(self) -> list[torch.Tensor]:
+        """Return every trained parameter of the rank, the experts' last."""
+        return [*self.network.parameters(), *self._expert_parameters()]
+
+    def _expert_parameters(self) -> list[torch.Tensor]:
+        layers = self.model.expert_layers.values()
+        return [tensor for layer in layers for tensor in TrainedExperts.of(layer).stored.values()]
+
+    def weight_bytes(self) -> dict[str, int]:
+        """Return the bytes of the rank's parameters by the kinds of the memory plan, sharded ones as held in a step."""
+        network = self.network
+        parts = [part for part in (network.embedding, network.head) if part is not None]
+        ends = list({id(each): each for part in parts for each in part.parameters()}.values())
+        whole = {id(each) for each in ends}
+        experts = [
+            each for layer in self.model.expert_layers.values() for each in TrainedExperts.of(layer).stored.values()
+        ]
+        gathered = 0 if self.gathered is None else self.gathered.most
+        dense = storage_bytes(local(each) for each in network.parameters() if id(each) not in whole)
+        return {
+            "dense_weights": dense + gathered,
+            "expert_weights": storage_bytes(experts),
+            "embedding_and_head": sum(each.numel() * each.element_size() for each in ends),
+        }
+
+    def close(self) -> None:
+        """End what sharding has begun; the network is the caller's."""
+        if self.gathered is not None:
+            torch.distributed.destroy_process_group()
+
+    def held(self) -> list[torch.Tensor]:
+        """Return every tensor that the rank keeps from step to step: parameters, gradients, the optimizer's state."""
+        state = [each for part in self.optimizer.state.values() for each in part.values()]
+        gradients = [each.grad for each in self.parameters() if each.grad is not None]
+        return [local(each) for each in (*self.parameters(), *gradients, *state)]
+
+    def state(self) -> list[Entry]:
+        """Return what goes on from step to step: parameters, persistent buffers, the optimizer's moments, the step.
+
+        They are views of the rank's own memory. Moments that no step has made yet are zeros.
+        """
+        entries = [Entry(_STEP, (1,), (0,), self._step)]
+        for piece in self.pieces:
+            whole = self.model.shapes[piece.name]
+            entries.append(Entry(piece.name, whole, piece.offsets, piece.of(piece.owner)))
+            if not piece.owner.requires_grad:
+                continue
+            moments = self.optimizer.state[piece.owner]
+            if not moments:
+                moments |= {"step": torch.zeros(()), **{each: torch.zeros_like(piece.owner) for each in _MOMENTS}}
+            entries += [
+                Entry(f"optimizer.{piece.name}.{each}", whole, piece.offsets, piece.of(moments[each]))
+                for each in _MOMENTS
+            ]
+        return entries
+
+    def save(self, folder: Path) -> None:
+        """Write the state of all ranks to `folder`, which appears whole or not at all; all ranks call it.
+
+        The folder is the same one for all ranks. Raises OutputError where it cannot be written.
+        """
+        is_first = self.world.index == 0
+        with replacing_folder(folder) if is_first else nullcontext() as fresh:
+            beside = cast("list[str]", self.world.gather_objects(str(fresh)))[0]
+            write_state(self.state(), Path(beside), self.world)
+        self.world.barrier()
+
+    def resume(self, folder: Path) -> None:
+        """Go on from a state that was saved under any division; InputError where it is not one of this model."""
+        read_state(self.state(), folder)
+        for moments in self.optimizer.state.values():
+            moments["step"].fill_(self.num_steps)
+
+    @property
+    def num_steps(self) -> int:
+        """Steps that the model has been trained for, those before the state was saved included."""
+        return int(self._step)
+
+    def loss(self, rows: Sequence[Row], checkpointed: Collection[int] | None = None) -> torch.Tensor:
+        """Return this rank's part of the mean loss of a batch, of which its attention group takes a consecutive part.
+
+        The sum over all ranks is the batch's mean next-token cross-entropy.
+        """
+        seat = self.model.seat
+        share = len(rows) // seat.num_attention_groups
+        first = seat.attention_group * share
+        token_ids = torch.tensor(rows[first : first + share], dtype=torch.int64, device=self.model.device)
+        layers = self.checkpointed if checkpointed is None else checkpointed
+        return self.network(token_ids, num_rows=len(rows), checkpointed=layers)
+
+    def gradients(self, rows: Sequence[Row]) -> float:
+        """Fill the gradient of every parameter with that of the batch's mean loss; return the loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        for layer in self.model.expert_layers.values():
+            layer.counts = layer.counts[:0]
+        loss = self.loss(rows)
+        self.counts = {index: layer.counts for index, layer in self.model.expert_layers.items()}
+        self.backward(loss)  # which may compute, and count, again
+        for parameter in self.parameters():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        for copies in self._copies:
+            copies.reduce()
+        return float(self.world.all_reduce(loss.detach().clone()))
+
+    @staticmethod
+    def backward(loss: torch.Tensor) -> None:
+        """Add the gradients of this rank's part of a loss; every rank calls it, as it takes part in exchanges."""
+        torch.autograd.backward(loss)
+
+    def step(self, rows: Sequence[Row]) -> float:
+        """Take one optimizer step on a batch; return the loss before it."""
+        loss = self.gradients(rows)
+        self.optimizer.step()
+        self._step += 1
+        if self._balance_rate is not None:
+            loads = total_loads({index: self.counts[index] for index in self._biases}, self.world)
+            self.imbalances.append(imbalance(loads))
+            balance(self._biases, loads, self._balance_rate)
+        return loss

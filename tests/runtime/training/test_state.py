@@ -1,0 +1,76 @@
+"""A training's state is read under any division bit by bit, and a save appears whole or not at all."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from moiety.errors import InputError
+from moiety.files import replacing_folder
+from moiety.runtime.training.state import Entry, read_state
+from tests.ranks import run_ranks
+from tests.runtime.checkpoints import save_checkpoint
+from tests.runtime.training.entry import Boxes, handed_on
+from tests.runtime.training.test_equality import batches, divided
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DIVISIONS = (
+    {"strategy": "tp2_dp2_ep2_etp2", "num_nodes": 2, "per_node": 2},
+    {"strategy": "tp1_dp2_ep2", "per_node": 2},
+    {"strategy": "tp1"},
+    {"strategy": "tp1_dp4_ep4", "num_nodes": 2, "per_node": 2, "redundant": 4, "dense_parameter_sharding": True},
+    {"strategy": "tp2_dp2_ep4", "num_nodes": 2, "per_node": 2},
+)
+
+
+def test_four_ranks_hand_on_to_two_to_one_and_to_four_bit_by_bit(tmp_path: Path) -> None:
+    folder = save_checkpoint("deepseek_v3", tmp_path / "model")
+    plans = [divided(folder, **division) for division in DIVISIONS]
+    ranks = run_ranks(handed_on, 4, folder, plans, batches()[:2])
+    alone = whole([ranks[0][2]])
+    assert any(name.endswith("exp_avg") for name in alone)
+    for number in range(len(plans)):
+        held = whole([rank[number] for rank in ranks if rank[number] is not None], alone)
+        assert held.keys() == alone.keys()
+        assert all((held[name] == alone[name]).all() for name in alone), number
+    assert not list(tmp_path.glob(".state-*")), "nothing is left beside"
+
+
+def whole(ranks: list[Boxes], like: dict[str, np.ndarray] | None = None) -> dict[str, np.ndarray]:
+    """Return every tensor put together from the boxes of all ranks.
+
+    Without `like` there is one rank, whose boxes are whole, or the experts of a stack in their order.
+    """
+    found: dict[str, np.ndarray] = {}
+    for name, offsets, sizes, values in (box for rank in ranks for box in rank):
+        if like is None:
+            stack = [np.empty((0, *values.shape[1:]), values.dtype)] if name not in found else [found[name]]
+            found[name] = np.concatenate([*stack, values])
+            continue
+        tensor = found.setdefault(name, np.full_like(like[name], np.nan if values.dtype.kind == "f" else -1))
+        tensor[tuple(slice(low, low + size) for low, size in zip(offsets, sizes, strict=True))] = values
+    return found
+
+
+def test_what_is_no_state_of_the_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no distributed checkpoint"):
+        read_state([Entry("a", (2,), (0,), torch.zeros(2))], tmp_path)
+    (tmp_path / ".metadata").write_bytes(b"not a pickle")
+    with pytest.raises(InputError, match="is no distributed checkpoint"):
+        read_state([Entry("a", (2,), (0,), torch.zeros(2))], tmp_path)
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "state"
+    for text in ("old", "new"):
+        with replacing_folder(target) as fresh:
+            (fresh / "file").write_text(text)
+    with pytest.raises(KeyError), replacing_folder(target) as fresh:
+        raise KeyError((fresh / "file").write_text("half"))
+    assert [(path.name, path.read_text()) for path in target.iterdir()] == [("file", "new")]
+    assert list(tmp_path.iterdir()) == [target]
