@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from tests.ranks import Place
 
 Boxes = list[tuple[Any, ...]]
-"""Name, offsets, sizes and values of each box that a rank holds."""
+"""Of each box that a rank holds: name and shape of the whole, offsets, values."""
 
 
 @contextmanager
@@ -56,6 +56,8 @@ def _trained(
     plan: Plan,
     folder: Path,
     batches: list[list[Row]],
+    *,
+    measures: bool = False,
     **options: Any,  # noqa: ANN401 - the trainer's
 ) -> dict[str, Any]:
     with trainer(place, number, plan, folder, **options) as rank:
@@ -70,17 +72,12 @@ def _trained(
             "parameters": [_box(piece, piece.owner) for piece in rank.pieces],
             "weight_bytes": rank.weight_bytes(),
             "imbalances": rank.imbalances,
+            "saved": saved_bytes(rank, batches[0]) if measures else None,
         }
 
 
 def _box(piece: Piece, tensor: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a gradient may be missing
     return (*piece.key, piece.of(tensor).numpy().copy())
-
-
-def saved_of(place: Place, plan: Plan, folder: Path, rows: list[Row]) -> dict[str, int]:
-    """Return what a forward pass keeps on this rank."""
-    with trainer(place, 0, plan, folder) as rank:
-        return saved_bytes(rank, rows)
 
 
 def handed_on(place: Place, folder: Path, plans: list[Plan], batches: list[list[Row]]) -> list[Boxes | None]:
@@ -102,12 +99,7 @@ def handed_on(place: Place, folder: Path, plans: list[Plan], batches: list[list[
                 _await_file(state / ".metadata")
                 rank.resume(state)
             rank.save(folder.parent / f"state-{number}")
-            found.append(
-                [
-                    (each.name, each.offsets, tuple(each.tensor.shape), each.tensor.numpy().copy())
-                    for each in rank.state()
-                ]
-            )
+            found.append([(each.name, each.whole, each.offsets, each.tensor.numpy().copy()) for each in rank.state()])
     return found
 
 
