@@ -6,8 +6,6 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch.distributed import PrefixStore
-
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.experts.build import ExpertUse
 from moiety.runtime.model.load import load_model
@@ -34,10 +32,7 @@ def trainer(place: Place, number: int, plan: Plan, folder: Path, **options: Any)
     network = place.network(world_size=plan.num_gpus, generation=number, tiers=plan.cluster.tiers)
     try:
         model = load_model(seat_of(plan, place.rank), Checkpoint.open(str(folder)), network, use=ExpertUse(trains=True))
-        store = PrefixStore(f"case {number}", place.store())
-        rank = Trainer(model, network, store, **{"learning_rate": 1e-3, **options})
-        yield rank
-        rank.close()
+        yield Trainer(model, network, **{"learning_rate": 1e-3, **options})
     finally:
         network.close()
 

@@ -12,7 +12,11 @@ from moiety.runtime.comm.group import Group
 from moiety.runtime.comm.ledger import Ledger
 from moiety.runtime.comm.mesh import Mesh
 from moiety.runtime.comm.progress import Progress
-from moiety.runtime.comm.registered_group import forget_registered_process_groups, registered_process_group
+from moiety.runtime.comm.registered_group import (
+    forget_registered_process_groups,
+    register_all_ranks,
+    registered_process_group,
+)
 from moiety.runtime.comm.rendezvous import Rendezvous, address_towards
 from moiety.runtime.comm.torch_group import TorchGroup, gloo_process_group, nccl_process_group
 from moiety.runtime.comm.traffic import Traffic, tier_between
@@ -96,7 +100,12 @@ class Network:
 
     def library_group(self, ranks: tuple[int, ...]) -> object:
         """Return a process group of `ranks` that PyTorch itself knows, for libraries that take no other."""
-        return registered_process_group(self._store, self.rank, self.world_size, ranks, self.device.type)
+        self.register_all_ranks()
+        return registered_process_group(ranks)
+
+    def register_all_ranks(self) -> None:
+        """Have PyTorch know the group of all ranks, for libraries that make their own groups; every rank must."""
+        register_all_ranks(self._store, self.rank, self.world_size, self.device.type, self.watch.timeout_s)
 
     def connect(self, ranks: tuple[int, ...], label: str, priority: Priority) -> dict[int, Link]:
         """Return new links to the other ones of `ranks`, by place; all of them call it with the same arguments."""

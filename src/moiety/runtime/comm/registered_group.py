@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
@@ -10,20 +11,20 @@ from torch._C._distributed_c10d import PrefixStore, Store
 _distributed: Any = dist  # its functions have no complete types
 
 
-def registered_process_group(
-    store: Store, rank: int, world_size: int, ranks: tuple[int, ...], device_type: str
-) -> object:
-    """Return a new group of `ranks`, NCCL's on GPUs and gloo's on CPUs; all its members call this alike.
-
-    The first call makes the group of all ranks, which PyTorch wants to be there: every rank must make one.
-    """
+def register_all_ranks(store: Store, rank: int, world_size: int, device_type: str, timeout_s: float) -> None:
+    """Make the group of all ranks that PyTorch wants to be there, NCCL on GPUs and gloo on CPUs; every rank must."""
     if not _distributed.is_initialized():
         _distributed.init_process_group(
             "nccl" if device_type == "cuda" else "gloo",
             store=PrefixStore("registered", store),
             rank=rank,
             world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
         )
+
+
+def registered_process_group(ranks: tuple[int, ...]) -> object:
+    """Return a new group of `ranks`; all its members call this alike, once all ranks are registered."""
     return _distributed.new_group(list(ranks), use_local_synchronization=True)
 
 

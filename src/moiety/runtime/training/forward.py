@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from moiety.runtime.model.rank_model import RankModel
+
+
+_checkpointing: Any = checkpoint  # its functions have no complete types
 
 
 class TrainedModel(torch.nn.Module):
@@ -39,10 +42,9 @@ class TrainedModel(torch.nn.Module):
         embeddings = self._rank_model.rotary(states, positions)
         for index, layer in zip(self._rank_model.layers, self.layers, strict=True):
             if index in checkpointed:
-                again: Any = checkpoint(
+                states = _checkpointing.checkpoint(
                     _through, layer, states, positions, embeddings, use_reentrant=False, preserve_rng_state=False
                 )
-                states = again
             else:
                 states = _through(layer, states, positions, embeddings)
         return self._loss(states, token_ids, num_rows)

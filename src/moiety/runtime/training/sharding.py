@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import distributed
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 if TYPE_CHECKING:
-    from torch._C._distributed_c10d import Store
-
+    from moiety.runtime.comm.network import Network
     from moiety.runtime.seat import Seat
     from moiety.runtime.training.forward import TrainedModel
 
@@ -23,22 +20,20 @@ def shards_dense(seat: Seat) -> bool:
     return seat.plan.options.dense_parameter_sharding and seat.strategy.attn_dp > 1
 
 
-def shard_dense(network: TrainedModel, seat: Seat, store: Store, device: torch.device, timeout_s: float) -> None:
+def shard_dense(model: TrainedModel, seat: Seat, network: Network) -> None:
     """Leave each rank of an attention data-parallel group its rows of every dense parameter; all ranks call it.
 
     A layer is gathered while the one before it computes, in forward and in backward, and let go after its use; its
     gradients are summed as they are scattered. Embedding, norm and head stay gathered from forward to backward.
-    Experts, which no module registers as parameters, stay as they are. Makes PyTorch's default process group.
+    Experts, which no module registers as parameters, stay as they are. PyTorch's group of all ranks is
+    made, and ends with the network.
     """
     strategy = seat.strategy
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    distributed.init_process_group(
-        backend, store=store, rank=seat.rank, world_size=seat.plan.num_gpus, timeout=timedelta(seconds=timeout_s)
-    )
+    network.register_all_ranks()
     ranks = torch.arange(seat.plan.num_gpus).reshape(strategy.instances, strategy.attn_dp, strategy.tp)
-    mesh = DeviceMesh(device.type, ranks, mesh_dim_names=("instance", "attn_dp", "tp"))["attn_dp"]
-    layers: list[Any] = list(network.layers)
-    for part in (*layers, network):
+    mesh = DeviceMesh(network.device.type, ranks, mesh_dim_names=("instance", "attn_dp", "tp"))["attn_dp"]
+    layers: list[Any] = list(model.layers)
+    for part in (*layers, model):
         fully_shard(part, mesh=mesh)
         sharded = cast("Any", part)
         sharded.set_gradient_divide_factor(1.0)  # the loss is divided by the whole batch already

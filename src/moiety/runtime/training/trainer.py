@@ -22,8 +22,6 @@ from moiety.runtime.training.state import Entry, read_state, write_state
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from torch._C._distributed_c10d import Store
-
     from moiety.runtime.comm.network import Network
     from moiety.runtime.model.rank_model import RankModel
     from moiety.runtime.training.data import Row
@@ -40,13 +38,12 @@ class Trainer:
         self,
         model: RankModel,
         network: Network,
-        store: Store,
         *,
         learning_rate: float,
         checkpointed: Collection[int] = (),
         balance_rate: float | None = None,
     ) -> None:
-        """`store` is where the ranks meet; the rest is as in `Training`.
+        """Make the optimizer, and shard what the plan shards; the options are as in `Training`.
 
         Layers of `checkpointed` compute their activations again in the backward pass.
         """
@@ -61,7 +58,7 @@ class Trainer:
         self.gathered = None
         """What sharded layers take while they are gathered; None where the plan shards nothing."""
         if shards_dense(model.seat):
-            shard_dense(self.network, model.seat, store, model.device, network.watch.timeout_s)
+            shard_dense(self.network, model.seat, network)
             self.gathered = GatheredBytes(self.network)
         self.pieces = pieces_of(model)
         """What the rank holds of every parameter and persistent buffer."""
@@ -102,11 +99,6 @@ class Trainer:
             "expert_weights": storage_bytes(experts),
             "embedding_and_head": sum(each.numel() * each.element_size() for each in ends),
         }
-
-    def close(self) -> None:
-        """End what sharding has begun; the network is the caller's."""
-        if self.gathered is not None:
-            torch.distributed.destroy_process_group()
 
     def held(self) -> list[torch.Tensor]:
         """Return every tensor that the rank keeps from step to step: parameters, gradients, the optimizer's state."""
@@ -191,7 +183,7 @@ class Trainer:
     def step(self, rows: Sequence[Row]) -> float:
         """Take one optimizer step on a batch; return the loss before it."""
         loss = self.gradients(rows)
-        self.optimizer.step()
+        self.optimizer.step()  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
         self._step += 1
         if self._balance_rate is not None:
             loads = total_loads({index: self.counts[index] for index in self._biases}, self.world)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch._C._distributed_c10d import PrefixStore
-
 from moiety.files import MAX_DATA_BYTES, read_text
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.comm.network import Network
@@ -49,7 +47,6 @@ def train(post: Post) -> Report:
         trainer = Trainer(
             model,
             network,
-            PrefixStore("moiety/training", post.store),
             learning_rate=training.learning_rate,
             checkpointed=checkpointed_layers(job),
             balance_rate=training.balance_rate,
@@ -60,7 +57,6 @@ def train(post: Post) -> Report:
         report = take_steps(trainer, rows, training, post.progress)
         if training.save is not None:
             trainer.save(Path(training.save))
-        trainer.close()
         return {**report, "first_step": trainer.num_steps - training.num_steps, "rank": _of_rank(trainer, network)}
     finally:
         network.close()
