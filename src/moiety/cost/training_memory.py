@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from moiety.graph.graph import Graph
     from moiety.graph.op import Op
 
-_ADAM_BYTES = 12
-"""FP32 master weight and two moments."""
+_MOMENT_BYTES, _MASTER_BYTES = 8, 4
+"""AdamW's two moments, and the FP32 master of a weight of another format, for each parameter."""
 
 
 def vocabulary_elements(graph: Graph, stage: int) -> int:
@@ -26,7 +26,10 @@ def vocabulary_elements(graph: Graph, stage: int) -> int:
 
 
 def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
-    """Return a stage's gradients and optimizer state (FP32) on each GPU, sharded where the dense parameters are."""
+    """Return a stage's gradients and optimizer state on each GPU, sharded where the dense parameters are.
+
+    The state is FP32; weights that are FP32 themselves need no master beside them.
+    """
     layout, model = graph.layout, graph.model
     strategy = layout.strategy
     blocks = [model.blocks[graph.block_of(layer)] for layer in graph.stages[stage]]
@@ -34,10 +37,12 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
     dense = sum(dense_parameters(block, model.hidden_size) for block in blocks) / strategy.tp
     dense += vocabulary_elements(graph, stage)
     gradient_shards = strategy.attn_dp if layout.options.dense_parameter_sharding else 1
-    element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
+    activations = layout.options.dtypes.activations
+    element = BYTES_PER_ELEMENT[activations]
+    kept = _MOMENT_BYTES + (0 if activations == "fp32" else _MASTER_BYTES)
     return {
         "gradients": int(element * (dense / gradient_shards + routed)),
-        "optimizer_state": int(_ADAM_BYTES * (dense / optimizer_shards(layout) + routed)),
+        "optimizer_state": int(kept * (dense / optimizer_shards(layout) + routed)),
     }
 
 

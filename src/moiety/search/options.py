@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 def default_options(scenario: Scenario, redundant_experts: int = 0) -> Options:
     """Return every option on that has no price for this workload, in the formats of the checkpoint.
 
-    FP8 checkpoints dispatch in FP8 where the device computes in it. Training keeps weights in BF16 and shards the dense
-    parameters, whose gradients and optimizer state would not fit otherwise. Where routing is known, experts are placed
-    by it.
+    FP8 checkpoints dispatch in FP8 where the device computes in it. Training keeps weights in BF16 (those of a float32
+    checkpoint in float32) and shards the dense parameters, whose gradients and optimizer state would not fit otherwise.
+    Where routing is known, experts are placed by it.
     """
     return Options(
         placement="joint" if scenario.expert_shares is not None else "linear",
@@ -33,10 +33,11 @@ def default_dtypes(scenario: Scenario) -> DtypePolicy:
     """
     model, device = scenario.model, scenario.cluster.device
     half = device.compute_dtype("bf16")
-    if scenario.workload.kind == "training":
-        return DtypePolicy(activations=half)
     whole = model.weight_dtype == "fp32" and device.compute_dtype("fp32") == "fp32"
     computed: Dtype = "fp32" if whole else half
+    if scenario.workload.kind == "training":
+        kept: Dtype = "fp32" if whole else "bf16"
+        return DtypePolicy(weights=kept, experts=kept, activations=computed, kv_cache=kept, dispatch=kept, combine=kept)
     quantized = "fp8" in {model.weight_dtype, model.expert_dtype} and device.compute_dtype("fp8") == "fp8"
     return DtypePolicy(
         weights=model.weight_dtype,

@@ -221,7 +221,10 @@ def _burst_tokens(inspection: Inspection, pool: Pool) -> int:
 
 
 def _training_state(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> dict[str, tuple[float, float]]:
-    """Return gradients (2 bytes) and AdamW's state (12 bytes) per local parameter, sharded where the options say so."""
+    """Return gradients (in the activations' format) and AdamW's state per local parameter, sharded as the options say.
+
+    The state is two FP32 moments, and an FP32 master of weights that are not FP32 themselves.
+    """
     plan, strategy = inspection.plan, pool.strategy
     model = plan.model
     blocks = [model.blocks[model.layer_blocks[i]] for i in stage_layers(model.num_layers, strategy.pp)[memory.stage]]
@@ -236,8 +239,9 @@ def _training_state(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
     experts = routed / (strategy.ep * strategy.etp)
     sharded = plan.options.dense_parameter_sharding
     gradients = dense / strategy.attn_dp if sharded else dense
+    computed = inspection.plan.options.dtypes.activations
     state = dense / (strategy.attn_dp * strategy.instances) if sharded else dense
     return {
-        "gradients": (2 * (gradients + experts), _STATE_TOLERANCE),
-        "optimizer_state": (12 * (state + experts), _STATE_TOLERANCE),
+        "gradients": (BYTES_PER_ELEMENT[computed] * (gradients + experts), _STATE_TOLERANCE),
+        "optimizer_state": ((8 if computed == "fp32" else 12) * (state + experts), _STATE_TOLERANCE),
     }
