@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
+from torch.utils import checkpoint
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -34,15 +34,15 @@ class TrainedModel(torch.nn.Module):
         tensor-parallel group compute the same loss and take equal parts, so that the sum over all ranks is the batch's
         mean. Layers of `checkpointed` keep their input only, and compute all else again in the backward pass.
         """
+        again = cast("Any", checkpoint).checkpoint
         states: torch.Tensor = self.embedding(token_ids)
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)[None]
         embeddings = self._rank_model.rotary(states, positions)
         for index, layer in zip(self._rank_model.layers, self.layers, strict=True):
             if index in checkpointed:
-                again: Any = checkpoint(
+                states = again(
                     _through, layer, states, positions, embeddings, use_reentrant=False, preserve_rng_state=False
                 )
-                states = again
             else:
                 states = _through(layer, states, positions, embeddings)
         return self._loss(states, token_ids, num_rows)

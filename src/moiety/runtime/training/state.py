@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     MetadataIndex,
@@ -75,7 +75,7 @@ def write_state(entries: Sequence[Entry], folder: Path, world: Group) -> None:
     writer = FileSystemWriter(folder, single_file_per_rank=True)
     planner = _Writing(entries)
     is_first = world.index == 0
-    planner.set_up_planner({}, writer.storage_meta(), is_first)
+    cast("Any", planner).set_up_planner({}, writer.storage_meta(), is_first)
     writer.set_up_storage_writer(is_first)
     local = writer.prepare_local_plan(planner.create_local_plan())
     plans, metadata = planner.create_global_plan(cast("list[SavePlan]", world.gather_objects(local)))
@@ -99,7 +99,7 @@ def read_state(entries: Sequence[Entry], folder: Path) -> None:
         raise InputError(f"is no distributed checkpoint: {error}", source=str(folder)) from None
     _check(entries, metadata, folder)
     planner = _Reading(entries)
-    planner.set_up_planner({}, metadata, is_coordinator=False)
+    cast("Any", planner).set_up_planner({}, metadata, is_coordinator=False)
     reader.set_up_storage_reader(metadata, is_coordinator=False)
     plan = reader.prepare_local_plan(planner.create_local_plan())
     reading: Any = reader.read_data(plan, planner)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -191,7 +191,7 @@ class Trainer:
     def step(self, rows: Sequence[Row]) -> float:
         """Take one optimizer step on a batch; return the loss before it."""
         loss = self.gradients(rows)
-        self.optimizer.step()
+        cast("Any", self.optimizer).step()
         self._step += 1
         if self._balance_rate is not None:
             loads = total_loads({index: self.counts[index] for index in self._biases}, self.world)
