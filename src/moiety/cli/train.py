@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -11,6 +12,8 @@ from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 _MOST_STEPS = 1_000_000
 _MOST_ROWS = 1_000_000
 _MOST_RANKS = 1024
+_QUIET_LIBRARIES = {"KINETO_LOG_LEVEL": "9", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+"""What keeps torch's profiler, which counts allocations, from telling of itself where this process is a rank."""
 
 
 def train(
@@ -100,6 +103,8 @@ def train(
     from moiety.cli.run_checkpoint import check_libraries
 
     check_libraries("train")
+    for name, level in _QUIET_LIBRARIES.items():
+        os.environ.setdefault(name, level)
     from moiety.cli.json_text import json_text
     from moiety.cli.run_ranks import run_ranks
     from moiety.cli.train_preparation import Wish, prepare

@@ -29,6 +29,7 @@ class Allocations:
 def allocations_of(step: Callable[[], float], held_bytes: int, device: torch.device) -> tuple[float, Allocations]:
     """Return what `step` returns, and the allocations that it made; `held_bytes` of tensors are there before.
 
+    The step must let go of none of those, whose sizes the profiler does not know.
     On CPUs the allocator's events of `torch.profiler` are counted, on GPUs the counters of the caching allocator.
     """
     if device.type == "cuda":
@@ -40,7 +41,8 @@ def allocations_of(step: Callable[[], float], held_bytes: int, device: torch.dev
         result = step()
     # `events()` of the profiler itself folds memory events into the ops that they happen in
     kineto: Any = cast("Any", profiled).profiler.kineto_results
-    sizes = [int(event.nbytes()) for event in kineto.events() if event.name() == _MEMORY]
+    events = sorted((each for each in kineto.events() if each.name() == _MEMORY), key=lambda each: each.start_ns())
+    sizes = [int(each.nbytes()) for each in events]
     taken = peak = 0
     for size in sizes:
         taken += size

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -12,9 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from moiety.runtime.model.rank_model import RankModel
-
-
-_checkpointing: Any = checkpoint  # its functions have no complete types
 
 
 class TrainedModel(torch.nn.Module):
@@ -37,12 +34,13 @@ class TrainedModel(torch.nn.Module):
         tensor-parallel group compute the same loss and take equal parts, so that the sum over all ranks is the batch's
         mean. Layers of `checkpointed` keep their input only, and compute all else again in the backward pass.
         """
+        again = cast("Any", checkpoint).checkpoint
         states: torch.Tensor = self.embedding(token_ids)
         positions = torch.arange(token_ids.shape[1], device=token_ids.device)[None]
         embeddings = self._rank_model.rotary(states, positions)
         for index, layer in zip(self._rank_model.layers, self.layers, strict=True):
             if index in checkpointed:
-                states = _checkpointing.checkpoint(
+                states = again(
                     _through, layer, states, positions, embeddings, use_reentrant=False, preserve_rng_state=False
                 )
             else:
