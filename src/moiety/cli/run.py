@@ -9,6 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
+from moiety.cli.rank_options import (  # typer reads them when the program runs
+    CheckpointOption,  # noqa: TC001
+    FoldOption,  # noqa: TC001
+    RankOutputOption,  # noqa: TC001
+    TransportOption,  # noqa: TC001
+)
 from moiety.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,16 +24,12 @@ if TYPE_CHECKING:
     from moiety.runtime.post import Report
 
 _MOST_TOKENS = 1_000_000
-_MOST_RANKS = 1024
 
 
 def run(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="The plan's method JSON, or the folder that holds it.")],
     *,
-    checkpoint: Annotated[
-        str,
-        typer.Option(metavar="DIR", help="Folder with the model's config.json and safetensors.", show_default=False),
-    ],
+    checkpoint: CheckpointOption,
     prompts: Annotated[
         str | None,
         typer.Option(
@@ -54,24 +56,8 @@ def run(
             show_default=False,
         ),
     ] = None,
-    transport: Annotated[
-        str,
-        typer.Option(
-            metavar="sockets|gloo|deep_ep",
-            help="What carries tensors between CPU ranks; with deep_ep GPU ranks exchange tokens by DeepEP.",
-        ),
-    ] = "sockets",
-    fold: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=_MOST_RANKS,
-            metavar="RANKS",
-            help="Rehearse the plan on so many ranks, its degrees shrunk; a smaller copy of its model will do. On one "
-            "machine a plan of more than 16 ranks is folded onto 4.",
-            show_default=False,
-        ),
-    ] = None,
+    transport: TransportOption = "sockets",
+    fold: FoldOption = None,
     bench: Annotated[
         bool,
         typer.Option("--bench", help="Time the plan's own step beside its prediction, and refit the constants to it."),
@@ -86,12 +72,7 @@ def run(
         str | None,
         typer.Option(metavar="FILE.json", help="Where a Perfetto trace of all ranks goes.", show_default=False),
     ] = None,
-    rank_output: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="Keep what each rank writes on its standard error, as rank-N.log.", show_default=False
-        ),
-    ] = None,
+    rank_output: RankOutputOption = None,
     json: JsonSwitch = False,
     quiet: QuietSwitch = False,
 ) -> None:

@@ -8,10 +8,15 @@ from typing import Annotated
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
+from moiety.cli.rank_options import (  # typer reads them when the program runs
+    CheckpointOption,  # noqa: TC001
+    FoldOption,  # noqa: TC001
+    RankOutputOption,  # noqa: TC001
+    TransportOption,  # noqa: TC001
+)
 
 _MOST_STEPS = 1_000_000
 _MOST_ROWS = 1_000_000
-_MOST_RANKS = 1024
 _QUIET_LIBRARIES = {"KINETO_LOG_LEVEL": "9", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 """What keeps torch's profiler, which counts allocations, from telling of itself where this process is a rank."""
 
@@ -19,10 +24,7 @@ _QUIET_LIBRARIES = {"KINETO_LOG_LEVEL": "9", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 def train(
     plan: Annotated[str, typer.Argument(metavar="PLAN", help="The plan's method JSON, or the folder that holds it.")],
     *,
-    checkpoint: Annotated[
-        str,
-        typer.Option(metavar="DIR", help="Folder with the model's config.json and safetensors.", show_default=False),
-    ],
+    checkpoint: CheckpointOption,
     data: Annotated[
         str,
         typer.Option(
@@ -46,20 +48,8 @@ def train(
             show_default=False,
         ),
     ] = None,
-    transport: Annotated[
-        str, typer.Option(metavar="sockets|gloo", help="What carries tensors between CPU ranks.")
-    ] = "sockets",
-    fold: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=_MOST_RANKS,
-            metavar="RANKS",
-            help="Rehearse the plan on so many ranks, its degrees shrunk; a smaller copy of its model will do. On one "
-            "machine a plan of more than 16 ranks is folded onto 4.",
-            show_default=False,
-        ),
-    ] = None,
+    transport: TransportOption = "sockets",
+    fold: FoldOption = None,
     save: Annotated[
         str | None,
         typer.Option(
@@ -86,12 +76,7 @@ def train(
             show_default=False,
         ),
     ] = None,
-    rank_output: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR", help="Keep what each rank writes on its standard error, as rank-N.log.", show_default=False
-        ),
-    ] = None,
+    rank_output: RankOutputOption = None,
     json: JsonSwitch = False,
     quiet: QuietSwitch = False,
 ) -> None:

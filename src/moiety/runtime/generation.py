@@ -21,6 +21,7 @@ from moiety.runtime.seat import seat_of
 from moiety.runtime.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from moiety.runtime.comm.traffic import Observer
     from moiety.runtime.engine import StepTimes
     from moiety.runtime.model.rank_model import RankModel
     from moiety.runtime.post import Post, Report
@@ -30,15 +31,7 @@ def generate(post: Post) -> Report:
     """Return this rank's report of the job: the new tokens of every prompt, and what they took."""
     job, rank = post.job, post.world.rank
     telemetry = Telemetry() if job.bench or job.trace else None
-    network = Network(
-        rank=rank,
-        world_size=post.world.size,
-        store=post.store,
-        tiers=job.plan.cluster.tiers,
-        device=device_of(post),
-        observer=telemetry,
-        transport=job.transport,
-    )
+    network = network_of(post, telemetry)
     resident_bytes = _resident_bytes()
     try:
         turns = Turns()
@@ -65,6 +58,19 @@ def generate(post: Post) -> Report:
         return report
     finally:
         network.close()
+
+
+def network_of(post: Post, observer: Observer | None = None) -> Network:
+    """Return the network of a rank among all ranks of its job."""
+    return Network(
+        rank=post.world.rank,
+        world_size=post.world.size,
+        store=post.store,
+        tiers=post.job.plan.cluster.tiers,
+        device=device_of(post),
+        observer=observer,
+        transport=post.job.transport,
+    )
 
 
 def device_of(post: Post) -> torch.device:

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from moiety.files import MAX_DATA_BYTES, read_text
 from moiety.runtime.checkpoint.index import Checkpoint
-from moiety.runtime.comm.network import Network
 from moiety.runtime.conversion import integers
 from moiety.runtime.experts.build import ExpertUse
-from moiety.runtime.generation import device_of
+from moiety.runtime.generation import network_of
 from moiety.runtime.model.load import load_model
 from moiety.runtime.seat import seat_of
 from moiety.runtime.training.allocations import allocations_of, storage_bytes
@@ -22,6 +21,7 @@ from moiety.runtime.training.trainer import Trainer
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
+    from moiety.runtime.comm.network import Network
     from moiety.runtime.job import Job, Training
     from moiety.runtime.post import Post, Report
     from moiety.runtime.training.data import Row
@@ -33,14 +33,7 @@ def train(post: Post) -> Report:
     training = job.training
     assert training is not None, "a job of training says what to train on"
     rows = _rows(job, training)
-    network = Network(
-        rank=rank,
-        world_size=post.world.size,
-        store=post.store,
-        tiers=job.plan.cluster.tiers,
-        device=device_of(post),
-        transport=job.transport,
-    )
+    network = network_of(post)
     try:
         seat = seat_of(job.plan, rank)
         model = load_model(seat, Checkpoint.open(job.checkpoint), network, use=ExpertUse(trains=True))
