@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
     from moiety.plan import Plan
 
-_FORMAT = "fp32"
+_FORMATS = "fp32", "bf16"
 
 
 def check_trainable(plan: Plan, source: str) -> None:
@@ -24,9 +24,9 @@ def check_trainable(plan: Plan, source: str) -> None:
         remedy = "divide the model by tp, ep and dp (moiety plan ... --strategy S), or fold the plan onto fewer ranks"
         raise InputError(rule, source=source, field="pools[0].strategy.pp", value=stages, remedy=remedy)
     activations = plan.options.dtypes.activations
-    if activations != _FORMAT:
-        rule = f"training computes in {_FORMAT}"
-        remedy = "save the checkpoint in float32 and plan that"
+    if activations not in _FORMATS:
+        rule = f"training computes in {' or '.join(_FORMATS)}"
+        remedy = "save the checkpoint in BF16 or float32 and plan that"
         raise InputError(rule, source=source, field="options.dtypes.activations", value=activations, remedy=remedy)
     for index, layer in enumerate(plan.model.layers):
         if layer.attention.kind == "linear":

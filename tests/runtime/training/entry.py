@@ -59,7 +59,7 @@ def _trained(
         losses = [rank.gradients(batches[0])]
         trained = [piece for piece in rank.pieces if piece.owner.requires_grad]
         gradients = [_box(piece, piece.owner.grad) for piece in trained]
-        rank.optimizer.step()
+        rank.update()
         losses += [rank.step(batch) for batch in batches[1:]]
         return {
             "losses": losses,
@@ -67,12 +67,17 @@ def _trained(
             "parameters": [_box(piece, piece.owner) for piece in rank.pieces],
             "weight_bytes": rank.weight_bytes(),
             "imbalances": rank.imbalances,
+            "masters": {
+                (each.name.removeprefix("optimizer.").removesuffix(".master"), each.offsets): each.tensor.numpy().copy()
+                for each in rank.state()
+                if each.name.endswith(".master")
+            },
             "saved": saved_bytes(rank, batches[0]) if measures else None,
         }
 
 
 def _box(piece: Piece, tensor: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a gradient may be missing
-    return (*piece.key, piece.of(tensor).numpy().copy())
+    return (*piece.key, piece.of(tensor).float().numpy().copy())
 
 
 def handed_on(place: Place, folder: Path, plans: list[Plan], batches: list[list[Row]]) -> list[Boxes | None]:

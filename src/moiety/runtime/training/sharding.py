@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 if TYPE_CHECKING:
     from moiety.runtime.comm.network import Network
@@ -34,7 +34,7 @@ def shard_dense(model: TrainedModel, seat: Seat, network: Network) -> None:
     mesh = DeviceMesh(network.device.type, ranks, mesh_dim_names=("instance", "attn_dp", "tp"))["attn_dp"]
     layers: list[Any] = list(model.layers)
     for part in (*layers, model):
-        fully_shard(part, mesh=mesh)
+        fully_shard(part, mesh=mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
         sharded = cast("Any", part)
         sharded.set_gradient_divide_factor(1.0)  # the loss is divided by the whole batch already
         sharded.set_force_sum_reduction_for_comms(True)

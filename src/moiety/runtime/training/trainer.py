@@ -15,6 +15,7 @@ from moiety.runtime.training.balance import balance, imbalance, router_biases, t
 from moiety.runtime.training.experts import TrainedExperts, make_trainable
 from moiety.runtime.training.forward import TrainedModel
 from moiety.runtime.training.gradients import shared_copies
+from moiety.runtime.training.masters import Masters
 from moiety.runtime.training.pieces import local, pieces_of
 from moiety.runtime.training.sharding import GatheredBytes, shard_dense, shards_dense
 from moiety.runtime.training.state import Entry, read_state, write_state
@@ -63,8 +64,12 @@ class Trainer:
         self.pieces = pieces_of(model)
         """What the rank holds of every parameter and persistent buffer."""
         self._copies = shared_copies(self.pieces, self.world, network)
+        self._masters = Masters(self.parameters())
+        dense, experts = (
+            [self._masters.of(each) for each in part] for part in (self.network.parameters(), self._expert_parameters())
+        )
         self.optimizer = torch.optim.AdamW(
-            [{"params": list(self.network.parameters())}, {"params": self._expert_parameters()}],
+            [{"params": dense}, {"params": experts}],  # sharded ones and others are stepped apart
             lr=learning_rate,
             weight_decay=0.0,
         )
@@ -104,10 +109,15 @@ class Trainer:
         """Return every tensor that the rank keeps from step to step: parameters, gradients, the optimizer's state."""
         state = [each for part in self.optimizer.state.values() for each in part.values()]
         gradients = [each.grad for each in self.parameters() if each.grad is not None]
-        return [local(each) for each in (*self.parameters(), *gradients, *state)]
+        return [local(each) for each in (*self.parameters(), *gradients, *state, *self._masters.held())]
+
+    def optimizer_bytes(self) -> int:
+        """Return the bytes of the optimizer's state on this rank: moments, and masters where weights are not FP32."""
+        moments = [each for part in self.optimizer.state.values() for each in part.values() if each.dim()]
+        return storage_bytes(local(each) for each in (*moments, *self._masters.held()))
 
     def state(self) -> list[Entry]:
-        """Return what goes on from step to step: parameters, persistent buffers, the optimizer's moments, the step.
+        """Return what goes on from step to step: parameters, buffers, the optimizer's moments and masters, the step.
 
         They are views of the rank's own memory. Moments that no step has made yet are zeros.
         """
@@ -117,12 +127,16 @@ class Trainer:
             entries.append(Entry(piece.name, whole, piece.offsets, piece.of(piece.owner)))
             if not piece.owner.requires_grad:
                 continue
-            moments = self.optimizer.state[piece.owner]
+            stepped = self._masters.of(piece.owner)
+            moments = self.optimizer.state[stepped]
             if not moments:
-                moments |= {"step": torch.zeros(()), **{each: torch.zeros_like(piece.owner) for each in _MOMENTS}}
+                moments |= {"step": torch.zeros(()), **{each: torch.zeros_like(stepped) for each in _MOMENTS}}
+            kept = {each: moments[each] for each in _MOMENTS}
+            if stepped is not piece.owner:
+                kept["master"] = stepped
             entries += [
-                Entry(f"optimizer.{piece.name}.{each}", whole, piece.offsets, piece.of(moments[each]))
-                for each in _MOMENTS
+                Entry(f"optimizer.{piece.name}.{name}", whole, piece.offsets, piece.of(tensor))
+                for name, tensor in kept.items()
             ]
         return entries
 
@@ -180,11 +194,17 @@ class Trainer:
         """Add the gradients of this rank's part of a loss; every rank calls it, as it takes part in exchanges."""
         torch.autograd.backward(loss)
 
+    def update(self) -> None:
+        """Step every parameter by its gradient."""
+        self._masters.take_gradients()
+        self.optimizer.step()  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
+        self._masters.give_back()
+        self._step += 1
+
     def step(self, rows: Sequence[Row]) -> float:
         """Take one optimizer step on a batch; return the loss before it."""
         loss = self.gradients(rows)
-        self.optimizer.step()  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
-        self._step += 1
+        self.update()
         if self._balance_rate is not None:
             loads = total_loads({index: self.counts[index] for index in self._biases}, self.world)
             self.imbalances.append(imbalance(loads))

@@ -121,12 +121,11 @@ def _rows(job: Job, training: Training) -> tuple[Row, ...]:
 
 def _of_rank(trainer: Trainer, network: Network) -> dict[str, Any]:
     """Return what one rank holds, by the kinds of the memory plan, and what it sent."""
-    state = [local(each) for part in trainer.optimizer.state.values() for each in part.values() if each.dim()]
     return {
         "held_bytes": {
             **trainer.weight_bytes(),
             "gradients": storage_bytes(local(each.grad) for each in trainer.parameters() if each.grad is not None),
-            "optimizer_state": storage_bytes(state),
+            "optimizer_state": trainer.optimizer_bytes(),
         },
         "sent": network.traffic.snapshot(),
         "expert_counts": {str(index): integers(each) for index, each in trainer.counts.items()},
