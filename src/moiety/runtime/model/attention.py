@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import scaled_dot_product_attention, softmax
 
+from moiety.runtime.model.latent_attention import latent_decode
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -36,16 +38,23 @@ def packed_attention(  # noqa: PLR0913 - the arguments are transformers'
     """Return the attention output of packed tokens, [1, tokens, heads, value width], each over its own sequence.
 
     `query` is [1, heads, tokens, width]. Keys and values of the sequences so far come from `cache`, or from `key` and
-    `value` where the cache is latent: then they hold every sequence's, packed. `sliding_window` is how many tokens a
-    query sees, itself included; `s_aux` [heads] are sink logits that take part in the softmax alone (gpt-oss).
+    `value` where the cache is latent and prompts are computed: then they hold every sequence's, packed.
+    `sliding_window` is how many tokens a query sees, itself included; `s_aux` [heads] are sink logits that take part in
+    the softmax alone (gpt-oss).
     """
     layer = module.layer_idx
     assert isinstance(layer, int), "transformers numbers its layers"
     sinks = s_aux.to(query.dtype) if s_aux is not None else None
-    if batch.is_decode and not cache.is_latent(layer):
-        decoded = _decode(query, *cache.layer(layer), batch, scaling, sliding_window, sinks)[None]
+    if batch.is_decode:
+        keys, values = (_rows(each, batch) for each in cache.layer(layer))
+        seen = _seen(batch, sliding_window)
+        if cache.is_latent(layer):
+            asked = query[0].transpose(0, 1)
+            decoded = latent_decode(module, asked, keys[:, 0], values[:, 0], seen, scaling=scaling, recorder=recorder)
+        else:
+            decoded = _decode(query, keys, values, seen, scaling, sinks)
         recorder.mark("attention", layer)
-        return decoded, None
+        return decoded[None], None
     parts: list[torch.Tensor] = []
     before = 0
     for segment, low in zip(batch.segments, batch.offsets, strict=False):
@@ -117,13 +126,34 @@ def _sequence(
     )
 
 
+def _rows(cached: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """Return what a cache [slots, heads, capacity, width] holds of the batch's sequences, up to the longest's end."""
+    longest = max(each.end for each in batch.segments)
+    first = batch.segments[0].slot
+    if all(each.slot == first + index for index, each in enumerate(batch.segments)):
+        return cached[first : first + len(batch.segments), :, :longest]
+    return cached[batch.slots, :, :longest]
+
+
+def _seen(batch: Batch, window: int | None) -> torch.Tensor | None:
+    """Return which cached tokens each sequence's new one sees, [sequences, 1, longest]; None where it sees all."""
+    longest = max(each.end for each in batch.segments)
+    shortest = min(each.end for each in batch.segments)
+    if shortest == longest and (window is None or window >= longest):
+        return None
+    to = torch.arange(longest, device=batch.ends.device)[None]
+    seen = to < batch.ends[:, None]
+    if window is not None:
+        seen &= to >= (batch.ends - window)[:, None]
+    return seen[:, None]
+
+
 def _decode(
     query: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    batch: Batch,
+    seen: torch.Tensor | None,
     scaling: float,
-    window: int | None,
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """Return the attention of one new token of every sequence, [sequences, heads, width], all at once.
@@ -131,21 +161,8 @@ def _decode(
     The query heads that share a key head stand where the tokens of a sequence do otherwise: a single token needs no
     causal mask, so nothing is copied for them.
     """
-    sequences, heads = len(batch.segments), query.shape[1]
-    longest = max(each.end for each in batch.segments)
-    first = batch.segments[0].slot
-    if all(each.slot == first + index for index, each in enumerate(batch.segments)):
-        keys, values = (each[first : first + sequences, :, :longest] for each in (keys, values))
-    else:
-        keys, values = (each[batch.slots, :, :longest] for each in (keys, values))
-    seen = None
-    shortest = min(each.end for each in batch.segments)
-    if shortest < longest or (window is not None and window < longest):
-        to = torch.arange(longest, device=query.device)[None]
-        seen = to < batch.ends[:, None]
-        if window is not None:
-            seen &= to >= (batch.ends - window)[:, None]
-        seen = seen[:, None, None]
+    sequences, heads = keys.shape[0], query.shape[1]
+    seen = None if seen is None else seen[:, None]
     groups = keys.shape[1]
     asked = query[0].transpose(0, 1).reshape(sequences, groups, heads // groups, -1)
     if sinks is not None:

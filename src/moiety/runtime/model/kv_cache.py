@@ -16,8 +16,9 @@ class KvCache:
     """Keys and values of `num_slots` sequences of up to `capacity` tokens each.
 
     transformers' attention calls `update` with the new tokens of all sequences packed into one row. A latent cache
-    (multi-head latent attention) keeps the compressed vectors and gives back those of every sequence, packed, to be
-    expanded; any other gives the new ones back, and the attention reads the rest with `layer`.
+    (multi-head latent attention) keeps the compressed vectors and, for prompts, gives back those of every sequence,
+    packed, to be expanded. Else the new ones come back, and the attention reads the rest with `layer`; while decoding
+    a latent cache gives one of them, as transformers expands what it gets and nobody looks at it.
     """
 
     def __init__(self, num_slots: int, capacity: int, latent_layers: Collection[int] = ()) -> None:
@@ -62,6 +63,8 @@ class KvCache:
                 cache[segment.slot, :, segment.start : segment.end] = new[0, :, low:high]
         if layer_idx not in self._latent:
             return keys, values
+        if batch.is_decode:
+            return keys[:, :, :1], values[:, :, :1]
         gathered = [
             torch.cat([cache[each.slot, :, : each.end] for each in batch.segments], dim=1)[None] for cache in stored
         ]
