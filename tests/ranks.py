@@ -52,15 +52,12 @@ class Place:
         )
         return (node, network) if self.num_ranks > self.ranks_per_node else (node,)
 
-    def store(self) -> TCPStore:
-        """Return the store where the ranks meet."""
-        return TCPStore(self.store_host, self.store_port, is_master=self.has_store, timeout=timedelta(seconds=60))
-
     def network(self, **options: Any) -> Network:  # noqa: ANN401  # those of Network
         """Return this rank's network."""
+        store = TCPStore(self.store_host, self.store_port, is_master=self.has_store, timeout=timedelta(seconds=60))
         return Network(
             rank=self.rank,
-            store=self.store(),
+            store=store,
             **{"world_size": self.num_ranks, "tiers": self.tiers, "timeout_s": 60.0, **options},
         )
 

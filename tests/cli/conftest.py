@@ -65,3 +65,13 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture
+def no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the test fail where a rank is started."""
+
+    def refuse(*_arguments: object, **_more: object) -> None:
+        pytest.fail("a rank was started")
+
+    monkeypatch.setattr("moiety.runtime.launch.start", refuse)

@@ -15,14 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.fixture(autouse=True)
-def _no_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the test fail where a rank is started."""
-
-    def refuse(*_arguments: object, **_more: object) -> None:
-        pytest.fail("a rank was started")
-
-    monkeypatch.setattr("moiety.runtime.launch.start", refuse)
+pytestmark = pytest.mark.usefixtures("no_ranks")
 
 
 @pytest.mark.parametrize(

@@ -171,8 +171,8 @@ class OpTimes:
     def added(self, op: Op, layer: int, names: set[str]) -> float:
         """Return what counts towards an op beside itself.
 
-        Rows are packed and sorted by the rank: work of the products that they are packed for. And latent attention
-        expands its cache, where the graph plans decoding in absorbed form.
+        Rows are packed and sorted by the rank: work of the products that they are packed for. And what
+        marks of latent attention the graph has no op for, such as the one token that is expanded while decoding.
         """
         names_added = {"expert_gate_up": ("dispatch",), "expert_down": ("combine",)}.get(op.name, ())
         if op.name == "attention":

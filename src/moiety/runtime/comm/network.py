@@ -72,6 +72,8 @@ class Network:
         self._foreground: list[Mesh] = []
         self._links: list[Link] = []
         self._process_groups: list[ProcessGroup] = []
+        self._has_registered = False
+        """Whether this network made the group of all ranks that PyTorch knows."""
 
     def group(self, ranks: tuple[int, ...], label: str, priority: Priority) -> Group:
         """Return the group of `ranks`, this one among them; all members call it with the same arguments.
@@ -105,7 +107,10 @@ class Network:
 
     def register_all_ranks(self) -> None:
         """Have PyTorch know the group of all ranks, for libraries that make their own groups; every rank must."""
-        register_all_ranks(self._store, self.rank, self.world_size, self.device.type, self.watch.timeout_s)
+        if not self._has_registered:
+            self._has_registered = register_all_ranks(
+                self._store, self.rank, self.world_size, self.device.type, self.watch.timeout_s
+            )
 
     def connect(self, ranks: tuple[int, ...], label: str, priority: Priority) -> dict[int, Link]:
         """Return new links to the other ones of `ranks`, by place; all of them call it with the same arguments."""
@@ -138,7 +143,8 @@ class Network:
 
     def close(self) -> None:
         """End the threads and the connections."""
-        forget_registered_process_groups()
+        if self._has_registered:
+            forget_registered_process_groups()
         self._progress.close()
         self._rendezvous.close()
         for process_group in self._process_groups:

@@ -13,17 +13,20 @@ from torch.nn.functional import pad
 
 from moiety.runtime.fp8 import BIAS, BLOCK, FP8, LARGEST_EXPONENT, LARGEST_FRACTION, MANTISSA_BITS, num_scales
 
+_HAS_TRITON = find_spec("triton") is not None
 _LEAST_EXPONENT = -126
 """The smallest normal scale."""
 
 
 def quantize_into(codes: torch.Tensor, scales: torch.Tensor, rows: torch.Tensor, index: torch.Tensor) -> None:
     """Fill `codes` [n, size] and `scales` [n, num_scales] float32 with those of `rows` [..., size] at `index` [n]."""
-    if rows.device.type == "cuda" and find_spec("triton") is not None:
+    if rows.device.type == "cuda" and _HAS_TRITON:
         from moiety.runtime.kernels.quantized_rows import quantize_into as quantize  # noqa: PLC0415 - where there is one
 
         quantize(codes, scales, rows, index)
         return
+    if index.shape[0] < rows.shape[0]:  # as of one chunk of the tokens: nothing is quantized that is not sent
+        rows, index = rows.index_select(0, index), torch.arange(index.shape[0], device=index.device)
     given_codes, given_scales = quantized(rows)
     # as bytes: torch gathers no FP8
     codes.view(torch.uint8).copy_(given_codes.view(torch.uint8).index_select(0, index))

@@ -25,8 +25,8 @@ def shard_dense(model: TrainedModel, seat: Seat, network: Network) -> None:
 
     A layer is gathered while the one before it computes, in forward and in backward, and let go after its use; its
     gradients are summed as they are scattered. Embedding, norm and head stay gathered from forward to backward.
-    Experts, which no module registers as parameters, stay as they are. PyTorch's group of all ranks is
-    made, and ends with the network.
+    Experts, which no module registers as parameters, stay as they are. PyTorch's group of all ranks is made,
+    and ends with the network.
     """
     strategy = seat.strategy
     network.register_all_ranks()

@@ -94,14 +94,11 @@ class Trainer:
         parts = [part for part in (network.embedding, network.head) if part is not None]
         ends = list({id(each): each for part in parts for each in part.parameters()}.values())
         whole = {id(each) for each in ends}
-        experts = [
-            each for layer in self.model.expert_layers.values() for each in TrainedExperts.of(layer).stored.values()
-        ]
         gathered = 0 if self.gathered is None else self.gathered.most
         dense = storage_bytes(local(each) for each in network.parameters() if id(each) not in whole)
         return {
             "dense_weights": dense + gathered,
-            "expert_weights": storage_bytes(experts),
+            "expert_weights": storage_bytes(self._expert_parameters()),
             "embedding_and_head": sum(each.numel() * each.element_size() for each in ends),
         }
 
