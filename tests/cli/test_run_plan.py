@@ -12,7 +12,7 @@ from moiety.errors import InputError
 from moiety.projection.project import evaluate
 from moiety.search.options import default_options
 from tests.routed import routed_plan
-from tests.runtime.plans import cpu_cluster
+from tests.runtime.plans import CPU, cluster_of
 from tests.scenarios import (
     CALIBRATION,
     GQA,
@@ -40,7 +40,7 @@ def fold_onto(plan: Plan, num_ranks: int, model: Model | None = None) -> Folding
 
     def here(spelling: str) -> Cluster:
         nodes, _, per_node = spelling.removeprefix("local:").rpartition("x")
-        return cpu_cluster(int(nodes or 1), int(per_node))
+        return cluster_of(CPU, int(nodes or 1), int(per_node))
 
     return folded(plan, num_ranks, model or plan.model, here)
 

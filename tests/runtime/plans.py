@@ -21,24 +21,27 @@ if TYPE_CHECKING:
 WORKLOAD = Workload(name="test", kind="prefill", input_tokens=8, tokens_in_flight=64)
 
 
-def cpu_cluster(num_nodes: int, per_node: int) -> Cluster:
-    """Return nodes of CPU ranks; their speed does not matter to what runs."""
-    device = Device(
-        name="cpu",
-        architecture="cpu",
-        memory_bytes=10**9,
-        memory_bandwidth_bytes_per_s=1e10,
-        peak_flops_per_s={"fp32": 1e11, "bf16": 1e11},
-        num_sms=1,
-        max_clock_hz=1e9,
-        idle_power_w=1,
-        max_power_w=5,
-    )
+CPU = Device(
+    name="cpu",
+    architecture="cpu",
+    memory_bytes=10**9,
+    memory_bandwidth_bytes_per_s=1e10,
+    peak_flops_per_s={"fp32": 1e11, "bf16": 1e11},
+    num_sms=1,
+    max_clock_hz=1e9,
+    idle_power_w=1,
+    max_power_w=5,
+)
+"""Its speed does not matter to what runs."""
+
+
+def cluster_of(device: Device, num_nodes: int, per_node: int) -> Cluster:
+    """Return nodes of ranks on CPUs or GPUs."""
     spans = [("node", per_node), ("network", num_nodes * per_node)][: 2 if num_nodes > 1 else 1]
     tiers = tuple(
         LinkTier(name=name, num_gpus=span, bandwidth_bytes_per_s=1e9, per="gpu", latency_s=1e-5) for name, span in spans
     )
-    return Cluster(name="cpu", device=device, num_nodes=num_nodes, gpus_per_node=per_node, tiers=tiers)
+    return Cluster(name=device.name, device=device, num_nodes=num_nodes, gpus_per_node=per_node, tiers=tiers)
 
 
 def plan_of(
@@ -51,6 +54,7 @@ def plan_of(
     dispatch: AllToAll = "hierarchical",
     overlap: bool = False,
     dtype: Dtype = "fp32",
+    device: Device = CPU,
 ) -> Plan:
     """Return a plan that runs the checkpoint in `folder`, its experts placed in order."""
     model = read_model((folder / "config.json").read_text(), name="test", source=str(folder))
@@ -66,7 +70,7 @@ def plan_of(
     return Plan(
         name="test",
         model=model,
-        cluster=cpu_cluster(num_nodes, per_node),
+        cluster=cluster_of(device, num_nodes, per_node),
         workload=WORKLOAD,
         options=Options(
             dtypes=DtypePolicy(**formats),

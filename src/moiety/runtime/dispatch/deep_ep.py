@@ -1,8 +1,8 @@
 """DeepEP: dispatch and combine by the library's kernels, over NVLink inside a node and RDMA between nodes.
 
-Written after the library's `Buffer` (github.com/deepseek-ai/DeepEP, its normal kernels) and **not tested: there was no
-GPU**. Its sums are rounded to BF16 per rank and added in an order of its own, so their bits are not those of the other
-exchanges, and it does not say how many bytes crossed which link.
+Written after the library's `Buffer` (github.com/deepseek-ai/DeepEP 1.2.1, its normal kernels) and tested with it inside
+a node, not between nodes. Its sums are rounded to BF16 per rank and added in an order of its own, so their bits are not
+those of the other exchanges, and it does not say how many bytes crossed which link.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MODULE = "deep_ep"
 NUM_RANKS = (2, 4, 8, 16, 24, 32, 64, 128, 144, 160)
 """Ranks of a stage that the library has settings for (`Buffer.get_dispatch_config`)."""
+NODE_RANKS = 8
+"""Ranks of a node in the library: up to so many it uses NVLink alone, and a build for one node knows no RDMA."""
 
 _ELSE = "leave the option out: NCCL carries rows between GPUs"
 
@@ -66,7 +68,7 @@ class DeepEpExchange:
             self._buffers[hidden_size] = maker(
                 self._process_group,
                 max(each.get_nvl_buffer_size_hint(row_bytes, size) for each in settings),
-                max(each.get_rdma_buffer_size_hint(row_bytes, size) for each in settings),
+                max(each.get_rdma_buffer_size_hint(row_bytes, size) for each in settings) if size > NODE_RANKS else 0,
             )
         return self._buffers[hidden_size]
 

@@ -59,7 +59,9 @@ class GatheredBytes:
 def _gathered(layer: Any) -> int:  # noqa: ANN401 - FSDP's module
     """Return the bytes of a layer's gathered parameters, and of the gathering for it that is under way."""
     total = 0
-    for group in layer._get_fsdp_state()._fsdp_param_groups:  # noqa: SLF001 - torch shows them nowhere else
+    state = layer._get_fsdp_state()  # noqa: SLF001 - torch shows them nowhere else
+    groups = getattr(state, "_fsdp_param_groups", None) or [state._fsdp_param_group]  # noqa: SLF001 - up to 2.11: one
+    for group in groups:
         for parameter in group.fsdp_params:
             total += sum(each.untyped_storage().nbytes() for each in parameter.all_gather_outputs)
         if group._all_gather_result is not None:  # noqa: SLF001 - as above
