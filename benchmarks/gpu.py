@@ -14,6 +14,8 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -184,30 +186,43 @@ def wire_room(rows: int, hidden: int, device: torch.device) -> tuple[torch.Tenso
 
 
 def wrongs(device: torch.device, seed: int) -> list[str]:
-    """Return what is wrong with the kernels on new random data: sums beside float64's, bits in another order."""
+    """Return what is wrong with the kernels on new random data, tried in several processes as compiling takes long."""
+    context = multiprocessing.get_context("spawn")
+    cases = [(device, seed, *each) for each in product(DTYPES, ((512, 256), (328, 104), (130, 40)))]
+    with context.Pool(min(len(cases), os.cpu_count() or 1)) as pool:
+        found = [each for part in pool.starmap(wrong_sums, cases) for each in part]
+    return found + wrong_codes(device)
+
+
+def wrong_sums(device: torch.device, seed: int, dtype: torch.dtype, sizes: tuple[int, int]) -> list[str]:
+    """Return what is wrong with the sums of one format and size: beside float64's, or bits in another order."""
+    torch.set_num_threads(1)  # of the reference, whose processes stand side by side
     found: list[str] = []
-    for dtype, sizes in product(DTYPES, ((512, 256), (328, 104), (130, 40))):
-        for num_rows, kind in ((1, "spread"), (3, "nowhere"), (90, "some"), (700, "some"), (400, "one slot")):
-            case = case_of(num_rows=num_rows, num_slots=9, width=4, sizes=sizes, dtype=dtype, kind=kind, seed=seed)
-            rows, weights = moved(case, device)
-            sums = fused_outputs(rows, weights, Silent(), 0)
-            reference, doubt = case.reference()
-            off = (sums.cpu().double() - reference).abs()
-            name = f"{dtype}, {num_rows} rows {kind}, {sizes}"
-            if not bool((off <= tolerance(dtype) * doubt + 1e-6).all()):
-                found.append(f"{name}: off by {float(off.max()):.2e}")
-            order = torch.randperm(num_rows, device=device)
-            other = Rows(rows.hidden[order], rows.keys[order], rows.slots[order], rows.weights[order])
-            again = fused_outputs(other, weights, Silent(), 0)
-            if not torch.equal(again, sums[order]):
-                found.append(f"{name}: other bits in another order")
+    for num_rows, kind in ((1, "spread"), (3, "nowhere"), (90, "some"), (700, "some"), (400, "one slot")):
+        case = case_of(num_rows=num_rows, num_slots=9, width=4, sizes=sizes, dtype=dtype, kind=kind, seed=seed)
+        rows, weights = moved(case, device)
+        sums = fused_outputs(rows, weights, Silent(), 0)
+        reference, doubt = case.reference()
+        off = (sums.cpu().double() - reference).abs()
+        name = f"{dtype}, {num_rows} rows {kind}, {sizes}"
+        if not bool((off <= tolerance(dtype) * doubt + 1e-6).all()):
+            found.append(f"{name}: off by {float(off.max()):.2e}")
+        order = torch.randperm(num_rows, device=device)
+        other = Rows(rows.hidden[order], rows.keys[order], rows.slots[order], rows.weights[order])
+        again = fused_outputs(other, weights, Silent(), 0)
+        if not torch.equal(again, sums[order]):
+            found.append(f"{name}: other bits in another order")
+    return found
+
+
+def wrong_codes(device: torch.device) -> list[str]:
+    """Return what is wrong with rows in FP8."""
     states = torch.randn(64, 7168, dtype=torch.bfloat16, device=device)
     codes, scales = wire_room(64, 7168, device)
     quantize_into(codes, scales, states, torch.arange(64, device=device))
     pairs = zip((codes, scales), quantized(states.cpu()), strict=True)
-    if not all(torch.equal(got.cpu().float(), expected.float()) for got, expected in pairs):
-        found.append("FP8: other codes than the host's")
-    return found
+    is_right = all(torch.equal(got.cpu().float(), expected.float()) for got, expected in pairs)
+    return [] if is_right else ["FP8: other codes than the host's"]
 
 
 def expert_row(shape: Shape, clock: Clock, limits: tuple[float, float], device: torch.device) -> dict[str, Any]:
@@ -274,12 +289,13 @@ def measure(device: torch.device) -> dict[str, Any]:
     hardware = torch.cuda.get_device_name(device)
     versions = {name: version(name) for name in ("torch", "triton")} | {"cuda": torch.version.cuda}
     today = dt.datetime.now(tz=dt.UTC).date().isoformat()
-    print(f"{hardware}, {today}, {', '.join(f'{name} {each}' for name, each in versions.items())}")
+    print(f"{hardware}, {today}, {', '.join(f'{name} {each}' for name, each in versions.items())}", flush=True)
     wrong = wrongs(device, seed=int(time.time()) % 10_000)
     print("correctness:", "; ".join(wrong) or "sums, bits in any order, FP8: right")
     clock = Clock(device)
     bandwidth, flops = limits = ceilings(clock, device)
     print(f"ceilings: copy {bandwidth / 1e12:.2f} TB/s, BF16 product {flops / 1e12:.0f} TFLOP/s")
+    sys.stdout.flush()
     print("hidden width experts rows |    fused (host)   unfused   ratio | of product  of bandwidth | bar")
     table: list[dict[str, Any]] = []
     for shape in SHAPES:
@@ -288,7 +304,8 @@ def measure(device: torch.device) -> dict[str, Any]:
         print(
             f"{shape.hidden:6} {shape.width:5} {shape.experts:7} {shape.rows:4} | {row['fused_s'] * 1e3:6.2f}"
             f" ({row['fused_host_s'] * 1e3:.2f}) {row['unfused_s'] * 1e3:6.2f} ms {row['speedup']:6.2f}x |"
-            f" {row['of_product']:10.0%} {row['of_bandwidth']:13.0%} | {'met' if row['met'] else 'NOT MET'}"
+            f" {row['of_product']:10.0%} {row['of_bandwidth']:13.0%} | {'met' if row['met'] else 'NOT MET'}",
+            flush=True,
         )
         torch.cuda.empty_cache()
     wire, attended = wire_rows(clock, bandwidth, device), attention(clock, flops, device)

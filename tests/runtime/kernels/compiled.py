@@ -31,6 +31,8 @@ FORMATS = {
     "values_ptr": "*fp8e4nv",
     **INTEGERS,
 }
+TILED = {"middle": "BLOCK_M", "weights": "BLOCK_N"}
+"""Pointers, or with TMA descriptors of tensors whose tiles have so many rows."""
 UNALIGNED = {"ranks_ptr", "num_rows", "rows_class", "num_slots", "row_stride", "steps", "num_groups"}
 
 
@@ -45,14 +47,11 @@ def compiled(
     while not isinstance(kernel, triton.runtime.JITFunction):
         kernel = kernel.fn
     names = kernel.arg_names
-    signature = {
-        name: "constexpr" if name in constants else FORMATS.get(name, states if name.endswith("_ptr") else "i32")
-        for name in names
-    }
+    signature = {name: format_of(name, constants, states) for name in names}
     attributes = {
         (place,): [["tt.divisibility", 16]]
         for place, name in enumerate(names)
-        if name not in UNALIGNED and name not in constants
+        if name not in UNALIGNED and not signature[name].startswith(("constexpr", "tensordesc"))
     }
     places = {(names.index(name),): value for name, value in constants.items()}
     source = ASTSource(kernel, signature=signature, constexprs=places, attrs=attributes)
@@ -66,7 +65,20 @@ def compiled(
         "stack_bytes": stack_bytes(built.asm["cubin"]),
         "tensor_cores": "wgmma" in assembly or "mma.sync" in assembly,
         "copies_of_16_bytes": ", 0x10" in assembly and "cp.async.cg" in assembly,
+        "copies_of_tiles": "cp.async.bulk.tensor" in assembly,
     }
+
+
+def format_of(name: str, constants: dict[str, Any], states: str) -> str:
+    """Return an argument's format as Triton writes it."""
+    if name in constants:
+        return "constexpr"
+    if name in TILED:
+        if constants["TMA"]:
+            pair = "2, " if "ROW_UNIT" in constants else ""  # gates and ups are fetched together
+            return f"tensordesc<{states[1:]}[{pair}{constants[TILED[name]]}, {constants['BLOCK_K']}]>"
+        return states
+    return FORMATS.get(name, states if name.endswith("_ptr") else "i32")
 
 
 def stack_bytes(code: bytes) -> int:
@@ -84,19 +96,21 @@ def stack_bytes(code: bytes) -> int:
 def products() -> list[dict[str, Any]]:
     """Compile the expert products with every tile size in the lists."""
     found: list[dict[str, Any]] = []
-    shared = {"SLOTS": 256, "EVEN_K": True, "UPCAST": False, "in_stride": 1}
+    shared = {"SLOTS": 512, "EVEN_K": True, "UPCAST": False, "in_stride": 1}
     for kernels, lists, constants in (
         (expert_mlp.GATE_UP_KERNELS, configs.GATE_UP, {**shared, "ROW_UNIT": 16}),
         (expert_mlp.DOWN_KERNELS, configs.DOWN, shared),
     ):
         for name, each in lists.items():
-            found += [
-                compiled(kernels[name], constants | config.kwargs, config.num_warps, config.num_stages, "*bf16")
-                for config in each
-            ]
-        exact = configs.EXACT[0]
-        compiled(kernels["exact"], constants | exact.kwargs, exact.num_warps, exact.num_stages, "*fp32")
-        ragged = constants | {"EVEN_K": False} | exact.kwargs
+            for tiled in (False, True)[: 1 if name == "few" else 2]:
+                settings = constants | {"TMA": tiled}
+                found += [
+                    compiled(kernels[name], settings | config.kwargs, config.num_warps, config.num_stages, "*bf16")
+                    for config in each
+                ]
+        exact, settings = configs.EXACT[0], constants | {"TMA": False}
+        compiled(kernels["exact"], settings | exact.kwargs, exact.num_warps, exact.num_stages, "*fp32")
+        ragged = settings | {"EVEN_K": False} | exact.kwargs
         compiled(kernels["exact"], ragged, exact.num_warps, exact.num_stages, "*fp16")
     return found
 

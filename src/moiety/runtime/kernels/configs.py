@@ -14,6 +14,8 @@ import triton
 from triton import knobs
 from triton.testing import do_bench
 
+from moiety.runtime.kernels.tile_copies import set_tile_sizes
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -27,42 +29,24 @@ _MOST_ROWS = 1024
 
 def _config(rows: int, columns: int, inner: int, warps: int, stages: int, group: int = 8) -> triton.Config:
     sizes = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": inner, "GROUP_M": group}
-    return triton.Config(sizes, num_warps=warps, num_stages=stages)
+    return triton.Config(sizes, num_warps=warps, num_stages=stages, pre_hook=set_tile_sizes)
 
 
 GATE_UP = {
-    "few": [
-        _config(16, 32, 128, 4, 4, group=4),
-        _config(16, 32, 256, 4, 3, group=4),
-        _config(16, 64, 64, 4, 5, group=4),
-        _config(16, 64, 128, 4, 3, group=4),
-        _config(16, 64, 128, 8, 4, group=4),
-        _config(16, 128, 64, 8, 4, group=4),
-    ],
+    "few": [_config(16, 64, 128, 4, 5, group=4)],
     "many": [
-        _config(128, 128, 64, 8, 3),
         _config(128, 128, 64, 8, 4),
-        _config(128, 128, 32, 8, 5),
-        _config(128, 64, 64, 4, 4),
-        _config(64, 128, 64, 4, 3),
-        _config(64, 64, 64, 4, 4),
+        _config(128, 128, 64, 8, 3),
+        _config(64, 128, 64, 4, 4),
     ],
 }
+"""On an H100 all sizes for few rows that fill the shared memory are within 1 % of each other, so nothing is tried."""
 DOWN = {
-    "few": [
-        _config(16, 32, 128, 4, 5, group=4),
-        _config(16, 64, 128, 4, 4, group=4),
-        _config(16, 64, 256, 4, 3, group=4),
-        _config(16, 128, 64, 4, 5, group=4),
-        _config(16, 128, 128, 8, 4, group=4),
-        _config(16, 256, 64, 8, 4, group=4),
-    ],
+    "few": [_config(16, 64, 128, 4, 4, group=4)],
     "many": [
-        _config(128, 256, 64, 8, 3),
         _config(128, 256, 64, 8, 4),
-        _config(128, 128, 64, 8, 4),
-        _config(128, 128, 64, 4, 3),
-        _config(64, 256, 64, 4, 3),
+        _config(128, 256, 64, 8, 3),
+        _config(64, 256, 64, 8, 4),
         _config(64, 128, 64, 4, 4),
     ],
 }

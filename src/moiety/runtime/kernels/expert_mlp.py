@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from moiety.runtime.kernels.configs import DOWN, FEW_ROWS, GATE_UP, INTERPRETED, rows_class, tuned
+from moiety.runtime.kernels.tile_copies import LINE_BYTES, has_tile_copies, tiled
 from moiety.runtime.kernels.tiles import place_of, tile_of
 
 if TYPE_CHECKING:
@@ -22,46 +23,33 @@ _LARGEST_OFFSET = 2**31
 """Inside a slot's weights offsets are 32 bits; between slots and rows they are 64."""
 
 
-def _gate_up(
-    hidden_ptr,
-    order_ptr,
-    row_ptr,
-    weight_ptr,
-    middle_ptr,
-    offsets_ptr,
-    ranks_ptr,
-    num_rows,
-    rows_class,  # noqa: ARG001 - tiles are chosen by it
-    num_slots,
-    hidden_size,
-    width,
-    row_stride,
-    slot_stride,
-    in_stride,
-    out_stride,
-    ROW_UNIT: tl.constexpr,
-    SLOTS: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):
-    num_m = num_rows // BLOCK_M + tl.minimum(num_slots, num_rows)
-    m_tile, n_tile = place_of(tl.program_id(0), num_m, tl.cdiv(width, BLOCK_N), GROUP_M)
-    slot, first, end = tile_of(m_tile, offsets_ptr, ranks_ptr, num_slots, BLOCK_M, SLOTS)
-    if first >= end:
-        return
-    at = first + tl.arange(0, BLOCK_M)
-    pair = tl.load(order_ptr + tl.where(at < end, at, first))  # rows past the end are read as the first, never stored
-    source = tl.load(row_ptr + pair).to(tl.int64)
-    column = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = column % width  # columns past the end likewise
+@triton.jit
+def _joint_products(
+    hidden_at, weights, slot, n_tile, hidden_size, EVEN_K: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Return the gates and the ups of a tile; the accelerator fetches both weights as one tile, for one product."""
     k = tl.arange(0, BLOCK_K)
-    hidden_at = hidden_ptr + source[:, None] * (row_stride * ROW_UNIT) + k[None, :]
-    gate_at = weight_ptr + slot.to(tl.int64) * slot_stride + k[:, None] * in_stride + inside[None, :] * out_stride
-    up_at = gate_at + width * out_stride
+    both = tl.zeros((BLOCK_M, 2 * BLOCK_N), dtype=tl.float32)
+    for step in range(tl.cdiv(hidden_size, BLOCK_K)):
+        is_k = k < hidden_size - step * BLOCK_K
+        states = tl.load(hidden_at) if EVEN_K else tl.load(hidden_at, mask=is_k[None, :], other=0.0)
+        tile = weights.load([2 * slot, n_tile * BLOCK_N, step * BLOCK_K]).reshape(2 * BLOCK_N, BLOCK_K)
+        if UPCAST:
+            states = states.to(tl.float32)
+            tile = tile.to(tl.float32)
+        both = tl.dot(states, tile.T, both, input_precision="ieee")
+        hidden_at += BLOCK_K
+    return tl.split(both.reshape(BLOCK_M, 2, BLOCK_N).permute(0, 2, 1))
+
+
+@triton.jit
+def _two_products(
+    hidden_at, gate_at, up_at, hidden_size, in_stride, EVEN_K: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Return the gates and the ups of a tile, the weights read where the pointers say."""
+    k = tl.arange(0, BLOCK_K)
     gate = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(tl.cdiv(hidden_size, BLOCK_K)):
@@ -83,6 +71,58 @@ def _gate_up(
         hidden_at += BLOCK_K
         gate_at += BLOCK_K * in_stride
         up_at += BLOCK_K * in_stride
+    return gate, up
+
+
+def _gate_up(
+    hidden_ptr,
+    order_ptr,
+    row_ptr,
+    weights,  # a pointer or, with TMA, a descriptor of [slots x 2, width, hidden]
+    middle_ptr,
+    offsets_ptr,
+    ranks_ptr,
+    num_rows,
+    rows_class,  # noqa: ARG001 - tiles are chosen by it
+    num_slots,
+    hidden_size,
+    width,
+    row_stride,
+    slot_stride,
+    in_stride,
+    out_stride,
+    ROW_UNIT: tl.constexpr,
+    SLOTS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    TMA: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+):
+    num_m = num_rows // BLOCK_M + tl.minimum(num_slots, num_rows)
+    m_tile, n_tile = place_of(tl.program_id(0), num_m, tl.cdiv(width, BLOCK_N), GROUP_M)
+    slot, first, end = tile_of(m_tile, offsets_ptr, ranks_ptr, num_slots, BLOCK_M, SLOTS)
+    if first >= end:
+        return
+    at = first + tl.arange(0, BLOCK_M)
+    pair = tl.load(order_ptr + tl.where(at < end, at, first))  # rows past the end are read as the first, never stored
+    source = tl.load(row_ptr + pair).to(tl.int64)
+    column = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    hidden_at = hidden_ptr + source[:, None] * (row_stride * ROW_UNIT) + k[None, :]
+    if TMA:
+        gate, up = _joint_products(
+            hidden_at, weights, slot, n_tile, hidden_size, EVEN_K, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K
+        )
+    else:
+        inside = column % width  # columns past the end likewise
+        gate_at = weights + slot.to(tl.int64) * slot_stride + k[:, None] * in_stride + inside[None, :] * out_stride
+        up_at = gate_at + width * out_stride
+        gate, up = _two_products(
+            hidden_at, gate_at, up_at, hidden_size, in_stride, EVEN_K, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K
+        )
     middle = gate * tl.sigmoid(gate) * up
     middle_at = middle_ptr + at.to(tl.int64)[:, None] * width + column[None, :]
     is_stored = (at < end)[:, None] & (column < width)[None, :]
@@ -90,10 +130,10 @@ def _gate_up(
 
 
 def _down(
-    middle_ptr,
+    middle,  # a pointer or, with TMA, a descriptor of [pairs, width]
     order_ptr,
     scale_ptr,
-    weight_ptr,
+    weights,  # likewise, of [slots x hidden, width]
     out_ptr,
     offsets_ptr,
     ranks_ptr,
@@ -107,6 +147,7 @@ def _down(
     out_stride,
     SLOTS: tl.constexpr,
     EVEN_K: tl.constexpr,
+    TMA: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -123,32 +164,40 @@ def _down(
     pair = tl.load(order_ptr + source).to(tl.int64)
     column = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
-    middle_at = middle_ptr + source.to(tl.int64)[:, None] * width + k[None, :]
-    weight_at = weight_ptr + slot.to(tl.int64) * slot_stride
-    weight_at += k[:, None] * in_stride + (column % hidden_size)[None, :] * out_stride
+    if TMA:
+        weight_row = slot * hidden_size + n_tile * BLOCK_N
+    else:
+        middle_at = middle + source.to(tl.int64)[:, None] * width + k[None, :]
+        weight_at = weights + slot.to(tl.int64) * slot_stride
+        weight_at += k[:, None] * in_stride + (column % hidden_size)[None, :] * out_stride
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(tl.cdiv(width, BLOCK_K)):
-        if EVEN_K:
-            middle = tl.load(middle_at)
-            weights = tl.load(weight_at)
+        if TMA:
+            rows = middle.load([first, step * BLOCK_K])  # those past the end are another slot's, never stored
+            columns = weights.load([weight_row, step * BLOCK_K]).T
         else:
             is_k = k < width - step * BLOCK_K
-            middle = tl.load(middle_at, mask=is_k[None, :], other=0.0)
-            weights = tl.load(weight_at, mask=is_k[:, None], other=0.0)
+            if EVEN_K:
+                rows = tl.load(middle_at)
+                columns = tl.load(weight_at)
+            else:
+                rows = tl.load(middle_at, mask=is_k[None, :], other=0.0)
+                columns = tl.load(weight_at, mask=is_k[:, None], other=0.0)
+            middle_at += BLOCK_K
+            weight_at += BLOCK_K * in_stride
         if UPCAST:
-            middle = middle.to(tl.float32)
-            weights = weights.to(tl.float32)
-        total = tl.dot(middle, weights, total, input_precision="ieee")
-        middle_at += BLOCK_K
-        weight_at += BLOCK_K * in_stride
+            rows = rows.to(tl.float32)
+            columns = columns.to(tl.float32)
+        total = tl.dot(rows, columns, total, input_precision="ieee")
     total *= tl.load(scale_ptr + pair)[:, None]
     out_at = out_ptr + pair[:, None] * hidden_size + column[None, :]
     is_stored = (at < end)[:, None] & (column < hidden_size)[None, :]
     tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=is_stored)
 
 
-GATE_UP_KERNELS = tuned(_gate_up, GATE_UP, inner="hidden_size", key=("rows_class", "hidden_size", "width", "in_stride"))
-DOWN_KERNELS = tuned(_down, DOWN, inner="width", key=("rows_class", "hidden_size", "width", "in_stride"))
+_KEY = ("rows_class", "hidden_size", "width", "in_stride", "TMA")
+GATE_UP_KERNELS = tuned(_gate_up, GATE_UP, inner="hidden_size", key=_KEY)
+DOWN_KERNELS = tuned(_down, DOWN, inner="width", key=_KEY)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -175,12 +224,15 @@ def gated_rows(hidden: torch.Tensor, gate_up: torch.Tensor, pairs: SortedPairs) 
     _check(hidden, gate_up)
     middle = hidden.new_empty(groups.num_rows, width)
     unit = math.gcd(hidden.stride(0), 16)  # what is known of a row's alignment
+    is_tiled = _is_tiled(groups, gate_up)
+    weights = tiled(gate_up.transpose(1, 2).reshape(-1, width, hidden_size)) if is_tiled else gate_up
     _launch(
         GATE_UP_KERNELS,
         pairs,
         width,
-        (hidden, pairs.order, pairs.row, gate_up, middle),
+        (hidden, pairs.order, pairs.row, weights, middle),
         (hidden_size, width, hidden.stride(0) // unit, *gate_up.stride()),
+        TMA=is_tiled,
         ROW_UNIT=unit,
     )
     return middle
@@ -194,8 +246,10 @@ def weighted_outputs(middle: torch.Tensor, down: torch.Tensor, pairs: SortedPair
     width, hidden_size = down.shape[1:]
     _check(middle, down)
     out = middle.new_empty(pairs.groups.num_rows, hidden_size)
-    tensors = (middle, pairs.order, pairs.scale, down, out)
-    _launch(DOWN_KERNELS, pairs, hidden_size, tensors, (width, hidden_size, *down.stride()))
+    is_tiled = _is_tiled(pairs.groups, down)
+    rows, weights = (tiled(middle), tiled(down.transpose(1, 2).reshape(-1, width))) if is_tiled else (middle, down)
+    tensors = (rows, pairs.order, pairs.scale, weights, out)
+    _launch(DOWN_KERNELS, pairs, hidden_size, tensors, (width, hidden_size, *down.stride()), TMA=is_tiled)
     return out
 
 
@@ -206,27 +260,40 @@ def _check(rows: torch.Tensor, weights: torch.Tensor) -> None:
     assert weights.shape[1] * weights.shape[2] < _LARGEST_OFFSET, "a slot's weights are within 32 bits"
 
 
+def _is_tiled(groups: Groups, weights: torch.Tensor) -> bool:
+    """Return whether the tensor memory accelerator fetches tiles of `weights` [slots, in, out]: it wants whole lines.
+
+    Few rows are as fast without it.
+    """
+    if rows_class(groups.num_rows, groups.num_slots) <= FEW_ROWS or weights.dtype == torch.float32:
+        return False
+    if not (INTERPRETED or has_tile_copies(weights.device)):
+        return False
+    has_lines = weights.transpose(1, 2).is_contiguous() and weights.shape[1] * weights.itemsize % LINE_BYTES == 0
+    return has_lines and weights.data_ptr() % LINE_BYTES == 0
+
+
 def _launch(
     kernels: dict[str, Any],
     pairs: SortedPairs,
     columns: int,
-    tensors: tuple[torch.Tensor, ...],
+    tensors: tuple[Any, ...],
     sizes: tuple[int, ...],
     **constants: int,
 ) -> None:
-    """Run the kernel that suits the rows, over the tiles of rows and `columns`."""
-    groups = pairs.groups
+    """Run the kernel that suits the rows, over the tiles of rows and `columns`; the last of the tensors is written."""
+    groups, out = pairs.groups, tensors[-1]
     if groups.num_rows == 0:
         return
     each = rows_class(groups.num_rows, groups.num_slots)
     name = "few" if each <= FEW_ROWS else "many"
-    if tensors[0].dtype == torch.float32:
+    if out.dtype == torch.float32:
         name = "exact"
 
     def grid(given: dict[str, int]) -> tuple[int]:
         return (groups.num_tiles(given["BLOCK_M"]) * triton.cdiv(columns, given["BLOCK_N"]),)
 
-    with torch.cuda.device_of(tensors[0]):
+    with torch.cuda.device_of(out):
         kernels[name][grid](
             *tensors,
             groups.offsets,

@@ -16,6 +16,8 @@ import torch
 import triton
 import triton.language as tl
 
+_LEAST_SLOTS = 512
+
 
 @triton.jit
 def _first_row(keys_ptr, slot, rows, steps, KEY_BITS: tl.constexpr):
@@ -86,8 +88,8 @@ class Groups:
 
     @property
     def padded_slots(self) -> int:
-        """Length of the vector in which a program looks for its slot."""
-        return triton.next_power_of_2(self.num_slots + 1)
+        """Length of the vector in which a program looks for its slot: for most models the same, so the same kernels."""
+        return max(_LEAST_SLOTS, triton.next_power_of_2(self.num_slots + 1))
 
     def num_tiles(self, block_m: int) -> int:
         """Return how many row tiles are enough, whatever the division of the rows."""
