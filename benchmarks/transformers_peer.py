@@ -68,16 +68,18 @@ class Stamps(transformers.StoppingCriteria):
         self.at_s: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, _scores: object, **_: object) -> torch.Tensor:
-        """Return that no sequence ends."""
+        """Return that no sequence ends; on a GPU once the tokens are there."""
+        if input_ids.is_cuda:
+            torch.cuda.synchronize()
         self.at_s.append(time.perf_counter())
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
 
 
-def peer_model(folder: str, peer: str, layout: str, num_ranks: int) -> Any:  # noqa: ANN401 - transformers' class
+def peer_model(folder: str, peer: str, layout: str, num_ranks: int, device: torch.device) -> Any:  # noqa: ANN401 - transformers' class
     """Return transformers' model as it divides it over the ranks of the default process group."""
     load = transformers.AutoModelForCausalLM.from_pretrained
     if peer == "one process":
-        return load(folder, dtype=torch.float32)
+        return load(folder, dtype="auto").to(device)
     settings: dict[str, Any] = {"fsdp_size" if layout == "own sequences" else "tp_size": num_ranks}
     if peer != "tensor parallel":
         settings |= {"ep_size": num_ranks, "ep_implementation": peer.replace("-", "_")}
@@ -94,7 +96,7 @@ def peer_generate(model: Any, implementation: str, layout: str, world: Group) ->
 
     def generate(case: Case) -> tuple[list[list[int]], float]:
         model.set_experts_implementation(implementation)
-        prompts, stamps = case.prompts(), Stamps()
+        prompts, stamps = case.prompts().to(model.device), Stamps()
         if layout == "own sequences":
             prompts = prompts[world.index :: world.size]
         start_s = time.perf_counter()
@@ -107,7 +109,7 @@ def peer_generate(model: Any, implementation: str, layout: str, world: Group) ->
             pad_token_id=0,
             stopping_criteria=[stamps],
         )
-        seconds = time.perf_counter() - start_s if case.is_prefill else stamps.at_s[-1] - stamps.at_s[0]
+        seconds = stamps.at_s[-1] - (start_s if case.is_prefill else stamps.at_s[0])
         tokens = whole[:, case.prompt_tokens :].tolist()
         if layout == "own sequences":
             parts: Any = world.gather_objects(tokens)
@@ -117,11 +119,13 @@ def peer_generate(model: Any, implementation: str, layout: str, world: Group) ->
     return generate
 
 
-def fastest(folder: str, peer: str, cases: tuple[Case, ...], world: Group) -> dict[str, tuple[str, Generate]]:
+def fastest(
+    folder: str, peer: str, cases: tuple[Case, ...], world: Group, device: torch.device
+) -> dict[str, tuple[str, Generate]]:
     """Return by case how transformers is fastest in one of its ways, in words and to call, as short trials have it."""
     best: dict[str, tuple[float, str, Generate]] = {}
     for layout in LAYOUTS[peer]:
-        model = peer_model(folder, peer, layout, world.size)
+        model = peer_model(folder, peer, layout, world.size, device)
         for case in cases:
             if layout == "own sequences" and case.num_prompts % world.size:
                 continue
