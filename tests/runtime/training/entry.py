@@ -76,6 +76,19 @@ def _trained(
         }
 
 
+def saved_cases(place: Place, cases: list[dict[str, Any]]) -> list[dict[str, int] | None]:
+    """Return the bytes that each case keeps for the backward pass here, None where the rank has no part in it."""
+    return [
+        _saved(place, number, **case) if place.rank < case["plan"].num_gpus else None
+        for number, case in enumerate(cases)
+    ]
+
+
+def _saved(place: Place, number: int, plan: Plan, folder: Path, rows: list[Row], **options: Any) -> dict[str, int]:  # noqa: ANN401 - the trainer's
+    with trainer(place, number, plan, folder, **options) as rank:
+        return saved_bytes(rank, rows)
+
+
 def _box(piece: Piece, tensor: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a gradient may be missing
     return (*piece.key, piece.of(tensor).float().numpy().copy())
 
