@@ -53,9 +53,12 @@ def _trained(
     batches: list[list[Row]],
     *,
     measures: bool = False,
+    again: bool = False,
     **options: Any,  # noqa: ANN401 - the trainer's
 ) -> dict[str, Any]:
     with trainer(place, number, plan, folder, **options) as rank:
+        if again:  # gradients of another batch are there before, and must not stay
+            rank.gradients(batches[-1])
         losses = [rank.gradients(batches[0])]
         trained = [piece for piece in rank.pieces if piece.owner.requires_grad]
         gradients = [_box(piece, piece.owner.grad) for piece in trained]
