@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.saved import embedding_saved, head_saved, layer_saved, saved_bytes
 from moiety.graph.training import dense_parameters, optimizer_shards, routed_parameters
+from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from moiety.graph.graph import Graph
+    from moiety.model.model import Block
 
 _MOMENT_BYTES, _MASTER_BYTES = 8, 4
 """AdamW's two moments, and the FP32 master of a weight of another format, for each parameter."""
@@ -36,7 +38,7 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
     layout, model = graph.layout, graph.model
     strategy = layout.strategy
     blocks = [model.blocks[graph.block_of(layer)] for layer in graph.stages[stage]]
-    routed = sum(routed_parameters(block, model.hidden_size) for block in blocks) / (strategy.ep * strategy.etp)
+    routed = sum(held_expert_parameters(block, graph) for block in blocks)
     dense = sum(dense_parameters(block, model.hidden_size) for block in blocks) / strategy.tp
     dense += vocabulary_elements(graph, stage)
     gradient_shards = strategy.attn_dp if layout.options.dense_parameter_sharding else 1
@@ -47,6 +49,16 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
         "gradients": int(element * (dense / gradient_shards + routed)),
         "optimizer_state": int(kept * (dense / optimizer_shards(layout) + routed)),
     }
+
+
+def held_expert_parameters(block: Block, graph: Graph) -> float:
+    """Return the parameters of a layer's routed experts on each GPU, copies of experts included."""
+    part, layout = block.feed_forward, graph.layout
+    if not isinstance(part, MoeFeedForward):
+        return 0.0
+    copies = 1 + layout.options.redundant_experts / part.num_experts
+    routed = routed_parameters(block, graph.model.hidden_size)
+    return routed * copies / (layout.strategy.ep * layout.strategy.etp)
 
 
 def stored_activations(graph: Graph, stage: int, room_bytes: int) -> tuple[int, tuple[int, ...]]:

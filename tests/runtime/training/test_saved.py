@@ -9,7 +9,9 @@ import torch
 
 from moiety.cli.train_plan import trained
 from moiety.cost.training_memory import activation_bytes
+from moiety.cost.training_peak import step_peaks
 from moiety.graph.graph import build_graph
+from moiety.plan import MemoryPlan
 from tests.ranks import run_ranks
 from tests.runtime.checkpoints import save_checkpoint
 from tests.runtime.training.entry import saved_cases
@@ -39,8 +41,11 @@ CHECKPOINTED = (0, 2)
 TOLERANCE = 0.02
 """Of the bytes. The largest difference found is 1.2 %: rotary tables, places within tiny rows."""
 
-Found = dict[tuple[str, str, str], tuple["Graph", list[dict[str, int]]]]
-"""Of each case the planned graph, and what each of its ranks measured."""
+PEAK_TOLERANCE = 0.1
+"""Of a step's peak."""
+
+Found = dict[tuple[str, str, str], tuple["Graph", MemoryPlan, list[dict[str, int]]]]
+"""Of each case the planned graph and memory, and what each of its ranks measured."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     drawn = torch.randint(0, 131, (ROWS, TOKENS), generator=torch.Generator().manual_seed(3)).tolist()
     rows = [tuple(row) for row in drawn]
     cases: list[dict[str, Any]] = []
-    graphs: list[Graph] = []
+    planned: list[tuple[Graph, MemoryPlan]] = []
     for name, dtype, division in CASES:
         folder = top / f"{name}-{dtype}"
         if not folder.exists():
@@ -58,18 +63,28 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
         plan = trained(
             divided(folder, dtype=dtype, **DIVISIONS[division]), CALIBRATION, num_rows=ROWS, row_tokens=TOKENS
         )
-        graphs.append(build_graph(plan.model, plan.pools[0], plan.options))
+        memory = plan.pools[0].memory
+        assert memory is not None
+        memory = memory.model_copy(update={"checkpointed_layers": CHECKPOINTED})
+        planned.append((build_graph(plan.model, plan.pools[0], plan.options), memory))
         cases.append({"plan": plan, "folder": folder, "rows": rows, "checkpointed": CHECKPOINTED})
     ranks = run_ranks(saved_cases, 4, cases, timeout_s=120)
     measured = [[rank[number] for rank in ranks if rank[number] is not None] for number in range(len(cases))]
-    return dict(zip(CASES, zip(graphs, measured, strict=True), strict=True))
+    return {case: (*pair, ranks) for case, pair, ranks in zip(CASES, planned, measured, strict=True)}
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
 def test_the_plan_says_what_autograd_keeps(case: tuple[str, str, str], found: Found) -> None:
-    graph, ranks = found[case]
+    graph, _, ranks = found[case]
     layers = {"without_checkpointing": (), "as_planned": CHECKPOINTED, "with_checkpointing": (0, 1, 2)}
     for key, checkpointed in layers.items():
         # the plan's rows are an equal share of the tokens, the router's are not: together they are as many
         mean = sum(rank[key] for rank in ranks) / len(ranks)
         assert activation_bytes(graph, 0, checkpointed) == pytest.approx(mean, rel=TOLERANCE), key
+
+
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_the_plan_says_what_a_step_takes_at_most(case: tuple[str, str, str], found: Found) -> None:
+    graph, memory, ranks = found[case]
+    mean = sum(rank["peak"] for rank in ranks) / len(ranks)
+    assert max(step_peaks(graph, memory).values()) == pytest.approx(mean, rel=PEAK_TOLERANCE)
