@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
 from moiety.strategy.stages import stage_layers
 from moiety.verify.closed_form import cache_bytes, dense_weights, expert_weights, router_weights
 from moiety.verify.findings import Finding, judged
@@ -209,7 +209,7 @@ def _exchange_buffers(inspection: Inspection, pool: Pool) -> float:
         tokens = pool.schedule.prefill_tokens + pool.schedule.decode_sequences
     rows = max(tokens * strategy.attn_dp * moe.top_k // strategy.ep, 1)
     dtypes = plan.options.dtypes
-    wire = rows * BYTES_PER_ELEMENT[dtypes.dispatch] + tokens * BYTES_PER_ELEMENT[dtypes.combine]
+    wire = rows * ROW_BYTES_PER_ELEMENT[dtypes.dispatch] + tokens * ROW_BYTES_PER_ELEMENT[dtypes.combine]
     in_flight = 2 if plan.options.two_batch_overlap and pool.schedule.num_microbatches > 1 else 1
     return in_flight * wire * plan.model.hidden_size
 
