@@ -16,3 +16,6 @@ BYTES_PER_ELEMENT: dict[Dtype, float] = {
     "fp4": 0.5 + 1.0 / 16,  # NVFP4: an FP8 scale per 16
     "mxfp4": 0.5 + 1.0 / 32,  # OCP MX: an E8M0 scale per 32
 }
+"""Of weights, and of all that has no scales."""
+ROW_BYTES_PER_ELEMENT: dict[Dtype, float] = {**BYTES_PER_ELEMENT, "fp8": 1.0 + 4.0 / 128}
+"""Of rows of tokens, which are quantised one by one: in FP8 an FP32 scale per 128 values of a row (DeepEP)."""

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from moiety.cluster.catalog import load_device
 from moiety.cost.memory import cache_bytes, plan_memory
+from moiety.cost.training_memory import activation_bytes
 from moiety.graph.graph import build_step_graph
 from moiety.model.catalog import catalog_models, load_catalog_model
 from moiety.plan import MemoryPlan, Options, Phase
@@ -112,16 +113,19 @@ def test_checkpointing_recomputes_only_what_does_not_fit() -> None:
 def test_one_forward_one_backward_keeps_as_many_microbatches_as_there_are_stages_ahead(overlap: bool) -> None:
     model, options = small_model(num_layers=8), Options(two_batch_overlap=overlap)
 
-    def stored(pp: int, microbatches: int) -> int:
-        return memory_of(model, Strategy(pp=pp), "training", options, microbatches=microbatches).bytes_by_kind[
-            "stored_activations"
-        ]
+    def stored(pp: int, microbatches: int, stage: int = 0) -> int:
+        schedule = schedule_of("training", microbatches=microbatches)
+        graph = build_step_graph(model, Strategy(pp=pp), schedule, options, training=True)
+        return activation_bytes(graph, stage, ())
 
     extra = 1 if overlap else 0
-    one = stored(1, 1)
-    assert stored(4, 16) == (4 + extra) * one // 4
-    assert stored(4, 2) == 2 * one // 4
-    assert stored(1, 16) == (1 + extra) * one
+    first, inside, last = (stored(4, 1, stage) for stage in (0, 1, 3))
+    assert first + 2 * inside + last == stored(1, 1)
+    assert first < inside + 0.01 * inside < last, "the last one has the logits"
+    assert stored(4, 16) == (4 + extra) * first
+    assert stored(4, 2) == 2 * first
+    assert stored(4, 16, 3) == (1 + extra) * last
+    assert stored(1, 16) == (1 + extra) * stored(1, 1)
 
 
 def test_sharding_divides_the_dense_state() -> None:

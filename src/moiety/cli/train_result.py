@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 from moiety.cli.table import table
+from moiety.cost.training_peak import step_peaks
+from moiety.graph.graph import build_graph
 from moiety.units import format_si
 
 if TYPE_CHECKING:
@@ -57,6 +59,12 @@ class TrainResult:
         each = [cast("dict[str, int]", report["saved_tensor_bytes"]) for report in self.reports]
         return {key: max(saved[key] for saved in each) for key in each[0]}
 
+    @property
+    def planned_peaks(self) -> dict[str, int]:
+        """The bytes that the plan has at the moments of a step that can be its peak."""
+        plan = self.job.plan
+        return step_peaks(build_graph(plan.model, plan.pools[0], plan.options), self.memory)
+
     def document(self) -> dict[str, object]:
         """Return the training as one JSON document; figures of memory are the largest of all ranks."""
         plan = self.job.plan
@@ -72,6 +80,7 @@ class TrainResult:
             "saved_tensor_bytes_in_steps": in_steps,
             "checkpointed_layers": list(self.memory.checkpointed_layers),
             "peak_bytes": self._largest("peak_bytes"),
+            "planned_peak_bytes": self.planned_peaks,
             "allocations_per_step": self._largest("allocations_per_step"),
             "measured": {"ranks": [self._rank(rank, report) for rank, report in enumerate(self.reports)]},
             "planned": self.memory.model_dump(mode="json", exclude={"arena"}),
@@ -120,7 +129,8 @@ def memory_section(result: TrainResult) -> RenderableType:
     kept += (
         f"{_bytes(saved['with_checkpointing'])}; the plan checkpoints {len(result.memory.checkpointed_layers)} layers"
     )
-    peak = f"peak of a step {_bytes(cast('int', whole['peak_bytes']))} in {whole['allocations_per_step']} allocations"
+    peak = f"peak of a step {_bytes(cast('int', whole['peak_bytes']))} in {whole['allocations_per_step']} allocations, "
+    peak += f"planned {_bytes(max(result.planned_peaks.values()))}"
     notes = [kept, peak]
     return table("Memory of the fullest rank", ("kind", ">measured", ">planned"), rows, notes=notes)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.graph.saved import embedding_saved, head_saved, layer_saved, saved_bytes
 from moiety.graph.training import dense_parameters, optimizer_shards, routed_parameters
+from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from moiety.graph.graph import Graph
-    from moiety.graph.op import Op
+    from moiety.model.model import Block
 
 _MOMENT_BYTES, _MASTER_BYTES = 8, 4
 """AdamW's two moments, and the FP32 master of a weight of another format, for each parameter."""
@@ -33,7 +38,7 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
     layout, model = graph.layout, graph.model
     strategy = layout.strategy
     blocks = [model.blocks[graph.block_of(layer)] for layer in graph.stages[stage]]
-    routed = sum(routed_parameters(block, model.hidden_size) for block in blocks) / (strategy.ep * strategy.etp)
+    routed = sum(held_expert_parameters(block, graph) for block in blocks)
     dense = sum(dense_parameters(block, model.hidden_size) for block in blocks) / strategy.tp
     dense += vocabulary_elements(graph, stage)
     gradient_shards = strategy.attn_dp if layout.options.dense_parameter_sharding else 1
@@ -46,29 +51,41 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
     }
 
 
+def held_expert_parameters(block: Block, graph: Graph) -> float:
+    """Return the parameters of a layer's routed experts on each GPU, copies of experts included."""
+    part, layout = block.feed_forward, graph.layout
+    if not isinstance(part, MoeFeedForward):
+        return 0.0
+    copies = 1 + layout.options.redundant_experts / part.num_experts
+    routed = routed_parameters(block, graph.model.hidden_size)
+    return routed * copies / (layout.strategy.ep * layout.strategy.etp)
+
+
 def stored_activations(graph: Graph, stage: int, room_bytes: int) -> tuple[int, tuple[int, ...]]:
     """Return the bytes kept for the backward pass and the layers that recompute theirs.
 
-    A stage keeps those of as many micro-batches as there are stages from it to the last (1F1B), and of one more where
-    two overlap. With checkpointing on, as many layers as it takes to fit into `room_bytes` keep only their input; the
-    first layers go first.
+    With checkpointing on, as many layers as it takes to fit into `room_bytes` keep only their input; the first layers
+    go first.
     """
-    layout, layers = graph.layout, graph.stages[stage]
+    layers = graph.stages[stage]
+    most = len(layers) if graph.layout.options.activation_checkpointing else 0
+    number = bisect_left(range(most), -room_bytes, key=lambda count: -activation_bytes(graph, stage, layers[:count]))
+    return activation_bytes(graph, stage, layers[:number]), tuple(layers[:number])
+
+
+def activation_bytes(graph: Graph, stage: int, checkpointed: Collection[int]) -> int:
+    """Return the bytes that a stage keeps for the backward pass; `checkpointed` layers keep only their input.
+
+    It keeps those of as many micro-batches as there are stages from it to the last (1F1B), and of one more where two
+    overlap.
+    """
+    layout, model = graph.layout, graph.model
     ahead = len(graph.stages) - stage + (1 if layout.options.two_batch_overlap else 0)
-    in_flight = min(ahead, layout.schedule.num_microbatches)
     hidden = graph.embedding[0].output
     assert hidden is not None, "the embedding has an output"
-    stored = {layer: hidden.size_bytes + _output_bytes(graph.layers[graph.block_of(layer)]) for layer in layers}
-    total = in_flight * sum(stored.values())
-    checkpointed: list[int] = []
-    if layout.options.activation_checkpointing:
-        for layer in layers:
-            if total <= room_bytes:
-                break
-            checkpointed.append(layer)
-            total -= in_flight * (stored[layer] - hidden.size_bytes)
-    return total, tuple(checkpointed)
-
-
-def _output_bytes(ops: tuple[Op, ...]) -> int:
-    return sum(op.output.size_bytes for op in ops if op.output is not None and not op.prefetch)
+    kept = [saved_bytes(layer_saved(model, block, layout)) for block in model.blocks]
+    total = saved_bytes(embedding_saved(layout)) if stage == 0 else 0
+    total += saved_bytes(head_saved(model, layout)) if stage == len(graph.stages) - 1 else 0
+    for layer in graph.stages[stage]:
+        total += hidden.size_bytes if layer in checkpointed else kept[graph.block_of(layer)]
+    return min(ahead, layout.schedule.num_microbatches) * total

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
 from moiety.graph.attention import gemm_op
 from moiety.graph.op import Collective, Gemm, MemoryPass, Op, Tensor
 from moiety.model.feed_forward import DenseFeedForward
@@ -89,7 +89,7 @@ def _moe(part: MoeFeedForward, hidden_size: int, layout: Layout) -> list[Op]:
         ops.append(_exchange("dispatch", ("post_norm", "router"), hidden_size, layout, expert_rows(part, layout)))
         arrive = "dispatch"
     elif strategy.attn_dp > 1:
-        gathered = Tensor("gathered", (layout.stage_tokens, hidden_size), dtypes.dispatch)
+        gathered = Tensor("gathered", (layout.stage_tokens, hidden_size), dtypes.dispatch, has_row_scales=True)
         work = Collective("all_gather", "attn_dp", gathered.size_bytes)
         ops.append(Op("token_all_gather", work, ("post_norm", "router"), gathered))
         arrive = "token_all_gather"
@@ -99,7 +99,7 @@ def _moe(part: MoeFeedForward, hidden_size: int, layout: Layout) -> list[Op]:
     if layout.routes_tokens:
         ops.append(_exchange("combine", ("expert_down",), hidden_size, layout, tokens))
     elif strategy.attn_dp > 1:
-        whole = layout.stage_tokens * hidden_size * BYTES_PER_ELEMENT[dtypes.combine]
+        whole = layout.stage_tokens * hidden_size * ROW_BYTES_PER_ELEMENT[dtypes.combine]
         output = Tensor("scattered", (tokens, hidden_size), dtypes.activations)
         ops.append(Op("token_reduce_scatter", Collective("reduce_scatter", "attn_dp", whole), ("expert_down",), output))
     return ops
@@ -110,8 +110,7 @@ def _exchange(
 ) -> Op:
     dtypes = layout.options.dtypes
     dtype = dtypes.dispatch if kind == "dispatch" else dtypes.combine
-    # block formats carry one FP32 scale per 128 elements on the wire (DeepEP)
-    row_bytes = hidden_size * (1 + 4 / 128 if dtype == "fp8" else BYTES_PER_ELEMENT[dtype])
+    row_bytes = hidden_size * ROW_BYTES_PER_ELEMENT[dtype]
     work = Collective(
         kind,
         "stage",
@@ -119,7 +118,7 @@ def _exchange(
         tokens=layout.tokens,
         method=layout.options.all_to_all,
     )
-    return Op(kind, work, after, Tensor(f"{kind}ed_rows", (max(int(rows), 1), hidden_size), dtype))
+    return Op(kind, work, after, Tensor(f"{kind}ed_rows", (max(int(rows), 1), hidden_size), dtype, has_row_scales=True))
 
 
 def _experts(part: MoeFeedForward, hidden_size: int, layout: Layout, arrive: str) -> list[Op]:

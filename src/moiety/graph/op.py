@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from moiety.dtypes import BYTES_PER_ELEMENT, Dtype
+from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT, Dtype
 
 if TYPE_CHECKING:
     from moiety.plan import AllToAll
@@ -20,11 +20,14 @@ class Tensor:
     name: str
     shape: tuple[int, ...]
     dtype: Dtype
+    has_row_scales: bool = False
+    """Whether its rows are quantised one by one, as tokens on the wire are."""
 
     @property
     def size_bytes(self) -> int:
         """Bytes in memory."""
-        return math.ceil(math.prod(self.shape) * BYTES_PER_ELEMENT[self.dtype])
+        element = (ROW_BYTES_PER_ELEMENT if self.has_row_scales else BYTES_PER_ELEMENT)[self.dtype]
+        return math.ceil(math.prod(self.shape) * element)
 
     def __str__(self) -> str:
         """Return e.g. `[16479, 8192] bf16`."""

@@ -10,6 +10,7 @@ from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.experts.build import ExpertUse
 from moiety.runtime.model.load import load_model
 from moiety.runtime.seat import seat_of
+from moiety.runtime.training.allocations import allocations_of, storage_bytes
 from moiety.runtime.training.trainer import Trainer
 from moiety.runtime.training.work import saved_bytes
 
@@ -53,9 +54,12 @@ def _trained(
     batches: list[list[Row]],
     *,
     measures: bool = False,
+    again: bool = False,
     **options: Any,  # noqa: ANN401 - the trainer's
 ) -> dict[str, Any]:
     with trainer(place, number, plan, folder, **options) as rank:
+        if again:  # gradients of another batch are there before, and must not stay
+            rank.gradients(batches[-1])
         losses = [rank.gradients(batches[0])]
         trained = [piece for piece in rank.pieces if piece.owner.requires_grad]
         gradients = [_box(piece, piece.owner.grad) for piece in trained]
@@ -74,6 +78,23 @@ def _trained(
             },
             "saved": saved_bytes(rank, batches[0]) if measures else None,
         }
+
+
+def saved_cases(place: Place, cases: list[dict[str, Any]]) -> list[dict[str, int] | None]:
+    """Return what each case keeps for the backward pass here, and a step's peak, None where the rank has no part."""
+    return [
+        _saved(place, number, **case) if place.rank < case["plan"].num_gpus else None
+        for number, case in enumerate(cases)
+    ]
+
+
+def _saved(place: Place, number: int, plan: Plan, folder: Path, rows: list[Row], **options: Any) -> dict[str, int]:  # noqa: ANN401 - the trainer's
+    with trainer(place, number, plan, folder, **options) as rank:
+        saved = saved_bytes(rank, rows)
+        rank.step(rows)  # which makes the optimizer's state
+        rank.forget_gradients()
+        _, found = allocations_of(lambda: rank.step(rows), storage_bytes(rank.held()), rank.model.device)
+        return {**saved, "peak": found.peak_bytes}
 
 
 def _box(piece: Piece, tensor: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a gradient may be missing

@@ -30,7 +30,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outcomes(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """Return the outcome of each division, and of small steps on one rank, by rank."""
     cases: list[dict[str, Any]] = [
-        {"plan": divided(folder, dtype="bf16", **DIVISIONS[name]), "folder": folder, "batches": batches()}
+        {
+            "plan": divided(folder, dtype="bf16", **DIVISIONS[name]),
+            "folder": folder,
+            "batches": batches(),
+            "again": True,
+        }
         for name in NAMES
     ]
     cases.append({**cases[0], "learning_rate": SMALL_RATE})

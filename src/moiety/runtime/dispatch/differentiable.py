@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.autograd import Function
 
 from moiety.runtime.comm.adjoint import all_to_all
 from moiety.runtime.comm.priority import Priority
@@ -72,9 +73,30 @@ class DifferentiableRound:
     def finish(self) -> torch.Tensor:
         """Return the sums; see `Round`."""
         assert self._returned is not None, "rows are given back before they are summed"
-        rows = self._returned.float()
-        sums, token = token_sums(rows, self._token, self._gpu, self._exchange.stage.gpus_per_node)
-        return sums.new_zeros(self._shape).index_copy(0, token, sums)
+        apply = cast("Any", _TokenSums).apply
+        return apply(self._returned.float(), self._token, self._gpu, self._exchange.stage.gpus_per_node, self._shape)
+
+
+class _TokenSums(Function):
+    """The sums of every token's rows, [tokens, hidden]; all that is kept is which token a row is of."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context
+        rows: torch.Tensor,
+        token: torch.Tensor,
+        gpu: torch.Tensor,
+        gpus_per_node: int,
+        shape: torch.Size,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(token)
+        sums, summed = token_sums(rows, token, gpu, gpus_per_node)
+        return rows.new_zeros(shape).index_copy_(0, summed, sums)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:  # noqa: ANN401
+        (token,) = ctx.saved_tensors
+        return gradients[0].index_select(0, token), None, None, None, None
 
 
 def differentiable_exchange(

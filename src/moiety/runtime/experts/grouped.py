@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.autograd import Function
 from torch.nn.functional import grouped_mm
 
 from moiety.runtime.conversion import integers
@@ -65,15 +66,41 @@ def partial_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, laye
     slot = rows.slots[row, column]
     order = torch.argsort((slot << KEY_BITS) + rows.keys[row])
     counts = torch.bincount(slot, minlength=weights.num_slots)
-    outputs = _products(rows.hidden.index_select(0, row[order]), slot[order], counts, weights, recorder, layer)
-    outputs = outputs.float() * rows.weights[row, column][order][:, None]
-    sums = _row_sums(torch.empty_like(outputs).index_copy_(0, order, outputs), row, rows)
+    taken = row[order]
+    outputs = _products(rows.hidden.index_select(0, taken), slot[order], counts, weights, recorder, layer)
+    outputs = outputs.float() * rows.weights[taken, column[order]][:, None]
+    if torch.is_grad_enabled():
+        sums = cast("torch.Tensor", cast("Any", _RowSums).apply(outputs, order, row, taken, rows))
+    else:
+        sums = _row_sums(outputs, order, row, rows)
     recorder.mark("expert_down", layer)
     return sums
 
 
-def _row_sums(outputs: torch.Tensor, row: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Return the sums of the outputs of each row, added in their order, zeros for rows without any."""
+class _RowSums(Function):
+    """`_row_sums` of outputs whose gradients are wanted; all that is kept is which row (`taken`) an output is of."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context
+        outputs: torch.Tensor,
+        order: torch.Tensor,
+        row: torch.Tensor,
+        taken: torch.Tensor,
+        rows: Rows,
+    ) -> torch.Tensor:
+        ctx.save_for_backward(taken)
+        return _row_sums(outputs, order, row, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:  # noqa: ANN401
+        (taken,) = ctx.saved_tensors
+        return gradients[0].index_select(0, taken), None, None, None, None
+
+
+def _row_sums(outputs: torch.Tensor, order: torch.Tensor, row: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Return the sums of the outputs of each row, added in the order before `order`, zeros for rows without any."""
+    outputs = torch.empty_like(outputs).index_copy_(0, order, outputs)
     count, width = rows.slots.shape
     if outputs.shape[0] == count * width:  # every row has as many
         by_row = outputs.view(count, width, rows.hidden.shape[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention, softmax
+from torch.nn.functional import pad, scaled_dot_product_attention, softmax
 
 from moiety.runtime.model.latent_attention import latent_decode
 
@@ -84,8 +84,10 @@ def causal_attention(  # noqa: PLR0913 - the arguments are transformers'
 ) -> tuple[torch.Tensor, None]:
     """Return the attention output of rows of equal length, [rows, tokens, heads, value width], without a cache.
 
-    `query` is [rows, heads, tokens, width]; window and sinks are as for `packed_attention`.
+    `query` is [rows, heads, tokens, width]; window and sinks are as for `packed_attention`. The kernels lay
+    their output out as the queries lie: token by token it is what the output projection takes, and is kept once.
     """
+    query = query.transpose(1, 2).contiguous().transpose(1, 2)
     sinks = s_aux.to(query.dtype) if s_aux is not None else None
     return _sequence(query, key, value, 0, scaling, sliding_window, sinks).transpose(1, 2).contiguous(), None
 
@@ -115,15 +117,17 @@ def _sequence(
         if seen is None and new > 1:
             seen = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
         return _with_sinks(query, key, value, seen, scaling, sinks)
-    return scaled_dot_product_attention(
+    width, missing = value.shape[3], query.shape[3] - value.shape[3]
+    out = scaled_dot_product_attention(
         query,
         key,
-        value,
+        pad(value, (0, missing)) if missing else value,  # FlashAttention knows one width; others write all scores
         attn_mask=seen,
         is_causal=seen is None and new > 1,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
     )
+    return out[..., :width] if missing else out
 
 
 def _rows(cached: torch.Tensor, batch: Batch) -> torch.Tensor:

@@ -173,7 +173,7 @@ class Trainer:
 
     def gradients(self, rows: Sequence[Row]) -> float:
         """Fill the gradient of every parameter with that of the batch's mean loss; return the loss."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self.forget_gradients()
         for layer in self.model.expert_layers.values():
             layer.counts = layer.counts[:0]
         loss = self.loss(rows)
@@ -185,6 +185,11 @@ class Trainer:
         for copies in self._copies:
             copies.reduce()
         return float(self.world.all_reduce(loss.detach().clone()))
+
+    def forget_gradients(self) -> None:
+        """Let go of the gradient of every parameter; the optimizer knows masters alone where there are any."""
+        for parameter in self.parameters():
+            parameter.grad = None
 
     @staticmethod
     def backward(loss: torch.Tensor) -> None:

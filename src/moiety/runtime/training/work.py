@@ -69,7 +69,7 @@ def take_steps(
     for step in range(training.num_steps):
         batch = rows_of_step(rows, first + step, training.batch_size)
         if step == min(1, training.num_steps - 1):
-            trainer.optimizer.zero_grad(set_to_none=True)  # or the step would let go of gradients from before it
+            trainer.forget_gradients()  # or the step would let go of gradients from before it
             held = storage_bytes(trainer.held())
             loss, allocations = allocations_of(lambda batch=batch: trainer.step(batch), held, trainer.model.device)
             report |= {"allocations_per_step": allocations.count, "peak_bytes": allocations.peak_bytes}
@@ -97,7 +97,7 @@ def saved_bytes(trainer: Trainer, rows: Sequence[Row]) -> dict[str, int]:
         with counting_saved(local(each) for each in trainer.parameters()) as saved:
             loss = trainer.loss(rows, layers)
         trainer.backward(loss)  # which lets go of what is kept, and of gathered layers
-        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.forget_gradients()
         return saved.size_bytes
 
     without, with_all = measured(()), measured(tuple(trainer.model.layers))

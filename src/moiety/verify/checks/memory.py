@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
 from moiety.strategy.stages import stage_layers
 from moiety.verify.closed_form import cache_bytes, dense_weights, expert_weights, router_weights
 from moiety.verify.findings import Finding, judged
@@ -209,7 +209,7 @@ def _exchange_buffers(inspection: Inspection, pool: Pool) -> float:
         tokens = pool.schedule.prefill_tokens + pool.schedule.decode_sequences
     rows = max(tokens * strategy.attn_dp * moe.top_k // strategy.ep, 1)
     dtypes = plan.options.dtypes
-    wire = rows * BYTES_PER_ELEMENT[dtypes.dispatch] + tokens * BYTES_PER_ELEMENT[dtypes.combine]
+    wire = rows * ROW_BYTES_PER_ELEMENT[dtypes.dispatch] + tokens * ROW_BYTES_PER_ELEMENT[dtypes.combine]
     in_flight = 2 if plan.options.two_batch_overlap and pool.schedule.num_microbatches > 1 else 1
     return in_flight * wire * plan.model.hidden_size
 
@@ -230,12 +230,17 @@ def _training_state(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
     blocks = [model.blocks[model.layer_blocks[i]] for i in stage_layers(model.num_layers, strategy.pp)[memory.stage]]
     total_parameters = sum(block.num_parameters(model.hidden_size) for block in blocks)
     routed = sum(
-        part.num_experts * part.expert_parameters(model.hidden_size)
+        (part.num_experts + plan.options.redundant_experts) * part.expert_parameters(model.hidden_size)
         for part in (block.feed_forward for block in blocks)
         if part.kind == "moe"
     )
     tables = _tables(inspection, pool, memory) * model.vocab_size * model.hidden_size
-    dense = (total_parameters - routed + tables) / strategy.tp
+    once = sum(
+        part.num_experts * part.expert_parameters(model.hidden_size)
+        for part in (block.feed_forward for block in blocks)
+        if part.kind == "moe"
+    )
+    dense = (total_parameters - once + tables) / strategy.tp
     experts = routed / (strategy.ep * strategy.etp)
     sharded = plan.options.dense_parameter_sharding
     gradients = dense / strategy.attn_dp if sharded else dense

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
 from moiety.strategy.stages import stage_layers
 from moiety.verify.closed_form import cache_bytes, dense_weights, distinct_shares, pool_flops_per_token, router_weights
 from moiety.verify.findings import Finding, judged
@@ -201,8 +201,7 @@ def cross_node_bytes(inspection: Inspection) -> Iterator[Finding]:
             continue
         nodes = stage // node
         dtypes = plan.options.dtypes
-        sent = 1 + 4 / 128 if dtypes.dispatch == "fp8" else BYTES_PER_ELEMENT[dtypes.dispatch]
-        back = 1 + 4 / 128 if dtypes.combine == "fp8" else BYTES_PER_ELEMENT[dtypes.combine]
+        sent, back = ROW_BYTES_PER_ELEMENT[dtypes.dispatch], ROW_BYTES_PER_ELEMENT[dtypes.combine]
         row = plan.model.hidden_size * (sent + back) * plan.model.num_moe_layers
         remote = (1 - 1 / nodes) * row
         if reach is None:

@@ -1,0 +1,120 @@
+"""The most bytes at a time in a step of training, moment by moment.
+
+The kinds of a memory plan are each counted at their most, and never are all there at once: in a step, gradients grow as
+the backward pass lets go of what it was kept for, and the optimizer works when that is all gone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moiety.cost.training_memory import activation_bytes, held_expert_parameters, vocabulary_elements
+from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.graph.feed_forward import expert_rows
+from moiety.graph.saved import head_saved, layer_saved, saved_bytes
+from moiety.graph.training import dense_parameters
+from moiety.model.feed_forward import MoeFeedForward
+
+if TYPE_CHECKING:
+    from moiety.graph.graph import Graph
+    from moiety.model.model import Block
+    from moiety.plan import MemoryPlan
+
+_FP32 = 4
+_BUCKET_BYTES = 32 << 20
+"""Of gradients that the run time sums in one reduction (`runtime/training/gradients.py`)."""
+
+
+def step_peaks(graph: Graph, memory: MemoryPlan) -> dict[str, int]:
+    """Return the bytes at the moments of a step that can be its peak, on a GPU of a plan's only stage.
+
+    The step is one micro-batch. `backward_begins`: all that the forward pass keeps is there, and the loss's gradient;
+    `backward`: at the layer where kept tensors, gradients and the layer's own work are most; `update`: gradients and
+    what the optimizer makes of them; `reduction`: gradients that other ranks hold too, copied together and summed.
+    """
+    kinds = memory.bytes_by_kind
+    held = sum(kinds[kind] for kind in ("dense_weights", "expert_weights", "embedding_and_head", "optimizer_state"))
+    head = {each.name: int(each.size_bytes) for each in head_saved(graph.model, graph.layout)}
+    kept = activation_bytes(graph, 0, memory.checkpointed_layers)
+    return {
+        "backward_begins": held + kept + 2 * head["log_probabilities"],  # gradients of the loss and of its logits
+        "backward": held + _most_in_backward(graph, memory, kept),
+        "reduction": held + kinds["gradients"] + 2 * _bucket_bytes(graph),
+        "update": held + kinds["gradients"] + _update_bytes(graph, memory),
+    }
+
+
+def _most_in_backward(graph: Graph, memory: MemoryPlan, kept: int) -> int:
+    """Return the most of kept tensors, gradients and a layer's own work while the layers go backward.
+
+    A layer's gradients of activations have the sizes of the activations themselves, but for those of the experts'
+    outputs, which are FP32. Sharded gradients are there whole, and once more in FP32 as they are scattered, for the
+    layer at work.
+    """
+    model, layout, hidden = graph.model, graph.layout, graph.embedding[0].output
+    assert hidden is not None, "the embedding has an output"
+    element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
+    shards = layout.strategy.attn_dp if layout.options.dense_parameter_sharding else 1
+    gradients = element * vocabulary_elements(graph, 0) / (1 if model.tie_word_embeddings else 2)
+    kept -= saved_bytes(head_saved(model, layout))
+    most = 0.0
+    for layer in reversed(graph.stages[0]):
+        block = model.blocks[graph.block_of(layer)]
+        whole = saved_bytes(layer_saved(model, block, layout))
+        again = whole if layer in memory.checkpointed_layers else 0
+        dense = dense_parameters(block, model.hidden_size) / layout.strategy.tp
+        scattered = dense * (element + _FP32) if shards > 1 else 0.0
+        work = max(memory.bytes_by_kind["activations"], _experts_work(block, graph))
+        most = max(most, kept + again + gradients + scattered + work)
+        kept -= hidden.size_bytes if again else whole
+        gradients += element * (dense / shards + held_expert_parameters(block, graph))
+    return int(most)
+
+
+def _bucket_bytes(graph: Graph) -> int:
+    """Return the most gradients that are summed over ranks at a time: dense ones, or those of instances' experts."""
+    layout, model = graph.layout, graph.model
+    strategy = layout.strategy
+    blocks = model.layers
+    shards = strategy.attn_dp if layout.options.dense_parameter_sharding else 1
+    dense = sum(dense_parameters(block, model.hidden_size) for block in blocks) / strategy.tp
+    dense += vocabulary_elements(graph, 0)
+    shared = [dense / shards] if strategy.attn_dp // shards * strategy.instances > 1 else [0.0]
+    if strategy.instances > 1:
+        shared.append(sum(held_expert_parameters(block, graph) for block in blocks))
+    return int(min(_BUCKET_BYTES, BYTES_PER_ELEMENT[layout.options.dtypes.activations] * max(shared)))
+
+
+def _experts_work(block: Block, graph: Graph) -> float:
+    """Return the FP32 bytes where the experts' outputs go backward.
+
+    Of a token the gradient of the layer's output, of a row that came those of its sum, and for each of its experts
+    those of the weighted output, of the output, and of the weight before it is added up.
+    """
+    part, layout = block.feed_forward, graph.layout
+    if not isinstance(part, MoeFeedForward):
+        return 0.0
+    rows = (
+        3 * expert_rows(part, layout) + layout.stage_tokens * min(part.top_k, layout.strategy.ep) / layout.strategy.ep
+    )
+    return _FP32 * graph.model.hidden_size * (rows + layout.tokens)
+
+
+def _update_bytes(graph: Graph, memory: MemoryPlan) -> int:
+    """Return what the update takes: gradients in FP32 for masters, and AdamW's root and quotient of a parameter.
+
+    The quotient of the parameter before is let go of when the next is there.
+    """
+    model, layout = graph.model, graph.layout
+    strategy = layout.strategy
+    element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
+    masters = memory.bytes_by_kind["gradients"] * _FP32 / element if element != _FP32 else 0.0
+    largest = layout.share(model.vocab_size) * model.hidden_size
+    before = 0
+    for part in (block.feed_forward for block in model.blocks):
+        if isinstance(part, MoeFeedForward):
+            slots = (part.num_experts + layout.options.redundant_experts) // strategy.ep
+            down = slots * part.expert_intermediate_size // strategy.etp * model.hidden_size
+            if 2 * down > largest:
+                largest, before = 2 * down, down
+    return int(masters + _FP32 * (2 * largest + before))
