@@ -79,6 +79,10 @@ class Worker:
     def __call__(self, generation: Generation) -> None:
         """Step until the generation ends."""
         sequences: dict[int, Known] = {}
+        if not generation.keeps_cache or self._cache is None:
+            layers = generation.plan.model.layers
+            latent = [index for index in generation.seat.layers if layers[index].attention.kind == "mla"]
+            self._cache, self._cached = KvCache(NUM_SLOTS, CAPACITY, latent), {}
         while True:
             for payload in generation.receive(0.0):
                 self._obey(generation, payload, sequences)
@@ -93,10 +97,6 @@ class Worker:
             self._fault = Fault(**payload["fault"])
             return
         given: dict[int, list[int]] = {int(key): value for key, value in payload["sequences"].items()}
-        if not generation.keeps_cache or self._cache is None:
-            layers = generation.plan.model.layers
-            latent = [index for index in generation.seat.layers if layers[index].attention.kind == "mla"]
-            self._cache, self._cached = KvCache(NUM_SLOTS, CAPACITY, latent), {}
         numbers = sorted(given)
         least = generation.least_in_group([self._cached.get(number, (0, 0))[1] for number in numbers])
         slots = {number: self._cached[number][0] for number in numbers if number in self._cached}

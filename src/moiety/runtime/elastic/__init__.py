@@ -1,8 +1,8 @@
 """Ranks that outlive each other: what is left of a plan's ranks regroups and goes on, without a restart.
 
 One process, the launcher, hosts the store and holds a `Crew` (`crew.py`). It alone says who belongs together: it
-declares *generations*, numbered from 1, each with a plan and the members that are its ranks. Whatever ends a rank, the others
-give up the step they are in, and meet again in the next generation under a plan for those that are left.
+declares *generations*, numbered from 1, each with a plan and the members that are its ranks. Whatever ends a rank, the
+others give up the step they are in, and meet again in the next generation under a plan for those that are left.
 
 A driver (a server, a benchmark) has two halves.
 

@@ -107,7 +107,7 @@ class Crew:
         self._schedule = Schedule(0)
 
     def __enter__(self) -> Self:
-        """Start all processes, and declare the first generation."""
+        """Start all processes; the first generation is declared when all have shown a sign of life."""
         listener = self._stack.enter_context(listening(LOOPBACK, asked_port(self._environ)))
         self._port = int(listener.getsockname()[1])
         self._job_file = self._stack.enter_context(tempfile.TemporaryFile())
@@ -118,7 +118,6 @@ class Crew:
             for home in range(self._job.num_ranks):
                 self._start(home, is_in=True)
             self._store: Store | None = hosted_store(listener)
-            self._declare()
         except BaseException:
             self.close()
             raise
@@ -147,7 +146,7 @@ class Crew:
                     return events
 
     def wait_ready(self, timeout_s: float = 600.0) -> list[Event]:
-        """Return what has happened until the generation in force is ready; raises as `poll`, and RankFailedError late."""
+        """Return what has happened until the generation in force is ready; raises as `poll`, and when time is up."""
         deadline_s = time.monotonic() + timeout_s
         events: list[Event] = []
         while not self._is_ready:
@@ -173,7 +172,7 @@ class Crew:
             return True
 
     def migrate(self, moves: Sequence[Move], *, most_at_once: int = 8) -> None:
-        """Have the ranks move experts in the background, in this order, and switch batch by batch, each a few steps later.
+        """Have the ranks move experts in the background, in this order, and switch to them batch by batch.
 
         A batch is whole steps of the order, of at most `most_at_once` moves where one step is not more; so many experts
         take memory twice. Moves that are left are dropped when the generation ends. Raises InputError for moves that
@@ -238,6 +237,8 @@ class Crew:
             for hand in self._here():
                 hand.process.push()
             self._judge(time.monotonic())
+            if not self.generation and all(each.heard_s is not None for each in self._hands):
+                self._declare()
             if self._declare_at_s is not None and time.monotonic() >= self._declare_at_s:
                 self._declare()
 
@@ -289,12 +290,12 @@ class Crew:
         for hand in self._here():
             if hand.heard_s is None and now_s - hand.started_s > limits.start_s:
                 self._lose(hand, "frozen", f"{_name(hand)} has shown no sign of life for {limits.start_s:.0f} s")
-        signs = {hand.number: hand.sign(now_s) for hand in self._here() if hand.heard_s is not None}
+        signs = {each.number: each.sign(self.generation, now_s) for each in self._here() if each.heard_s is not None}
         for number in frozen(signs, limits):
             words = f"{_name(self._hands[number])} has been silent for {signs[number].silent_s:.1f} s"
             self._lose(self._hands[number], "frozen", words)
-        if self._is_ready:
-            self._judge_progress({rank: each.sign(now_s) for rank, each in enumerate(self._ranks) if not each.is_gone})
+        ranks = {rank: each for rank, each in enumerate(self._ranks) if not each.is_gone}
+        self._judge_progress({rank: each.sign(self.generation, now_s) for rank, each in ranks.items()})
 
     def _judge_progress(self, signs: dict[int, Sign]) -> None:
         """Find who gets nowhere, or slowly, of the ranks that live."""
@@ -359,6 +360,7 @@ class Crew:
         declaration = Declaration(generation=self.generation, members=members, plan=layout.plan)
         for rank, hand in enumerate(ranks):
             hand.held, hand.switched = held_by(layout.plan, rank), 0
+            hand.moved_s = time.monotonic()  # who has waited for the lost is not stuck for that
         for hand in self._here():
             if hand.is_in:
                 hand.process.tell({"declare": declaration.model_dump(mode="json")})

@@ -42,12 +42,13 @@ class Hand:
             self.moved_s = now_s
         self.beat = beat
 
-    def sign(self, now_s: float) -> Sign:
-        """Return what is known of it now."""
-        beat = self.beat
+    def sign(self, generation: int, now_s: float) -> Sign:
+        """Return what is known of it now, as a rank of a generation."""
+        beat = self.beat if self.beat is not None and self.beat.generation == generation else None
         return Sign(
             silent_s=now_s - (self.heard_s or now_s),
             stuck_s=now_s - self.moved_s,
+            loads=self.beat is None or not self.beat.step,
             waits=beat is not None and beat.waits,
             waits_for=None if beat is None else beat.waits_for,
             step=0 if beat is None else beat.step,

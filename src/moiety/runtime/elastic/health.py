@@ -24,6 +24,8 @@ class Sign:
     """Since it was heard of last."""
     stuck_s: float
     """Since it got anywhere, as far as is known."""
+    loads: bool
+    """Whether it has not stepped yet since it began to build its model: reading weights may take long."""
     waits: bool
     waits_for: int | None
     """The rank that it waits for, where that is known."""
@@ -41,7 +43,8 @@ def hung(signs: Mapping[int, Sign], limits: Limits) -> list[int]:
     """Return the ranks that live and get nowhere, though nobody keeps them waiting, while others wait."""
     if not any(sign.waits for sign in signs.values()):
         return []
-    return [rank for rank, sign in signs.items() if not sign.waits and sign.stuck_s > limits.stuck_s]
+    patience_s = {True: limits.load_s, False: limits.stuck_s}
+    return [rank for rank, sign in signs.items() if not sign.waits and sign.stuck_s > patience_s[sign.loads]]
 
 
 def is_deadlocked(signs: Mapping[int, Sign], limits: Limits) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.comm.bulk import BulkGroup
     from moiety.runtime.comm.pending import Pending
+    from moiety.runtime.elastic.beacon import Beacon
     from moiety.runtime.elastic.slots import Place
     from moiety.runtime.experts.grouped import ExpertWeights
     from moiety.runtime.seat import Seat
@@ -54,6 +55,8 @@ class Holdings:
     """
 
     device: torch.device
+    beacon: Beacon
+    """Hears of every tensor that has come."""
     exchange: Exchange | None = None
     """None: nobody gives this rank anything."""
     layers: dict[int, HeldExperts] = field(default_factory=dict[int, HeldExperts])
@@ -95,6 +98,7 @@ class Holdings:
         if key not in self._dense:
             self._dense[key] = self._checkpoint.dense(name, slices, dtype)
         self._used[key] = self._dense[key]
+        self.beacon.mark("load")
         return self._dense[key]
 
     def experts(self, seat: Seat, layer: int, prefix: str, module: Any, experts: tuple[int, ...]) -> ExpertWeights:  # noqa: ANN401 - as in `ExpertSupply`
@@ -114,6 +118,7 @@ class Holdings:
                 places |= {expert: (read, slot) for slot, expert in enumerate(missing)}
             weights = joined([places[expert] for expert in experts])
             self.layers[layer] = HeldExperts(experts, etp, part, weights)
+        self.beacon.mark("load", layer)
         return self.layers[layer].weights
 
     def _handed_over(self, layer: int, before: HeldExperts, here: dict[int, Place]) -> dict[int, Place]:

@@ -16,11 +16,13 @@ class Limits:
     deadlocked_s: float = 5.0
     """Where all ranks wait and nothing moves, they regroup, and then whoever is waited for is cut off."""
     connect_s: float = 2.0
-    """To meet all other ranks of a generation."""
+    """To reach another rank, once it has said where."""
     settle_s: float = 0.3
     """What a rank that lost a peer leaves the launcher to find the cause, before all meet again as they are."""
     start_s: float = 120.0
     """From the start of a process to its first beat: libraries are loaded."""
+    load_s: float = 120.0
+    """From one tensor to the next while weights are read; the model is built before the first."""
     slow_ratio: float = 2.0
     """Over the median of the ranks' time a step, without waits, a rank is slow."""
 

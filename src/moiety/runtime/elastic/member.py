@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from moiety.runtime.seat import Seat
 
 _TIMEOUT_S = 300.0
-"""For which a peer may be silent in a step; the launcher notices earlier."""
+"""For which a peer may be silent; the launcher notices earlier, and says so."""
 
 
 class Member:
@@ -61,7 +61,7 @@ class Member:
         self._queue: BulkQueue | None = None
         self._mover: Mover | None = None
         self._checkpoint = Checkpoint.open(post.job.checkpoint)
-        self._holdings = Holdings(device_of(post))
+        self._holdings = Holdings(device_of(post), self.beacon)
         self._cached_by: tuple[object, ...] = ()
         """What the KV cache depends on, in the generation that this process was in last."""
         for work in (self._listen, self._beat):
@@ -155,7 +155,8 @@ class Member:
             store=self._post.store,
             tiers=declaration.plan.cluster.tiers,
             device=self._holdings.device,
-            timeout_s=self._connect_s,
+            timeout_s=_TIMEOUT_S,
+            connect_s=self._connect_s,
             generation=declaration.generation,
             observer=self.beacon,
             transport=self._post.job.transport,
@@ -166,7 +167,6 @@ class Member:
             self.check(declaration.generation)  # from here on, whoever declares the next aborts this one
             self.beacon.enter(declaration.generation, network.watch)
             network.group(tuple(range(network.world_size)), "generation", Priority.REDUCTION).barrier()
-            network.watch.timeout_s = _TIMEOUT_S
             yield network
         finally:
             with self._condition:

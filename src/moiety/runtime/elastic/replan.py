@@ -61,7 +61,10 @@ def layout_of(whole: Plan, alive: Mapping[int, Held]) -> Layout:
 
 
 def _unions(strategy: Strategy, alive: Collection[int]) -> list[tuple[int, ...]]:
-    """Return the sets of whole units to try, the largest first, each in the order of their homes."""
+    """Return the sets of whole units to try, the largest first.
+
+    Homes of broken units make a unit together where each has another place in it, as their weights are for that.
+    """
     if strategy.pp > 1 or strategy.instances > 1:
         return []
     width = max(strategy.tp, strategy.etp)
