@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 8, 7], [100, 50, 3, 2, 1, 77], [130]]
 NUM_NEW = 60
 NUM_RANKS = 4
+NUM_BEFORE = 5
+"""Tokens of every sequence before a rank is lost."""
 BARS_S = {signal.SIGKILL: 1.0, signal.SIGSTOP: 2.5}
 
 
@@ -56,7 +58,7 @@ class Run:
 def recover(crew: Crew, number: signal.Signals, rank: int, expected: list[list[int]]) -> tuple[float, float, float]:
     """Return the seconds from a signal to a rank until the loss is known, the others are ready, a token comes."""
     run = Run(crew)
-    run.journal.run(crew, lambda: min(len(each) for each in run.journal.new_tokens) >= 5)
+    run.journal.run(crew, lambda: min(len(each) for each in run.journal.new_tokens) >= NUM_BEFORE)
     begin_s = time.perf_counter()
     os.kill(crew.ranks()[rank].pid, number)
     times = run.next_s(Lost, begin_s), run.next_s(Ready, begin_s), run.next_s(None, begin_s)
