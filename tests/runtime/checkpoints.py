@@ -84,6 +84,13 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 """By name: the class of the configuration and what it has beside the common sizes."""
 
 
+def save_config(name: str, folder: Path) -> Path:
+    """Save the configuration of a model of `CONFIGS` in `folder`, without weights, and return the folder."""
+    kind, own = CONFIGS[name]
+    getattr(transformers, kind)(**{**_COMMON, **own}).save_pretrained(folder)
+    return folder
+
+
 def save_checkpoint(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
     """Save a random model of `CONFIGS` in `folder`, and return the folder. The same name gives the same weights."""
     kind, own = CONFIGS[name]

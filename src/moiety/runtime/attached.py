@@ -74,7 +74,7 @@ class Attached:
     def run(self, job: Job, progress: Callable[[int, int], None] | None = None) -> tuple[Report, ...]:
         """Do this rank's part of the job; return the reports of all ranks on rank 0, nothing on the others."""
         store = self._joined(None)
-        report = work(Post(job, self.world, progress or _unseen, [store]))
+        report = work(Post(job, self.world, progress or _unseen, _joined=[store]))
         send_parcel(store, f"report/{self.world.rank}", json.dumps(report, allow_nan=False))
         if not self.speaks:
             return ()

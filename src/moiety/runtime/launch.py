@@ -105,7 +105,7 @@ def _watched(
     """Return the reports when all ranks have left; raise RankFailedError with the cause of the first failure."""
     with selectors.DefaultSelector() as selector:
         for each in ranks:
-            selector.register(each.reports_fd, selectors.EVENT_READ, each)
+            selector.register(each.channel, selectors.EVENT_READ, each)
         while any(each.report is None for each in ranks):
             interrupts.obey()
             failures = _noticed(selector, ranks)
@@ -125,7 +125,7 @@ def _noticed(selector: selectors.BaseSelector, ranks: Sequence[RankProcess]) -> 
     for key, _ in selector.select(_PERIOD_S):
         rank: RankProcess = key.data
         if not rank.read():
-            selector.unregister(key.fd)
+            selector.unregister(key.fileobj)
     if not selector.get_map():
         time.sleep(_PERIOD_S)
     for each in ranks:

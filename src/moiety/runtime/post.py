@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage] - torch's own way to export it
 
+    from moiety.runtime.channel import Channel
     from moiety.runtime.job import Job
     from moiety.runtime.world import World
 
@@ -30,6 +31,8 @@ class Post:
     world: World
     progress: Callable[[int, int], None]
     """Tells whoever watches how much is done, of how much."""
+    channel: Channel | None = None
+    """To and from our launcher; None where others have started this rank."""
     _joined: list[Store] = field(default_factory=list["Store"])
 
     @property

@@ -1,13 +1,12 @@
-"""The process of one rank, as our launcher starts it: `python -m moiety.runtime.rank JOB REPORTS LAUNCHER`.
+"""The process of one rank, as our launcher starts it: `python -m moiety.runtime.rank JOB CHANNEL LAUNCHER`.
 
-JOB and REPORTS are numbers of inherited descriptors: a file that holds the job, a pipe for JSON lines to the launcher,
-whose pid is LAUNCHER. Standard error is nobody's business unless the rank dies without a report.
+JOB and CHANNEL are numbers of inherited descriptors: a file that holds the job, a socket for JSON lines to and from the
+launcher, whose pid is LAUNCHER. Standard error is nobody's business unless the rank dies without a report.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import signal
 import sys
@@ -15,39 +14,36 @@ import traceback
 from typing import TYPE_CHECKING, NoReturn
 
 from moiety.errors import MoietyError
+from moiety.runtime.channel import Channel
 from moiety.runtime.failure import failure_of
 from moiety.runtime.job import Job
 from moiety.runtime.post import Post, work
 from moiety.runtime.world import world_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: Sequence[str]) -> int:
     """Do the job of one rank; return 0 when it is reported, and leave at once with an error that is reported."""
-    job_fd, reports_fd, launcher = (int(each) for each in arguments)
-    os.set_inheritable(reports_fd, False)  # noqa: FBT003 - the operating system's own flag
+    job_fd, channel_fd, launcher = (int(each) for each in arguments)
+    channel = Channel(channel_fd)
     die_with(launcher)
     world = world_of(os.environ)
     assert world is not None, "the launcher numbers its ranks"
 
-    def say(message: Mapping[str, object]) -> None:
-        line = json.dumps(message, allow_nan=False).encode() + b"\n"
-        while line:
-            line = line[os.write(reports_fd, line) :]
-
     try:
         job = Job.model_validate_json(os.pread(job_fd, os.fstat(job_fd).st_size, 0))
-        say({"report": work(Post(job, world, lambda done, total: say({"progress": [done, total]})))})
+        post = Post(job, world, lambda done, total: channel.say({"progress": [done, total]}), channel)
+        channel.say({"report": work(post)})
     except MoietyError as error:
-        say({"failure": failure_of(world.rank, error).model_dump(mode="json")})
+        channel.say({"failure": failure_of(world.rank, error).model_dump(mode="json")})
         _leave(error.exit_code)
     except Exception as error:  # noqa: BLE001 - the launcher shows it; there is nobody above to raise it to
         traceback.print_exc()
-        say({"failure": failure_of(world.rank, error).model_dump(mode="json")})
+        channel.say({"failure": failure_of(world.rank, error).model_dump(mode="json")})
         _leave(1)
     return 0
 

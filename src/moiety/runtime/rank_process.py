@@ -1,4 +1,4 @@
-"""RankProcess: one rank that our launcher has started: its reports, its own output, its end."""
+"""RankProcess: one rank that our launcher has started: what it says and is told, its own output, its end."""
 
 from __future__ import annotations
 
@@ -6,19 +6,22 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from moiety.errors import InputError
+from moiety.runtime.channel import message_of
 from moiety.runtime.failure import Cause, Failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from moiety.runtime.channel import Message
     from moiety.runtime.post import Report
     from moiety.runtime.world import World
 
@@ -35,13 +38,17 @@ class RankProcess:
 
     rank: int
     process: subprocess.Popen[bytes]
-    reports_fd: int
+    channel: socket.socket
+    """To and from the rank; it never blocks."""
     output: BinaryIO
     """What the rank writes on its standard output and error: libraries' warnings, a traceback."""
     progress: tuple[int, int] | None = None
     report: Report | None = None
     failure: Failure | None = None
+    others: list[Message] = field(default_factory=list["Message"])
+    """What it has said beside these, for whoever gave it its work."""
     _unread: bytes = b""
+    _unsent: bytearray = field(default_factory=bytearray)
 
     @property
     def pid(self) -> int:
@@ -57,22 +64,50 @@ class RankProcess:
         """Take in what the rank has reported since; return whether it may report more."""
         is_open = True
         with contextlib.suppress(BlockingIOError):
-            while data := os.read(self.reports_fd, _READ_BYTES):
+            while data := self._received():
                 self._unread += data
             is_open = False
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
-            self._take(cast("dict[str, object]", json.loads(line)))
+            self._take(message_of(line))
         return is_open
 
-    def _take(self, message: Mapping[str, object]) -> None:
+    def _received(self) -> bytes:
+        try:
+            return self.channel.recv(_READ_BYTES)
+        except ConnectionError:  # it went without having read all that it was told
+            return b""
+
+    def _take(self, message: Message) -> None:
         if "progress" in message:
             done, total = cast("tuple[int, int]", message["progress"])
             self.progress = (done, total)
-        if "report" in message:
+        elif "report" in message:
             self.report = cast("Report", message["report"])
-        if "failure" in message:
+        elif "failure" in message:
             self.failure = Failure.model_validate(message["failure"])
+        else:
+            self.others.append(message)
+
+    def tell(self, message: Mapping[str, object]) -> None:
+        """Send the rank a message, as far as it can be sent now; `push` sends the rest."""
+        self._unsent += json.dumps(message, allow_nan=False).encode() + b"\n"
+        self.push()
+
+    @property
+    def is_untold(self) -> bool:
+        """Whether something waits to be sent to the rank."""
+        return bool(self._unsent)
+
+    def push(self) -> None:
+        """Send what the rank has room for; what is for a rank that is gone is dropped."""
+        try:
+            while self._unsent:
+                del self._unsent[: self.channel.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent.clear()
 
     def notice_end(self) -> None:
         """Where the process is gone without a report or a failure, find the words for that."""
@@ -116,7 +151,7 @@ class RankProcess:
 
     def close(self) -> None:
         """Give back what the launcher holds of it."""
-        os.close(self.reports_fd)
+        self.channel.close()
         self.output.close()
 
 
@@ -126,28 +161,28 @@ def start(world: World, job_fd: int, environment: Mapping[str, str], output_fold
     Raises InputError where that file cannot be made.
     """
     output = _output(world.rank, output_folder)
-    read_fd, write_fd = os.pipe()
+    ours, theirs = socket.socketpair()
     try:
         process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
             [
                 *(sys.executable, "-P", "-m", "moiety.runtime.rank"),
-                *(str(each) for each in (job_fd, write_fd, os.getpid())),
+                *(str(each) for each in (job_fd, theirs.fileno(), os.getpid())),
             ],
             env={**environment, **world.environment()},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            pass_fds=(job_fd, write_fd),
+            pass_fds=(job_fd, theirs.fileno()),
             start_new_session=True,
         )
     except BaseException:
-        os.close(read_fd)
+        ours.close()
         output.close()
         raise
     finally:
-        os.close(write_fd)
-    os.set_blocking(read_fd, False)
-    return RankProcess(world.rank, process, read_fd, output)
+        theirs.close()
+    ours.setblocking(False)  # noqa: FBT003 - the standard library's signature
+    return RankProcess(world.rank, process, ours, output)
 
 
 def _output(rank: int, folder: Path | None) -> BinaryIO:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 class Network:
     """One rank among `world_size`; all of them make it with the same store, tiers and generation.
 
-    `timeout_s` is how long a peer may be silent in any wait. `address` is the one this rank listens on: by default the
+    `timeout_s` is how long a peer may be silent in any wait, `connect_s` (as long, where it is None) how long a
+    connection to one that listens may take. `address` is the one this rank listens on: by default the
     one that leads to the store's host. A later `generation` over the same store does not meet the earlier one.
     `transport` carries tensors between CPUs: links of our own, or PyTorch's gloo. Between GPUs it is NCCL;
     `deep_ep` has exchanges use that library.
@@ -49,6 +50,7 @@ class Network:
         tiers: tuple[LinkTier, ...],
         device: torch.device = torch.device("cpu"),  # noqa: B008  # a constant
         timeout_s: float = 300.0,
+        connect_s: float | None = None,
         generation: int = 0,
         observer: Observer | None = None,
         address: str | None = None,
@@ -66,7 +68,7 @@ class Network:
         self._store = PrefixStore(f"moiety/comm/{generation}", store)
         self._address = address or address_towards(store)
         self.transport: Transport = transport
-        self._rendezvous = Rendezvous(rank, self._store, self._address, self.watch)
+        self._rendezvous = Rendezvous(rank, self._store, self._address, self.watch, connect_s or timeout_s)
         self._progress = Progress(f"progress of rank {rank}")
         self._groups: dict[tuple[tuple[int, ...], str, Priority], Group] = {}
         self._foreground: list[Mesh] = []

@@ -75,10 +75,11 @@ def _listen(address: str) -> socket.socket:
 class Rendezvous:
     """The listening socket of a rank, published in the store, and the connections made through it."""
 
-    def __init__(self, rank: int, store: Store, address: str, watch: Watch) -> None:
+    def __init__(self, rank: int, store: Store, address: str, watch: Watch, connect_s: float) -> None:
         self._rank = rank
         self._store = store
         self._watch = watch
+        self._connect_s = connect_s
         self._token = secrets.token_bytes(16)
         self._listener = _listen(address)
         self._listener.settimeout(SLICE_S)
@@ -115,7 +116,7 @@ class Rendezvous:
             time.sleep(_STORE_PERIOD_S)  # the store's own wait complains on stderr when its time is up
         token, port, address = self._store.get(str(peer)).decode().split()
         try:
-            connection = socket.create_connection((address, int(port)), timeout=self._watch.timeout_s)
+            connection = socket.create_connection((address, int(port)), timeout=self._connect_s)
             connection.sendall(_HELLO.pack(bytes.fromhex(token), digest, self._rank))
         except OSError as error:
             raise PeerLost(

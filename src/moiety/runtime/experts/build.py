@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from moiety.cost.expert_traffic import stage_widths
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.conversion import COMPUTED_DTYPES, WIRE_DTYPES
@@ -15,7 +13,6 @@ from moiety.runtime.dispatch.exchange import StageShape
 from moiety.runtime.dispatch.serving import slot_choosers
 from moiety.runtime.dispatch.table import exchange_over
 from moiety.runtime.experts.backends import backend_for
-from moiety.runtime.experts.grouped import ExpertWeights
 from moiety.runtime.experts.layer import (
     ExchangedExperts,
     ExpertLayer,
@@ -27,11 +24,14 @@ from moiety.runtime.experts.layer import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import torch
+
     from moiety.dtypes import Dtype
     from moiety.placement.placement import Placement
-    from moiety.runtime.checkpoint.weights import WeightSource
     from moiety.runtime.comm.network import Network
+    from moiety.runtime.dispatch.serving import SlotChooser
     from moiety.runtime.experts.layer import RoutedExperts
+    from moiety.runtime.experts.supply import ExpertSupply
     from moiety.runtime.overlap import Turns
     from moiety.runtime.seat import Seat
     from moiety.runtime.telemetry import Recorder
@@ -58,7 +58,7 @@ FOR_INFERENCE = ExpertUse()
 def expert_layers(
     seat: Seat,
     modules: Mapping[int, tuple[str, Any]],
-    source: WeightSource,
+    supply: ExpertSupply,
     network: Network,
     turns: Turns,
     recorder: Recorder,
@@ -74,26 +74,30 @@ def expert_layers(
         return {}
     shape = stage_shape(seat, placement)
     routed = _routed(seat, shape, network, turns, recorder, trains=use.trains)
-    home = shape.index // shape.gpus_per_node if seat.routes_tokens else 0
-    inside = shape.index % shape.gpus_per_node if seat.routes_tokens else 0
-    choosers = slot_choosers(
-        placement,
-        home=home,
-        num_nodes=shape.num_nodes if shape.gpus_per_node % shape.expert_tp == 0 else 1,
-        first_token=inside,
-        token_step=shape.gpus_per_node if seat.routes_tokens else 1,
-        device=network.device,
-    )
+    choosers = rank_choosers(seat, placement, network.device)
     found: dict[int, ExpertLayer] = {}
     for row, index in enumerate(placement.layers):
         if index not in seat.layers:
             continue
         prefix, module = modules[index]
         experts = placement.experts_of_rank(row, seat.coordinates["ep"])
-        weights = _weights(seat, module, source, prefix, experts, network.device)
+        weights = supply.experts(seat, index, prefix, module, experts)
         held = HeldLayer(index, choosers[index], weights, backend_for(weights, use.backend_name))
         found[index] = ExpertLayer(held, routed, partial=seat.strategy.tp > 1)
     return found
+
+
+def rank_choosers(seat: Seat, placement: Placement, device: torch.device) -> dict[int, SlotChooser]:
+    """Return which slot serves the tokens of a seat under a placement, by the layer's index in the model."""
+    shape = stage_shape(seat, placement)
+    return slot_choosers(
+        placement,
+        home=shape.index // shape.gpus_per_node if seat.routes_tokens else 0,
+        num_nodes=shape.num_nodes if shape.gpus_per_node % shape.expert_tp == 0 else 1,
+        first_token=shape.index % shape.gpus_per_node if seat.routes_tokens else 0,
+        token_step=shape.gpus_per_node if seat.routes_tokens else 1,
+        device=device,
+    )
 
 
 def stage_shape(seat: Seat, placement: Placement) -> StageShape:
@@ -137,34 +141,3 @@ def _routed(
 def wire_dtype(name: Dtype, seat: Seat, known: Mapping[Dtype, torch.dtype] = COMPUTED_DTYPES) -> torch.dtype:
     """Return what rows have on the wire: the plan's format, or the activations' where it is none of the `known`."""
     return known.get(name, COMPUTED_DTYPES[seat.plan.options.dtypes.activations])
-
-
-def _weights(
-    seat: Seat,
-    module: Any,  # noqa: ANN401 - transformers' experts
-    source: WeightSource,
-    prefix: str,
-    experts: tuple[int, ...],
-    device: torch.device,
-) -> ExpertWeights:
-    """Return the weights of the rank's slots: whole experts, or their columns under expert tensor parallelism."""
-    etp, index = seat.strategy.etp, seat.coordinates["etp"]
-    transposed = bool(module.is_transposed)
-    width = module.down_proj.shape[1 if transposed else 2]
-    columns = None if etp == 1 else slice(width // etp * index, width // etp * (index + 1))
-    dtype = module.down_proj.dtype
-
-    def stacked(kind: Any, part: slice | None) -> torch.Tensor:  # noqa: ANN401 - one of four names
-        parts = [source.read_expert(prefix, kind, expert, part).to(dtype) for expert in experts]
-        return torch.stack(parts).to(device)
-
-    gate_up, down = stacked("gate_up_proj", columns), stacked("down_proj", columns)
-    has_bias = bool(module.has_bias)
-    return ExpertWeights(
-        gate_up=gate_up if transposed else gate_up.transpose(1, 2),
-        down=down if transposed else down.transpose(1, 2),
-        gate_up_bias=stacked("gate_up_proj_bias", columns) if has_bias else None,
-        down_bias=stacked("down_proj_bias", None) if has_bias and index == 0 else None,
-        gate=module._apply_gate,  # noqa: SLF001 - transformers' name for the gate of an architecture
-        is_stored_so=transposed,
-    )

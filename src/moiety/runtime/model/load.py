@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from moiety.errors import InputError
-from moiety.runtime.checkpoint.weights import WeightSource
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.conversion import COMPUTED_DTYPES
 from moiety.runtime.experts.build import FOR_INFERENCE, expert_layers
@@ -24,6 +23,7 @@ from moiety.runtime.model.parallel import (
 from moiety.runtime.model.rank_model import RankModel
 from moiety.runtime.model.skeleton import build_skeleton, meta_tensors, rebuilt_buffers
 from moiety.runtime.model.slices import key_heads, parameter_slices, vocabulary_rows
+from moiety.runtime.model.supply import CheckpointSupply
 from moiety.runtime.overlap import Turns
 from moiety.runtime.telemetry import Silent
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from moiety.runtime.comm.network import Network
     from moiety.runtime.experts.build import ExpertUse
     from moiety.runtime.model.skeleton import Skeleton
+    from moiety.runtime.model.supply import WeightSupply
     from moiety.runtime.seat import Seat
     from moiety.runtime.telemetry import Recorder
 
@@ -44,7 +45,9 @@ class _Loading:
 
     seat: Seat
     skeleton: Skeleton
-    source: WeightSource
+    supply: WeightSupply
+    shapes: dict[str, tuple[int, ...]]
+    """Of all parameters and persistent buffers of the whole model."""
     tp: Group
     device: torch.device
     recorder: Recorder
@@ -73,22 +76,25 @@ def load_model(
     turns: Turns | None = None,
     recorder: Recorder | None = None,
     use: ExpertUse = FOR_INFERENCE,
+    supply: WeightSupply | None = None,
 ) -> RankModel:
     """Return the model of `seat`, its slices read from `checkpoint`; every rank of the plan calls it at the same time.
 
     `turns` are those that micro-batches take, `recorder` hears of every op that ends; to train, attention runs over
-    whole rows without a cache, and gradients come back through every exchange. Raises InputError for a
-    checkpoint that lacks a tensor or holds one of another shape, before any weight is read.
+    whole rows without a cache, and gradients come back through every exchange. The weights come from `supply`, without
+    one from the checkpoint. Raises InputError for a checkpoint that lacks a tensor or holds one of another shape,
+    before any weight is read.
     """
     dtype = compute_dtype(seat)
     skeleton = build_skeleton(checkpoint, dtype, CAUSAL if use.trains else PACKED)
-    source = WeightSource(checkpoint, {name: tuple(each.shape) for name, each in skeleton.tensors.items()})
-    source.check()
+    shapes = {name: tuple(each.shape) for name, each in skeleton.tensors.items()}
+    supply = supply or CheckpointSupply(network.device)
+    supply.open(checkpoint, shapes)
     tp = network.group(seat.groups["tp"], "tp", Priority.REDUCTION)
-    loading = _Loading(seat, skeleton, source, tp, network.device, recorder or Silent())
+    loading = _Loading(seat, skeleton, supply, shapes, tp, network.device, recorder or Silent())
     layers = {index: skeleton.base.layers[index] for index in seat.layers}
     modules = _expert_modules(loading)
-    experts = expert_layers(seat, modules, source, network, turns or Turns(), loading.recorder, use=use)
+    experts = expert_layers(seat, modules, supply, network, turns or Turns(), loading.recorder, use=use)
     for index, each in experts.items():
         layers[index].set_submodule(skeleton.experts_name(index), each)
     for index, layer in layers.items():
@@ -108,11 +114,11 @@ def load_model(
         expert_layers=experts,
         dtype=dtype,
         weight_bytes=loading.bytes_by_kind,
-        bytes_read=source.bytes_read,
+        bytes_read=supply.bytes_read,
         device=network.device,
         recorder=loading.recorder,
         prefix=skeleton.prefix(),
-        shapes=source.parameters,
+        shapes=shapes,
     )
 
 
@@ -168,7 +174,7 @@ def _divide_norms(loading: _Loading, attention: Any, prefix: str) -> None:  # no
         norm = getattr(attention, name, None)
         if norm is None:
             continue
-        whole = loading.source.parameters[f"{prefix}self_attn.{name}.weight"][0]
+        whole = loading.shapes[f"{prefix}self_attn.{name}.weight"][0]
         if norm.weight.shape[0] != whole:
             eps = getattr(norm, "variance_epsilon", None)
             assert isinstance(eps, float), "an RMS norm"
@@ -211,7 +217,7 @@ def _read(loading: _Loading, name: str, attention: Attention | None) -> torch.Te
     """Return the rank's slice of a parameter or buffer in the format that transformers keeps it in."""
     whole = loading.skeleton.tensors[name]
     slices = parameter_slices(name, tuple(whole.shape), attention, tp=loading.seat.strategy.tp, index=loading.tp_index)
-    return loading.source.read(name, *slices, dtype=whole.dtype).to(loading.device)
+    return loading.supply.dense(name, slices, whole.dtype)
 
 
 def _parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
