@@ -250,9 +250,10 @@ class Crew:
         messages, hand.process.others = hand.process.others, []
         for message in messages:
             self._take(hand, message, now_s)
-        if hand.process.failure is not None and hand.process.failure.cause is Cause.INPUT:
-            raise RankFailedError(hand.process.failure.message)
-        if not is_open or hand.process.failure is not None:
+        failure = hand.process.failure
+        if failure is not None and failure.cause is Cause.INPUT and hand.is_in:
+            raise RankFailedError(failure.message)
+        if not is_open or failure is not None:
             hand.process.wait(_GONE_S)
             hand.process.notice_end()
             failure = hand.process.failure
