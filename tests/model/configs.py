@@ -21,7 +21,7 @@ LAYER_KINDS: dict[str, set[str]] = {
 }
 """What `layer_types` may say, by architecture."""
 OF_TEXT_PART = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "llama4": "llama4_text"}
-LATENT = {"deepseek_v2", "deepseek_v3", "kimi_k2"}
+LATENT = {"deepseek_v2", "deepseek_v3", "glm_moe_dsa", "kimi_k2"}
 DENSE = {"llama", "mistral", "qwen2", "qwen3", "qwen3_5_text"}
 WIDTH_IS_EXPERTS = {"mixtral", "olmoe", "granitemoe", "gpt_oss", "minimax", "minimax_m2", "llama4_text"}
 AS_MANY_KV_HEADS = {"llama", "olmoe", "granitemoe"}

@@ -57,5 +57,7 @@ def test_qwen_windows_stand_where_transformers_has_them(
 def _kind(attention: Attention) -> str:
     if attention.kind == "linear":
         return "linear"
+    if getattr(attention, "indexer", None) is not None:
+        return "indexed"
     window = getattr(attention, "sliding_window", None)
     return {None: "full", 8192: "chunked"}.get(window, "sliding")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
+from moiety.dtypes import Dtype
 from moiety.records import Record
 
 Basis = Literal["measured", "fitted", "datasheet", "assumed", "computed"]
@@ -47,6 +48,10 @@ class Roofline(Sourced):
     exponent: Annotated[float, Field(ge=1, le=16)]
     row_block: Annotated[int, Field(gt=0, le=65_536)]
     """Rows that the kernel rounds each group's rows up to."""
+    format_efficiency: dict[Dtype, Share] = Field(
+        default_factory=dict[Dtype, Share], exclude_if=lambda value: not value
+    )
+    """What products with weights of a format reach of both efficiencies; of formats that are not named, all."""
 
 
 class CollectiveConstants(Sourced):

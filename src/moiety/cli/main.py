@@ -19,6 +19,7 @@ from moiety.cli.routing import routing
 from moiety.cli.run import run
 from moiety.cli.simulate import simulate
 from moiety.cli.train import train
+from moiety.cli.validate import validate
 from moiety.cli.verify import verify
 from moiety.cli.version import installed_version
 from moiety.errors import MoietyError
@@ -42,6 +43,7 @@ app.command()(plan)
 app.command()(simulate)
 app.command()(place)
 app.command()(verify)
+app.command()(validate)
 app.command()(run)
 app.command()(train)
 app.command()(routing)

@@ -42,8 +42,9 @@ def compute_seconds(
         line = calibration.roofline["memory_pass"]
         moved = work.bytes * (load if work.experts else 1.0)
         flops, peak = work.flops, device.peak("fp32")
-    compute = flops / (line.compute_efficiency * peak * sm_share)
-    memory = moved / (line.memory_efficiency * device.memory_bandwidth_bytes_per_s)
+    reached = line.format_efficiency.get(work.weight_dtype, 1.0) if isinstance(work, Gemm) else 1.0
+    compute = flops / (line.compute_efficiency * reached * peak * sm_share)
+    memory = moved / (line.memory_efficiency * reached * device.memory_bandwidth_bytes_per_s)
     return line.overhead_s + (compute**line.exponent + memory**line.exponent) ** (1 / line.exponent)
 
 

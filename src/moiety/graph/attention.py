@@ -11,7 +11,7 @@ from moiety.model.attention import GroupedQueryAttention, LinearAttention, Multi
 
 if TYPE_CHECKING:
     from moiety.graph.layout import Layout
-    from moiety.model.attention import Attention
+    from moiety.model.attention import Attention, SparseIndexer
 
 
 def attention_ops(attention: Attention, hidden_size: int, layout: Layout) -> list[Op]:
@@ -29,7 +29,7 @@ def attention_ops(attention: Attention, hidden_size: int, layout: Layout) -> lis
     else:
         ops += _linear(attention, hidden_size, layout)
         width = layout.share(attention.num_value_heads) * attention.value_head_dim
-    cores = tuple(op.name for op in ops if isinstance(op.work, AttentionCore))
+    cores = tuple(op.name for op in ops if isinstance(op.work, AttentionCore) and op.name != "index_scores")
     ops.append(gemm_op("o_proj", "attn_out", tokens, hidden_size, width, cores, layout))
     if layout.strategy.tp > 1:
         payload = tokens * hidden_size * BYTES_PER_ELEMENT[act]
@@ -100,6 +100,9 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
         ops.append(gemm_op("kv_up_proj", "kv", prompt, up_width, rank, compressed, layout))
     if decoded:
         ops.append(gemm_op("kv_absorb", "q_latent", decoded, up_width, rank, queries, layout, weight="kv_up_proj"))
+    indexer = attention.indexer
+    if indexer is not None:
+        ops += _index(indexer, attention.q_lora_rank or hidden_size, hidden_size, queries, layout)
     return ops + _cores(
         layout,
         tuple(op.name for op in ops),
@@ -109,9 +112,29 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
         qk_dim=qk_dim,
         v_dim=attention.v_head_dim,
         cache_elements=latent,
-        visible=_visible(None),
+        visible=_visible(indexer.top_k if indexer else None),
         decode_dims=(latent, attention.kv_lora_rank),
     )
+
+
+def _index(indexer: SparseIndexer, q_rank: int, hidden_size: int, queries: str, layout: Layout) -> list[Op]:
+    """Return what picks the tokens that attention sees: projections, and scores over every token in the cache."""
+    schedule, tokens, heads, dim = layout.schedule, layout.tokens, indexer.num_heads, indexer.head_dim
+    ops = [
+        gemm_op("index_q_proj", "index_q", tokens, heads * dim, q_rank, queries, layout),
+        gemm_op("index_k_proj", "index_k", tokens, dim + heads, hidden_size, "input_norm", layout),
+    ]
+    prompt = schedule.prefill_tokens * _mean_visible(schedule.prompt_tokens, 2**62) if schedule.prefill_tokens else 0.0
+    scored = prompt + schedule.decode_sequences * schedule.context_tokens
+    cached = schedule.prefill_tokens + schedule.decode_sequences * schedule.context_tokens
+    moved = cached * dim * BYTES_PER_ELEMENT[layout.options.dtypes.kv_cache] + tokens * heads * dim
+    phase = "prefill" if schedule.prefill_tokens else "decode"
+    core = AttentionCore(phase, "gqa", 2.0 * scored * heads * dim, moved, layout.options.dtypes.weights)
+    act = layout.options.dtypes.activations
+    return [
+        *ops,
+        Op("index_scores", core, ("index_q_proj", "index_k_proj"), Tensor("picked", (tokens, indexer.top_k), act)),
+    ]
 
 
 def _linear(attention: LinearAttention, hidden_size: int, layout: Layout) -> list[Op]:

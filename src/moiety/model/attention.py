@@ -48,6 +48,21 @@ class GroupedQueryAttention(Record):
         return 2 * self.num_kv_heads * self.head_dim
 
 
+class SparseIndexer(Record):
+    """The small attention that picks the tokens a query sees (DeepSeek sparse attention); whole on every rank."""
+
+    num_heads: Count
+    head_dim: Count
+    top_k: Count
+    """Tokens that a query attends to at the most."""
+
+    def num_parameters(self, hidden_size: int, q_rank: int) -> int:
+        """Return the parameters of its projections of queries, keys and head weights, and of the norm of the keys."""
+        return (
+            self.num_heads * self.head_dim * q_rank + hidden_size * (self.head_dim + self.num_heads) + 2 * self.head_dim
+        )
+
+
 class MultiHeadLatentAttention(Record):
     """DeepSeek's multi-head latent attention: keys and values are read from one compressed vector per token."""
 
@@ -61,6 +76,8 @@ class MultiHeadLatentAttention(Record):
     v_head_dim: Count
     projection_bias: bool = False
     """Bias on the two down-projections and the output projection (`attention_bias`)."""
+    indexer: SparseIndexer | None = Field(default=None, exclude_if=lambda value: value is None)
+    """What picks the tokens that a query sees; None: it sees all of them."""
 
     def num_parameters(self, hidden_size: int) -> int:
         """Return the number of parameters of this attention, its input norm excluded."""
@@ -74,11 +91,13 @@ class MultiHeadLatentAttention(Record):
         compressed = self.kv_lora_rank + self.qk_rope_head_dim
         count += (hidden_size + bias) * compressed + self.kv_lora_rank
         count += self.kv_lora_rank * self.num_heads * (self.qk_nope_head_dim + self.v_head_dim)
+        if self.indexer is not None:
+            count += self.indexer.num_parameters(hidden_size, self.q_lora_rank or hidden_size)
         return count + self.num_heads * self.v_head_dim * hidden_size + bias * hidden_size
 
     def cache_elements_per_token(self) -> int:
-        """Return how many elements each token adds to the KV cache of one layer: the latent and its rope part."""
-        return self.kv_lora_rank + self.qk_rope_head_dim
+        """Return how many elements each token adds to a layer's cache: the latent, its rope part, the indexer's key."""
+        return self.kv_lora_rank + self.qk_rope_head_dim + (self.indexer.head_dim if self.indexer else 0)
 
 
 class LinearAttention(Record):

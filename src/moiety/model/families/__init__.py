@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from moiety.model.config import Config
-from moiety.model.families.deepseek import deepseek_v2, deepseek_v3
+from moiety.model.families.deepseek import deepseek_v2, deepseek_v3, glm_moe_dsa
 from moiety.model.families.dense import llama, mistral, qwen2, qwen3
 from moiety.model.families.glm import glm4_moe
 from moiety.model.families.gpt_oss import gpt_oss
@@ -22,6 +22,7 @@ FAMILIES: dict[str, LayerReader] = {
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
     "glm4_moe": glm4_moe,
+    "glm_moe_dsa": glm_moe_dsa,
     "gpt_oss": gpt_oss,
     "granitemoe": granitemoe,
     "kimi_k2": deepseek_v3,

@@ -1,0 +1,99 @@
+"""Constants of serving engines: what their kernels reach, and what they add to the kernels, by release."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import Field
+
+from moiety.calibration.calibration import (
+    CollectiveConstants,
+    Engine,
+    Roofline,
+    RooflineKind,
+    Seconds,
+    Sourced,
+)
+from moiety.records import Record
+
+Factor = Annotated[float, Field(ge=0, le=100)]
+_NUMBERS = re.compile(r"([0-9]+)\.([0-9]+)\.([0-9]+)")
+
+
+class EngineRelease(Sourced):
+    """What the releases of an engine from `since` up to but not including `until` add to the device's time.
+
+    A step of n ops, m of its layers mixtures, that serves s sequences takes
+    `kernel_slowdown x kernels + step_overhead + n x gap + m x moe_layer_gap + s x sequence_overhead`.
+    """
+
+    engine: Engine
+    since: str | None = None
+    """First release, such as `0.15.0`; None: the runs that state no release."""
+    until: str | None = None
+    """First release that it no longer holds for; None: all that follow."""
+    mixes_prefill: bool
+    """Chunks of prompts run in the steps that decode; otherwise in steps of their own, while decoding waits."""
+    kernel_slowdown: Factor
+    step_overhead_s: Seconds
+    op_gap_s: Seconds
+    """Between the kernels of a captured graph."""
+    eager_gap_s: Seconds
+    """Between kernels that are launched one by one, as in steps that hold prompts."""
+    moe_layer_gap_s: Seconds
+    sequence_overhead_s: Seconds
+    interference: Factor
+    """Share of the prompts' computation that is added to the time per output token."""
+    request_overhead_s: Seconds
+    """Tokenizer, scheduler, transport and first sample of a request alone."""
+    concurrency_overhead_s: Seconds
+    """What each request in flight adds to that."""
+    prefill_slowdown: Factor
+    """Of a request's own chunks until its first token is seen."""
+    data_parallel_slowdown: Factor
+    """The same where attention is data parallel, whose groups wait for one another."""
+    wait: Factor
+    """Share of the modelled wait for the running step and for the prompts ahead."""
+    burst: Factor
+    """Share of a whole batch of prompts that a mean request waits for: runs start with all of them at once."""
+    burst_growth: Factor
+    """What each 64 sequences add to that share, where runs have as many requests whatever the concurrency."""
+
+
+class ServingFamily(Record):
+    """The constants for one family of devices."""
+
+    architectures: tuple[str, ...] = Field(min_length=1)
+    roofline: dict[RooflineKind, Roofline]
+    collectives: CollectiveConstants
+    releases: tuple[EngineRelease, ...] = Field(min_length=1)
+
+    def release(self, engine: Engine, version: str) -> EngineRelease:
+        """Return the constants of an engine's version; of the runs without one where it names no number."""
+        own = [each for each in self.releases if each.engine == engine]
+        number = release_number(version)
+        for each in own:
+            since, until = release_number(each.since or ""), release_number(each.until or "")
+            if (number is None) != (since is None):
+                continue
+            if number is None or since is None or (since <= number and (until is None or number < until)):
+                return each
+        return own[0] if own else self.releases[0]
+
+
+class ServingConstants(Record):
+    """The constants of every family; the first family also stands for devices that none was made for."""
+
+    name: str
+    families: tuple[ServingFamily, ...] = Field(min_length=1)
+
+    def family(self, architecture: str) -> ServingFamily:
+        """Return the family of an architecture."""
+        return next((each for each in self.families if architecture in each.architectures), self.families[0])
+
+
+def release_number(version: str) -> tuple[int, ...] | None:
+    """Return the three numbers of a version such as `1.2.0rc6.post3`; None where it starts with none."""
+    match = _NUMBERS.match(version)
+    return tuple(int(part) for part in match.groups()) if match else None

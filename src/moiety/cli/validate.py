@@ -1,0 +1,106 @@
+"""`moiety validate`: predicted beside measured, row by row, and error by group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moiety.cli.output import JsonSwitch, Output, QuietSwitch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moiety.validation.compare import Compared
+    from moiety.validation.rows import ReadRows
+
+
+def validate(
+    data: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DATA]...", help="Files of measurements, JSON Lines; else the catalogue's own facts."),
+    ] = None,
+    *,
+    plot: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.svg", help="Where a plot of predicted against measured goes.", show_default=False),
+    ] = None,
+    page: Annotated[
+        str | None,
+        typer.Option(metavar="FILE.md", help="Where a page of the errors goes, in Markdown.", show_default=False),
+    ] = None,
+    left_out: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="For the page: what a cross-validated fit printed.", show_default=False),
+    ] = None,
+    json: JsonSwitch = False,
+    quiet: QuietSwitch = False,
+) -> None:
+    """Set predictions beside published measurements; malformed rows are named by line and do not stop the rest."""
+    from moiety.cli.json_text import json_text
+    from moiety.files import read_text, write_all
+    from moiety.validation.compare import compare_rows
+    from moiety.validation.facts import catalog_facts
+    from moiety.validation.rows import read_rows, refuse_empty
+
+    output = Output(json, quiet)
+    files = [read_rows(Path(each)) for each in data] if data else [catalog_facts()]
+    refuse_empty(files)
+    lines = read_text(left_out).splitlines() if left_out is not None else []
+    for file in files:
+        for each in file.malformed:
+            output.complain(f"{file.source}:{each.line}: {each.reason}")
+    with output.progress("rows") as moved:
+        compared = compare_rows([row for file in files for row in file.rows], moved)
+    if plot is not None:
+        from moiety.report.accuracy_plot import accuracy_svg
+
+        target = Path(plot)
+        write_all(target.parent, {target.name: accuracy_svg(compared)})
+    if page is not None:
+        from moiety.report.accuracy_page import accuracy_page
+
+        target = Path(page)
+        write_all(target.parent, {target.name: accuracy_page(compared, lines)})
+    output.document(lambda: json_text(document(files, compared)))
+    if output.shows_tables:
+        from moiety.cli.validate_tables import validation_sections
+
+        output.tables(validation_sections(files, compared))
+
+
+def document(files: Sequence[ReadRows], compared: Sequence[Compared]) -> dict[str, Any]:
+    """Return the JSON document: every row, every malformed line, the errors by metric and by group."""
+    from moiety.validation.score import as_document, group_scores, metric_scores, plan_choice, skipped_reasons
+
+    choice = plan_choice(compared)
+    return {
+        "rows": [_row(each) for each in compared],
+        "malformed": [
+            {"file": file.source, "line": each.line, "reason": each.reason} for file in files for each in file.malformed
+        ],
+        "metrics": {
+            name: {**as_document(each.score), "coverage": each.coverage, "spearman": each.spearman}
+            for name, each in metric_scores(compared).items()
+        },
+        "groups": {
+            grouping: {value: {n: as_document(s) for n, s in by.items()} for value, by in values.items()}
+            for grouping, values in group_scores(compared).items()
+        },
+        "skipped": skipped_reasons(compared),
+        "plan_choice": None
+        if choice is None
+        else {
+            "num_groups": choice.num_groups,
+            "mean_loss": choice.mean_loss,
+            "share_within_5_percent": choice.share_near_best,
+        },
+    }
+
+
+def _row(each: Compared) -> dict[str, Any]:
+    found: dict[str, Any] = {"id": each.id, "line": each.line, "measured": dict(each.measured)}
+    if each.skipped is not None:
+        return found | {"skipped": each.skipped}
+    return found | {"predicted": dict(each.predicted), "error": each.error}

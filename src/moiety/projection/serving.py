@@ -1,0 +1,181 @@
+"""Latencies of a serving engine in a closed loop of requests, in closed form.
+
+`sim/serving.py` plays the same steps request by request; docs/accuracy.md says which of the two gave a number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from moiety.cost.memory import cache_bytes
+from moiety.graph.graph import build_step_graph
+from moiety.plan import Schedule
+from moiety.projection.phase import CHUNK_TOKENS
+from moiety.projection.queue import closed_loop_load, queue_wait_s
+
+if TYPE_CHECKING:
+    from moiety.calibration.serving import EngineRelease
+    from moiety.projection.serving_pool import ServingPool
+
+_BALANCED = 0.8
+"""Share of the time that prefill workers are busy in a deployment whose pools are matched."""
+MOST_SEQUENCES = 2048
+"""Sequences that TensorRT-LLM runs at a time by default (`max_batch_size`)."""
+MOST_BURST = 0.5
+"""Of n prompts that come together the mean one waits for half of the others."""
+_FULL = 0.98
+"""Share of the time beyond which a queue is not taken to be steady."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingLatency:
+    """What a mean request sees, in seconds, and what it is made of."""
+
+    ttft_s: float
+    tpot_s: float
+    decode_step_s: float
+    """A step without prompts."""
+    prefill_s: float
+    """The prompt's own chunks."""
+    running: float
+    """Sequences that run at a time in each attention group; the rest wait for room in the cache."""
+
+    def throughput(self, output_tokens: int, concurrency: int) -> float:
+        """Return output tokens a second by Little's law."""
+        return concurrency * output_tokens / (self.ttft_s + max(output_tokens - 1, 0) * self.tpot_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """A group's share of the requests in flight, and what one step of it takes."""
+
+    offered: float
+    running: float
+    decode_s: float
+    prefill_s: float
+    """A step that holds a chunk of a prompt."""
+    added_s: float
+    """What a chunk adds to the group's time."""
+    chunks: float
+    """Steps with a chunk that a prompt takes."""
+
+
+def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
+    """Return the latencies of workers that run prompts and output tokens on the same GPUs.
+
+    TPOT: a decode step, and the group's share of the prompts that are computed meanwhile. TTFT: the engine's own share;
+    the prompt's chunks; the wait for the running step and the prompts ahead (M/D/1 at the share of the time that chunks
+    take); the batch of prompts that a run starts with; and, where the cache is full, a running request's whole time.
+    """
+    release, work = pool.release, pool.workload
+    load = _load(pool, concurrency)
+    share = load.running * load.chunks / work.output_tokens
+    others = max(load.running - 1, 0) / load.running
+    tpot_s = load.decode_s + release.interference * others * share * load.added_s
+    own_s = load.prefill_s * load.chunks
+    busy = min(share * load.added_s / tpot_s, _FULL)
+    slowdown = release.prefill_slowdown * (release.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
+    ttft_s = (
+        release.request_overhead_s
+        + concurrency * release.concurrency_overhead_s
+        + slowdown * own_s
+        + release.wait * (tpot_s / 2 + queue_wait_s(busy, own_s))
+        + burst_share(release, load.running) * load.running * load.added_s * load.chunks
+        + (load.offered / load.running - 1) * work.output_tokens * tpot_s
+    )
+    return ServingLatency(ttft_s, tpot_s, load.decode_s, own_s, load.running)
+
+
+def offline_throughput(pool: ServingPool) -> float:
+    """Return output tokens a second of all workers when every request is there from the start: the cache is full.
+
+    Engines run at the most `MOST_SEQUENCES` at a time. Prompts and tokens share the time, so queues do not matter.
+    """
+    running = max(min(int(min(pool.capacity(), MOST_SEQUENCES)), MOST_SEQUENCES), 1)
+    load = _load(pool, running * pool.num_groups)
+    work, release = pool.workload, pool.release
+    step_s = load.decode_s + release.interference * load.running * load.chunks / work.output_tokens * load.added_s
+    return pool.num_groups * load.running / step_s
+
+
+def disaggregated_latency(
+    prefill: ServingPool, decode: ServingPool, concurrency: int, *, at_least: bool = False
+) -> ServingLatency:
+    """Return the latencies where prompts are computed by one pool and handed over to another that decodes.
+
+    The decode pool's steps hold no prompts. A prompt waits for the running one of its worker, for those ahead in a
+    closed loop, and for its cache to move over the network. `at_least`: there are more workers than the pools say, if
+    the requests in flight do not fit or the prompts cannot be computed as fast as they are asked for.
+    """
+    release, work = prefill.release, decode.workload
+    if at_least:
+        decode = replace(decode, num_workers=_workers(concurrency / decode.num_groups, decode.capacity()))
+    load = _load(decode, concurrency)
+    chunk = min(work.input_tokens, CHUNK_TOKENS)
+    chunks = work.input_tokens / chunk
+    own_s = prefill.step_s(chunk, 0, 0) * chunks
+    tpot_s = load.decode_s
+    moved_s = handover_s(prefill, decode)
+    decode_s = max(work.output_tokens - 1, 0) * tpot_s
+    if at_least:
+        demand = concurrency / prefill.num_groups * own_s / (decode_s + own_s)
+        prefill = replace(prefill, num_workers=_workers(demand, _BALANCED))
+    waiting = concurrency / prefill.num_groups
+    busy = min(closed_loop_load(waiting * own_s, own_s + moved_s + decode_s, own_s), _FULL)
+    slowdown = release.prefill_slowdown * (release.data_parallel_slowdown if prefill.strategy.attn_dp > 1 else 1.0)
+    ttft_s = (
+        release.request_overhead_s
+        + concurrency * release.concurrency_overhead_s
+        + slowdown * own_s
+        + moved_s
+        + release.wait * queue_wait_s(busy, own_s)
+        + release.burst * waiting * own_s
+        + (load.offered / load.running - 1) * work.output_tokens * tpot_s
+    )
+    return ServingLatency(ttft_s, tpot_s, load.decode_s, own_s, load.running)
+
+
+def _workers(demand: float, room: float) -> int:
+    """Return how many workers it takes where one has room for `room` of what is asked of it."""
+    return max(math.ceil(demand / room), 1)
+
+
+def burst_share(release: EngineRelease, sequences: float) -> float:
+    """Return the share of the prompts of a whole batch that a mean request of a run waits for: at the most half."""
+    return min(release.burst + release.burst_growth * sequences / 64, MOST_BURST)
+
+
+def handover_s(prefill: ServingPool, decode: ServingPool) -> float:
+    """Return the seconds that one prompt's cache takes to the decode pool, every GPU of its group sending its part."""
+    work, cluster = decode.workload, decode.cluster
+    schedule = Schedule(
+        num_microbatches=1,
+        prefill_tokens=0,
+        prompt_tokens=0,
+        decode_sequences=1,
+        context_tokens=work.input_tokens,
+    )
+    graph = build_step_graph(decode.model, decode.strategy, schedule, decode.options, training=False)
+    size = cache_bytes(graph, range(decode.model.num_layers), work.input_tokens, 1) * decode.strategy.tp
+    tier = len(cluster.tiers) - 1
+    rate = cluster.bandwidth_per_gpu(tier) * decode.calibration.collectives.network_efficiency
+    return cluster.tiers[tier].latency_s + size / (prefill.strategy.tp * rate)
+
+
+def _load(pool: ServingPool, concurrency: int) -> _Load:
+    """Return what the decoding workers of `pool` do at a time."""
+    work, release = pool.workload, pool.release
+    offered = max(concurrency / pool.num_groups, 1.0)
+    running = min(offered, pool.capacity())
+    sequences = math.ceil(running - 1e-9)
+    context = work.decode_context_tokens
+    chunk = min(work.input_tokens, CHUNK_TOKENS)
+    decode_s = pool.step_s(0, sequences, context)
+    if release.mixes_prefill:
+        prefill_s = pool.step_s(chunk, sequences, context)
+        added_s = prefill_s - decode_s
+    else:
+        prefill_s = added_s = pool.step_s(chunk, 0, 0)
+    return _Load(offered, running, decode_s, prefill_s, added_s, work.input_tokens / chunk)

@@ -1,0 +1,79 @@
+"""A plan's workers in the serving simulation: what a step takes, and what the cache holds."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from moiety.projection.phase import CHUNK_TOKENS
+from moiety.projection.serving import handover_s
+from moiety.sim.arrivals import together
+from moiety.sim.serving import PrefillStage, ServingEngine, ServingOutcome, simulate_serving
+
+if TYPE_CHECKING:
+    from moiety.projection.serving_pool import ServingPool
+
+_EXACT, _STEPS_PER_DOUBLING = 16, 12
+
+
+class StepTable:
+    """A pool's step times at rounded sizes (within 3 %), each computed once."""
+
+    def __init__(self, pool: ServingPool) -> None:
+        self._pool = pool
+        self._known: dict[tuple[int, int, int], float] = {}
+
+    def __call__(self, prefill_tokens: int, sequences: int, context_tokens: int) -> float:
+        """Return the seconds of a step."""
+        key = (_rounded(prefill_tokens), _rounded(sequences), _rounded(context_tokens))
+        if key not in self._known:
+            self._known[key] = self._pool.step_s(*key)
+        return self._known[key]
+
+
+def _rounded(size: int) -> int:
+    """Return the nearest of the sizes that times are kept for: all small ones, then twelve a doubling."""
+    if size <= _EXACT:
+        return size
+    return round(2 ** (round(math.log2(size) * _STEPS_PER_DOUBLING) / _STEPS_PER_DOUBLING))
+
+
+def serving_engine(
+    pool: ServingPool, prefill: ServingPool | None = None, *, prefix_hit_rate: float = 0.0
+) -> ServingEngine:
+    """Return one attention group of `pool`; with its share of the prompts' workers where `prefill` computes them."""
+    release, context = pool.release, pool.workload.decode_context_tokens
+    stage = None
+    if prefill is not None:
+        share = prefill.num_groups / pool.num_groups
+        workers = max(round(share), 1)
+        table, slower = StepTable(prefill), workers / share
+        stage = PrefillStage(
+            num_workers=workers,
+            step_s=lambda prefill_tokens, sequences, context_tokens: (
+                slower * table(prefill_tokens, sequences, context_tokens)
+            ),
+            transfer_s_per_token=handover_s(prefill, pool) / pool.workload.input_tokens,
+        )
+    return ServingEngine(
+        step_s=StepTable(pool),
+        chunk_tokens=CHUNK_TOKENS,
+        mixes_prefill=release.mixes_prefill,
+        cache_tokens=pool.capacity() * context,
+        request_overhead_s=release.request_overhead_s,
+        prefix_hit_rate=prefix_hit_rate,
+        prefill=stage,
+    )
+
+
+def simulated_closed_loop(
+    pool: ServingPool, concurrency: int, prefill: ServingPool | None = None, *, requests_per_sequence: int = 5
+) -> ServingOutcome:
+    """Return what requests see in a closed loop, in one attention group with its share of the requests in flight.
+
+    The run begins with all of them at once, as benchmarks do, and ends with the last answer.
+    """
+    share = max(round(concurrency / pool.num_groups), 1)
+    work = pool.workload
+    requests = together(work.input_tokens, work.output_tokens, count=share * requests_per_sequence)
+    return simulate_serving(serving_engine(pool, prefill), requests, concurrency=share)

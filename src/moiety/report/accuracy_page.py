@@ -1,0 +1,123 @@
+"""The accuracy page: what predictions were worth on published rows, the worst groups first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moiety.validation.score import metric_scores, percent, plan_choice, skipped_reasons, worst_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from moiety.validation.compare import Compared
+    from moiety.validation.score import Score
+
+_WORST, _LEAST_ROWS = 12, 5
+_TITLES = {"agg": "prefill and decode on the same GPUs", "disagg": "prefill and decode apart"}
+_HEAD = """# Accuracy
+
+Predictions beside published measurements, as shares of the measured value: MAPE is the mean of the errors' sizes, bias
+the mean of the errors. Written by
+
+```sh
+python -m moiety.validation.fit ROWS.jsonl --cross-validate > left-out.txt
+moiety validate ROWS.jsonl ... --page docs/accuracy.md --left-out left-out.txt
+```
+
+from rows in the format below; nobody edits the figures. The serving constants are fitted on the aggregated serving
+rows: what they are worth on others stands under "rows that the fit did not see". The catalogue keeps a few dozen of
+the rows (`moiety validate` without a file), and a test fails when a change makes their errors worse by more than two
+points.
+Latencies are predicted in closed form (`projection/serving.py`); the simulation (`sim/serving.py`) takes the
+same steps one by one and is held to it by a test.
+"""
+_KNOWN = """## What no law here explains
+
+- Rows do not say whether an engine speculated (multi-token prediction). DeepSeek-R1 rows come in two populations a
+  factor of two apart under one label; the law predicts the slower one, without speculation, and errs by the
+  difference.
+- Rows of disaggregated DeepSeek-R1 runs name one prefill and one decode worker, whatever ran, and give the decode
+  worker the prefill worker's expert degrees. Then its attention is taken to be data parallel where it would be
+  wider than a node or crowded, and workers to be as many as the load takes. Degrees on which the weights do not fit
+  are not predicted.
+- `moe_tp = moe_ep = n` on n x n GPUs is read as n GPUs, and a `tp` that divides neither heads nor experts as that
+  many GPUs with data-parallel attention: the rows agree with rows that say so.
+- How many requests a run had, and how many came at once, is not stated. Both make most of the time to first token
+  at high concurrency; the constants `burst` and `burst_growth` are what a mean run of an engine's releases did.
+- Prompts that repeat find their prefix in the cache (some vLLM rows of 8B models): the time to first token is then
+  far below any prefill.
+- Kernels that fell back to slower ones (B300 with 8,192 tokens in, Qwen3-235B FP8 on vLLM 0.12) are predicted as if
+  they had not.
+- Of ML.ENERGY rows the prompt's length is not published: power is predicted at the measured throughput, from the
+  law of power alone. B200 is scaled from H100 by its maximum power.
+"""
+_FORMAT = """## Rows
+
+JSON Lines. A serving row: `id`, `source`, `model`, `system`, `num_gpus`, `backend`, `backend_version`, `precision`,
+`mode` (`agg` or `disagg`), `isl`, `osl`, `concurrency`, degrees `tp`, `pp`, `attention_dp`, `moe_tp`, `moe_ep` (in
+`prefill` and `decode` where these are apart) and `measured` with `ttft_ms` and `tpot_ms`. Any other row: `id`, `kind`
+(`e2e`, `energy`, `kernel`, `comm`, `latency`, `overlap`), `tier`, `hardware`, `n_gpus`, `model`, `precision`,
+`parallel`, `phase`, `isl`, `osl`, `batch`, `metrics`. Unknown keys are let be; a malformed line is reported by number
+and does not stop the rest.
+"""
+
+
+def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) -> str:
+    """Return the page in Markdown; `left_out` are the lines that a cross-validated fit printed."""
+    parts = [_HEAD]
+    for phase in sorted({row.group.get("phase", "") for row in compared}):
+        rows = [row for row in compared if row.group.get("phase", "") == phase]
+        scores = metric_scores(rows)
+        if not scores:
+            continue
+        parts.append(f"## {phase}: {_TITLES[phase]}\n" if phase in _TITLES else f"## {phase}\n")
+        for name in scores:
+            worst = worst_groups(rows, name, _LEAST_ROWS)[:_WORST]
+            cells = [(group, str(score.num_rows), *_errors(score)) for group, score in worst]
+            parts.append(_table((f"worst in {name}", "rows", "MAPE", "median", "bias"), cells))
+        parts.append(
+            _table(
+                ("all", "rows", "coverage", "MAPE", "median", "bias", "Spearman in groups"),
+                [
+                    (
+                        name,
+                        str(each.score.num_rows),
+                        percent(each.coverage),
+                        *_errors(each.score),
+                        "" if each.spearman is None else f"{each.spearman:.3f}",
+                    )
+                    for name, each in scores.items()
+                ],
+            )
+        )
+    choice = plan_choice(compared)
+    if choice is not None:
+        parts.append(
+            "## Choosing a deployment\n\n"
+            f"In {choice.num_groups} groups several deployments were measured under one load. Chosen by predicted "
+            f"throughput per GPU, {percent(choice.share_near_best)} are within 5 % of the best measured; the mean loss "
+            f"is {percent(choice.mean_loss)}.\n"
+        )
+    if left_out:
+        parts.append(
+            "## On rows that the fit did not see\n\n"
+            "The constants fitted anew without the rows named, aggregated rows only:\n\n"
+            + "".join(f"- {line}\n" for line in left_out)
+        )
+    parts.append(_KNOWN)
+    skipped = skipped_reasons(compared)
+    if skipped:
+        parts.append(
+            "## Not predicted\n\n" + _table(("why", "rows"), [(why, str(count)) for why, count in skipped.items()])
+        )
+    return "\n".join([*parts, _FORMAT])
+
+
+def _errors(score: Score) -> tuple[str, str, str]:
+    return percent(score.mape), percent(score.median), percent(score.bias, signed=True)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(columns)} |", f"|---{'|---:' * (len(columns) - 1)}|"]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([*lines, ""])

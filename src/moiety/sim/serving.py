@@ -1,0 +1,311 @@
+"""A serving engine request by request: continuous batching, chunked prefill, a cache that fills up.
+
+Knows no language model: what a step takes is a function of its prompt tokens, its sequences and their mean context.
+Steps without an event between them (an arrival, a chunk, a finished or preempted sequence) are taken in one, so time
+grows with requests and their chunks, not with tokens; memory with the requests in flight.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from moiety.sim.histogram import Histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from moiety.sim.arrivals import Arrival
+
+
+class StepTime(Protocol):
+    """Seconds of a step that computes prompt tokens and one token for each of some sequences."""
+
+    def __call__(self, prefill_tokens: int, sequences: int, context_tokens: int) -> float: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillStage:
+    """Workers that compute prompts for others to decode (disaggregated serving)."""
+
+    num_workers: int
+    step_s: StepTime
+    transfer_s_per_token: float
+    """Handing a prompt's cache over."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingEngine:
+    """How one attention group serves."""
+
+    step_s: StepTime
+    chunk_tokens: int
+    """Prompt tokens that a step takes at most."""
+    mixes_prefill: bool
+    """Chunks run beside decoding; otherwise decoding waits for them."""
+    cache_tokens: float = math.inf
+    """Tokens that the cache holds; the youngest sequence is preempted and computed again where they run out."""
+    max_sequences: int = 2**30
+    request_overhead_s: float = 0.0
+    """Added to every time to first token: tokenizer, transport, first sample."""
+    prefix_hit_rate: float = 0.0
+    """Share of the prompts' tokens that are in the cache already."""
+    prefill: PrefillStage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """Latencies that a good answer keeps to; None: no limit."""
+
+    ttft_s: float | None = None
+    tpot_s: float | None = None
+
+
+@dataclass(slots=True)
+class ServingOutcome:
+    """What the requests saw, in seconds."""
+
+    ttft: Histogram = field(default_factory=Histogram)
+    tpot: Histogram = field(default_factory=Histogram)
+    itl: Histogram = field(default_factory=Histogram)
+    """Gaps between tokens: the steps, as often as a sequence was in one."""
+    e2e: Histogram = field(default_factory=Histogram)
+    finished: int = 0
+    good: int = 0
+    """Finished within the objective."""
+    preemptions: int = 0
+    output_tokens: int = 0
+    elapsed_s: float = 0.0
+
+    @property
+    def throughput_tokens_per_s(self) -> float:
+        """Output tokens a second."""
+        return self.output_tokens / self.elapsed_s if self.elapsed_s else 0.0
+
+    @property
+    def goodput_per_s(self) -> float:
+        """Requests a second that kept to the objective."""
+        return self.good / self.elapsed_s if self.elapsed_s else 0.0
+
+
+@dataclass(slots=True)
+class _Request:
+    arrival_s: float
+    input_tokens: int
+    output_tokens: int
+    left: int
+    """Prompt tokens still to be computed."""
+    emitted: int = 0
+    first_s: float = -1.0
+    started: int = 0
+    """The step after whose token it began to decode, less what it had emitted."""
+    finish: int = 0
+    running: bool = False
+
+
+def simulate_serving(
+    engine: ServingEngine,
+    arrivals: Iterable[Arrival],
+    *,
+    concurrency: int | None = None,
+    objective: Objective | None = None,
+) -> ServingOutcome:
+    """Return what `arrivals`, in order of time, see.
+
+    `concurrency` closes the loop: a request arrives no sooner than there are fewer than that many in flight.
+    """
+    run = _Run(engine, iter(arrivals), concurrency, objective or Objective())
+    while run.advance():
+        pass
+    run.outcome.elapsed_s = run.now
+    return run.outcome
+
+
+class _Run:
+    """The state of a simulation. `step` counts tokens that every running sequence has been given."""
+
+    def __init__(
+        self, engine: ServingEngine, arrivals: Iterator[Arrival], concurrency: int | None, objective: Objective
+    ) -> None:
+        self._engine, self._arrivals, self._objective = engine, arrivals, objective
+        self._closed = concurrency is not None
+        self._room = concurrency if concurrency is not None else 2**62
+        self._next = next(arrivals, None)
+        self._waiting: deque[_Request] = deque()
+        self._prefilled: list[tuple[float, int, _Request]] = []
+        self._workers = [0.0] * (engine.prefill.num_workers if engine.prefill else 0)
+        self._running: list[tuple[int, int, _Request]] = []
+        self._youngest: list[_Request] = []
+        self._count = 0
+        self._cached = 0
+        """Tokens in the cache, less a step for each running sequence: what it holds is this + running x step."""
+        self._order = 0
+        self._step = 0
+        self._paused_s = 0.0
+        self.now = 0.0
+        self.outcome = ServingOutcome()
+
+    def advance(self) -> bool:
+        """Go on to the next event; return False when nothing is left to do."""
+        self._admit()
+        if self._waiting:
+            self._chunk()
+        elif self._count:
+            self._decode()
+        else:
+            upcoming = [self._prefilled[0][0]] if self._prefilled else []
+            if self._next is not None and self._room:
+                upcoming.append(self._next.at_s)
+            if not upcoming:
+                return False
+            self.now = max(self.now, min(upcoming))
+        return True
+
+    def _admit(self) -> None:
+        """Take in what has arrived by now, and what the prefill stage has handed over."""
+        while self._next is not None and self._room and self._next.at_s <= self.now:
+            came, self._next = self._next, next(self._arrivals, None)
+            self._room -= 1
+            fresh = max(round(came.input_tokens * (1 - self._engine.prefix_hit_rate)), 1)
+            arrival_s = self.now if self._closed else came.at_s
+            request = _Request(arrival_s, came.input_tokens, came.output_tokens, fresh)
+            if self._engine.prefill is None:
+                self._waiting.append(request)
+            else:
+                self._send_to_prefill(self._engine.prefill, request)
+        while self._prefilled and self._prefilled[0][0] <= self.now and self._fits(self._prefilled[0][2]):
+            self._start(heapq.heappop(self._prefilled)[2])
+
+    def _send_to_prefill(self, stage: PrefillStage, request: _Request) -> None:
+        """Queue a prompt for the worker that is free first; its first token comes from there."""
+        begin = max(heapq.heappop(self._workers), request.arrival_s)
+        chunks = math.ceil(request.left / self._engine.chunk_tokens)
+        end = begin + chunks * stage.step_s(min(request.left, self._engine.chunk_tokens), 0, 0)
+        heapq.heappush(self._workers, end)
+        request.left = 0
+        ready = end + stage.transfer_s_per_token * request.input_tokens
+        self._emit_first(request, end)
+        self._order += 1
+        heapq.heappush(self._prefilled, (ready, self._order, request))
+
+    def _fits(self, request: _Request) -> bool:
+        held = self._cached + self._count * self._step + request.input_tokens + request.emitted + self._count + 1
+        alone = self._count == 0
+        return alone or (held <= self._engine.cache_tokens and self._count < self._engine.max_sequences)
+
+    def _chunk(self) -> None:
+        """Run a step with as many waiting prompt tokens as fit, beside the decoding sequences or before them."""
+        budget, taken, done = self._engine.chunk_tokens, 0, list[_Request]()
+        for request in self._waiting:
+            if budget == taken or not self._fits(request) or len(done) + self._count >= self._engine.max_sequences:
+                break
+            part = min(request.left, budget - taken)
+            request.left -= part
+            taken += part
+            if request.left:
+                break
+            done.append(request)
+        if not taken:
+            self._decode()
+            return
+        beside = self._count if self._engine.mixes_prefill else 0
+        seconds = self._engine.step_s(taken, beside, self._context())
+        self.now += seconds
+        if beside:
+            self._tokens(1, seconds)
+        elif self._count:
+            self._paused_s += seconds
+        for request in done:
+            self._waiting.popleft()
+            if request.first_s < 0:
+                self._emit_first(request, self.now)
+            self._start(request)
+        self._retire()
+
+    def _decode(self) -> None:
+        """Run steps until a sequence ends, the cache is full or a request arrives."""
+        steps = self._running[0][0] - self._step
+        if self._engine.cache_tokens != math.inf:
+            free = self._engine.cache_tokens - self._cached - self._count * self._step
+            if free < self._count and self._count > 1:
+                self._preempt()
+                return
+            steps = min(steps, max(int(free // self._count), 1))
+        seconds = self._engine.step_s(0, self._count, self._context())
+        arrival = self._next.at_s if self._next is not None and self._room else math.inf
+        if self._prefilled and self._fits(self._prefilled[0][2]):
+            arrival = min(arrival, self._prefilled[0][0])
+        if arrival < self.now + steps * seconds:
+            steps = max(math.ceil((arrival - self.now) / seconds), 1)
+        self.now += steps * seconds
+        self._tokens(steps, seconds)
+        self._retire()
+
+    def _context(self) -> int:
+        return (self._cached + self._count * self._step) // self._count if self._count else 0
+
+    def _tokens(self, steps: int, seconds: float) -> None:
+        """Give every running sequence so many tokens; the first of them also waited for the chunks in between."""
+        self._step += steps
+        self.outcome.itl.add(seconds + self._paused_s, self._count)
+        self._paused_s = 0.0
+        if steps > 1:
+            self.outcome.itl.add(seconds, (steps - 1) * self._count)
+
+    def _emit_first(self, request: _Request, at_s: float) -> None:
+        request.first_s = at_s
+        request.emitted = 1
+        self.outcome.ttft.add(at_s - request.arrival_s + self._engine.request_overhead_s)
+
+    def _start(self, request: _Request) -> None:
+        request.started = self._step - request.emitted
+        request.finish = self._step + request.output_tokens - request.emitted
+        request.running = True
+        self._count += 1
+        self._cached += request.input_tokens - request.started
+        self._order += 1
+        heapq.heappush(self._running, (request.finish, self._order, request))
+        self._youngest.append(request)
+
+    def _retire(self) -> None:
+        """Take out the sequences that have all their tokens."""
+        while self._running and (self._running[0][0] <= self._step or not self._running[0][2].running):
+            _, _, request = heapq.heappop(self._running)
+            if request.running:
+                self._remove(request)
+                self._finish(request)
+        while self._youngest and not self._youngest[-1].running:
+            self._youngest.pop()
+        if len(self._youngest) > 2 * self._count + 64:
+            self._youngest = [each for each in self._youngest if each.running]
+
+    def _remove(self, request: _Request) -> None:
+        request.running = False
+        self._count -= 1
+        self._cached -= request.input_tokens - request.started
+
+    def _finish(self, request: _Request) -> None:
+        outcome, wanted = self.outcome, self._objective
+        overhead = self._engine.request_overhead_s
+        ttft, e2e = request.first_s - request.arrival_s + overhead, self.now - request.arrival_s + overhead
+        tpot = (self.now - request.first_s) / max(request.output_tokens - 1, 1)
+        outcome.tpot.add(tpot)
+        outcome.e2e.add(e2e)
+        outcome.finished += 1
+        outcome.output_tokens += request.output_tokens
+        if (wanted.ttft_s is None or ttft <= wanted.ttft_s) and (wanted.tpot_s is None or tpot <= wanted.tpot_s):
+            outcome.good += 1
+        self._room += 1
+
+    def _preempt(self) -> None:
+        """Send the youngest sequence back to the front of the queue; its tokens so far become prompt again."""
+        request = next(each for each in reversed(self._youngest) if each.running)
+        request.emitted = self._step - request.started
+        self._remove(request)
+        request.left = request.input_tokens + request.emitted
+        self.outcome.preemptions += 1
+        self._waiting.appendleft(request)
+        self._retire()

@@ -1,0 +1,1 @@
+"""Predicted beside measured: rows of published measurements, what the plan's laws say of them, and the errors."""

@@ -1,0 +1,87 @@
+"""Rows beside their predictions: what each came to, or why it could not be predicted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from moiety.validation.predict import ServingPredictor
+from moiety.validation.serving_case import SkippedRow, serving_case
+from moiety.validation.serving_row import ServingRow
+from moiety.validation.system_case import predict_system, system_group
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from moiety.validation.rows import ReadRow
+    from moiety.validation.serving_case import ServingCase
+    from moiety.validation.system_row import SystemRow
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A row's prediction beside its measurement, metric by metric; `skipped` is why there is none."""
+
+    id: str
+    line: int
+    group: Mapping[str, str]
+    """What rows are grouped by: model, system, backend, version, phase and so on."""
+    measured: Mapping[str, float]
+    predicted: Mapping[str, float] = field(default_factory=dict[str, float])
+    skipped: str | None = None
+    case: ServingCase | None = None
+    """What a serving row describes, for what compares whole deployments."""
+
+    @property
+    def error(self) -> dict[str, float]:
+        """Relative errors, predicted / measured - 1."""
+        return {
+            name: self.predicted[name] / self.measured[name] - 1 for name in self.measured if name in self.predicted
+        }
+
+
+def compare_rows(rows: Sequence[ReadRow], moved: Callable[[int, int], None] | None = None) -> list[Compared]:
+    """Return every row beside its prediction; `moved` is told (rows done, rows in all)."""
+    predictor = ServingPredictor()
+    found = list[Compared]()
+    for done, each in enumerate(rows, 1):
+        found.append(
+            _serving(each.row, each.line, predictor)
+            if isinstance(each.row, ServingRow)
+            else _system(each.row, each.line)
+        )
+        if moved is not None and done % 50 == 0:
+            moved(done, len(rows))
+    return found
+
+
+def _serving(row: ServingRow, line: int, predictor: ServingPredictor) -> Compared:
+    measured = {name: value for name, value in row.measured.model_dump().items() if value is not None}
+    group = {
+        "model": row.model,
+        "system": row.system,
+        "backend": row.backend,
+        "version": row.backend_version or "not stated",
+        "phase": row.mode,
+        "precision": row.precision or "not stated",
+    }
+    try:
+        case = serving_case(row)
+        latency = predictor.predict(case)
+    except SkippedRow as reason:
+        return Compared(row.id, line, group, measured, skipped=str(reason))
+    predicted = {"ttft_ms": latency.ttft_s * 1e3, "tpot_ms": latency.tpot_s * 1e3}
+    return Compared(row.id, line, group, measured, {k: v for k, v in predicted.items() if k in measured}, case=case)
+
+
+def _system(row: SystemRow, line: int) -> Compared:
+    measured = {name: value for name, value in row.metrics.items() if isinstance(value, float)}
+    group = system_group(row)
+    try:
+        predicted = predict_system(row)
+    except SkippedRow as reason:
+        return Compared(row.id, line, group, measured, skipped=str(reason))
+    kept = {name: value for name, value in predicted.items() if measured.get(name)}
+    if not kept:
+        return Compared(row.id, line, group, measured, skipped="none of its metrics is predicted")
+    return Compared(row.id, line, group, {name: measured[name] for name in kept}, kept)

@@ -1,0 +1,228 @@
+"""The serving law over many rows at once, as a function of the constants of one family of devices.
+
+The law is that of `projection/serving.py`; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from moiety.projection.serving import MOST_BURST
+from moiety.validation.fit_terms import COLLECTIVE, FIXED, FORMATS, LINES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from moiety.calibration.calibration import RooflineKind
+    from moiety.validation.fit_terms import RowTerms, StepTerms
+
+ENGINES = ("vllm", "sglang", "tensorrt-llm")
+RELEASES: dict[str, tuple[str, ...]] = {
+    "vllm": ("0.0.0", "0.15.0"),
+    "sglang": ("0.0.0", "0.5.7"),
+    "tensorrt-llm": ("0.0.0", "1.1.0", "1.2.0"),
+}
+"""Releases at which an engine's constants may change; runs that state none are a group of their own."""
+MOST_RELEASES = 4
+
+Prior = tuple[float, float]
+"""The value that a constant is expected to have, and how far its logarithm may move from there at small cost."""
+
+DEVICE: dict[str, Prior] = {
+    "dense_compute": (0.7, 0.5),
+    "dense_memory": (0.8, 0.5),
+    "grouped_compute": (0.5, 0.25),
+    "grouped_memory": (0.75, 0.5),
+    "prefill_compute": (0.55, 0.5),
+    "gqa_memory": (0.8, 0.5),
+    "decode_compute": (0.5, 0.5),
+    "mla_memory": (0.7, 0.5),
+    "linear": (0.6, 0.5),
+    "pass_memory": (0.7, 0.5),
+    "link_latency_s": (8e-6, 0.5),
+    "link_efficiency": (0.6, 0.5),
+    "fp8": (0.95, 0.3),
+    "fp4": (0.9, 0.3),
+    "mxfp4": (0.9, 0.3),
+}
+ENGINE: dict[str, Prior] = {
+    "kernel_slowdown": (1.0, 0.2),
+    "step_overhead_s": (1e-3, 1.0),
+    "op_gap_s": (1.5e-6, 1.0),
+    "eager_gap_s": (5e-6, 1.0),
+    "moe_layer_gap_s": (15e-6, 1.0),
+    "sequence_overhead_s": (8e-6, 1.0),
+    "interference": (1.0, 0.3),
+    "request_overhead_s": (0.07, 1.0),
+    "concurrency_overhead_s": (1e-3, 1.5),
+    "prefill_slowdown": (1.0, 0.4),
+    "data_parallel_slowdown": (1.0, 0.7),
+    "wait": (1.0, 1.0),
+    "burst": (0.05, 1.0),
+    "burst_growth": (0.01, 1.5),
+}
+RELEASE: dict[str, float] = {
+    "kernel_slowdown": 0.15,
+    "step_overhead_s": 0.5,
+    "request_overhead_s": 0.6,
+    "prefill_slowdown": 0.4,
+    "burst": 0.6,
+    "burst_growth": 0.6,
+}
+"""What a group of releases may differ in from its engine, and how far its logarithm may move at small cost."""
+OF_TTFT = frozenset(
+    {
+        "request_overhead_s",
+        "concurrency_overhead_s",
+        "prefill_slowdown",
+        "data_parallel_slowdown",
+        "wait",
+        "burst",
+        "burst_growth",
+    }
+)
+_FULL = 0.98
+
+
+def names() -> tuple[str, ...]:
+    """Return the constants' names in order: of the device, of each engine, of each group of releases."""
+    found = list(DEVICE)
+    found += [f"{engine}.{name}" for engine in ENGINES for name in ENGINE]
+    for engine in ENGINES:
+        found += [f"{engine}.{group}.{name}" for group in range(MOST_RELEASES) for name in RELEASE]
+    return tuple(found)
+
+
+def prior() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the logarithms of the expected constants and their widths, in the order of `names`."""
+    pairs = list(DEVICE.values()) + [pair for _ in ENGINES for pair in ENGINE.values()]
+    pairs += [(1.0, width) for _ in ENGINES for _ in range(MOST_RELEASES) for width in RELEASE.values()]
+    return np.log([value for value, _ in pairs]), np.array([width for _, width in pairs])
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of one family as arrays [rows]; `decode` and `chunk` are their steps' terms, all in one table."""
+
+    decode: Steps
+    chunk: Steps
+    engine: NDArray[np.intp]
+    release: NDArray[np.intp]
+    offered: NDArray[np.float64]
+    running: NDArray[np.float64]
+    chunks: NDArray[np.float64]
+    mixtures: NDArray[np.float64]
+    concurrency: NDArray[np.float64]
+    output_tokens: NDArray[np.float64]
+    data_parallel: NDArray[np.bool_]
+    mixes: NDArray[np.bool_]
+    tpot_s: NDArray[np.float64]
+    """Measured; not a number where it was not."""
+    ttft_s: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """The terms of a step of every row: `row` [terms] says whose, `table` is that of `StepTerms`."""
+
+    row: NDArray[np.intp]
+    table: NDArray[np.float64]
+    kernels: NDArray[np.float64]
+
+
+def steps_of(rows: Sequence[RowTerms], which: Literal["decode", "chunk"]) -> Steps:
+    """Return the steps of many rows in one table."""
+    steps: list[StepTerms] = [getattr(row, which) for row in rows]
+    sizes = [len(step.terms) for step in steps]
+    return Steps(
+        row=np.repeat(np.arange(len(steps)), sizes),
+        table=np.concatenate([step.terms for step in steps]),
+        kernels=np.array([step.kernels for step in steps], dtype=np.float64),
+    )
+
+
+class Law:
+    """Predicts the rows' latencies from the logarithms of the constants."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows = rows
+        self._index = {name: position for position, name in enumerate(names())}
+
+    def predict(self, logs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return (TPOT, TTFT) in seconds [rows]."""
+        rows, c = self._rows, np.exp(logs)
+        slow = self._of(c, "kernel_slowdown")
+        fixed = self._of(c, "step_overhead_s") + rows.mixtures * self._of(c, "moe_layer_gap_s")
+        each = self._of(c, "sequence_overhead_s") * np.ceil(rows.running - 1e-9)
+        gap = self._of(c, "op_gap_s")
+        decode = self._kernels(c, rows.decode) * slow + fixed + gap * rows.decode.kernels + each
+        eager = self._of(c, "eager_gap_s") * rows.chunk.kernels
+        chunk = self._kernels(c, rows.chunk) * slow + fixed + eager + np.where(rows.mixes, each, 0.0)
+        added = np.where(rows.mixes, chunk - decode, chunk)
+        share = rows.running * rows.chunks / rows.output_tokens
+        others = np.maximum(rows.running - 1, 0) / rows.running
+        tpot = decode + self._of(c, "interference") * others * share * added
+        own = chunk * rows.chunks
+        busy = np.minimum(share * added / tpot, _FULL)
+        ttft = (
+            self._of(c, "request_overhead_s")
+            + rows.concurrency * self._of(c, "concurrency_overhead_s")
+            + self._of(c, "prefill_slowdown")
+            * np.where(rows.data_parallel, self._of(c, "data_parallel_slowdown"), 1)
+            * own
+            + self._of(c, "wait") * (tpot / 2 + busy / (2 * (1 - busy)) * own)
+            + np.minimum(self._of(c, "burst") + self._of(c, "burst_growth") * rows.running / 64, MOST_BURST)
+            * rows.running
+            * added
+            * rows.chunks
+            + (rows.offered / rows.running - 1) * rows.output_tokens * tpot
+        )
+        return tpot, ttft
+
+    def _of(self, c: NDArray[np.float64], name: str) -> NDArray[np.float64]:
+        """Return an engine's constant for each row, times what its group of releases differs by."""
+        rows = self._rows
+        base = np.array([c[self._index[f"{engine}.{name}"]] for engine in ENGINES])[rows.engine]
+        if name not in RELEASE:
+            return base
+        table = [[c[self._index[f"{e}.{group}.{name}"]] for group in range(MOST_RELEASES)] for e in ENGINES]
+        return base * np.array(table)[rows.engine, rows.release]
+
+    def _kernels(self, c: NDArray[np.float64], steps: Steps) -> NDArray[np.float64]:
+        """Return the seconds of kernels and transfers of each row's step."""
+        count, kind, form, first, second = steps.table.T
+        kinds = kind.astype(np.intp)
+        compute, memory = self._efficiencies(c)
+        formats = np.array([1.0, *(c[self._index[name]] for name in FORMATS)])[form.astype(np.intp)]
+        reached, moved = compute[kinds] * formats, memory[kinds] * formats
+        seconds = np.hypot(first / reached, second / moved)
+        links = kinds == COLLECTIVE
+        latency, efficiency = c[self._index["link_latency_s"]], min(c[self._index["link_efficiency"]], 1.0)
+        seconds[links] = latency * first[links] + second[links] / efficiency
+        return np.asarray(np.bincount(steps.row, count * seconds, minlength=len(steps.kernels)), dtype=np.float64)
+
+    def _efficiencies(self, c: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return compute and memory efficiency by kind of term; those beyond the rooflines are 1."""
+        pairs = roofline_constants({name: float(c[self._index[name]]) for name in DEVICE})
+        ones = [1.0] * (FIXED + 1 - len(LINES))
+        return np.array([pairs[k][0] for k in LINES] + ones), np.array([pairs[k][1] for k in LINES] + ones)
+
+
+def roofline_constants(device: dict[str, float]) -> dict[RooflineKind, tuple[float, float]]:
+    """Return (compute, memory) efficiency of each roofline from a device's constants: few, so several share one."""
+    grouped = (device["grouped_compute"], device["grouped_memory"])
+    return {
+        "dense_gemm": (device["dense_compute"], device["dense_memory"]),
+        "grouped_gemm_decode": grouped,
+        "grouped_gemm_prefill": grouped,
+        "attention_prefill": (device["prefill_compute"], device["pass_memory"]),
+        "attention_decode_gqa": (device["decode_compute"], device["gqa_memory"]),
+        "attention_decode_mla": (device["decode_compute"], device["mla_memory"]),
+        "attention_linear": (device["linear"], device["linear"]),
+        "memory_pass": (1.0, device["pass_memory"]),
+    }

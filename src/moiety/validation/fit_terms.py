@@ -1,0 +1,162 @@
+"""Serving rows as the terms of the cost model, so that constants can be changed without building graphs again."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moiety.calibration.catalog import load_calibration
+from moiety.cost.collective import collective_transfer, fan_out
+from moiety.cost.expert_exchange import exchange_transfer
+from moiety.cost.price import distinct_groups
+from moiety.cost.roofline import padded_rows, roofline_kind
+from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.graph.graph import build_step_graph
+from moiety.graph.op import AttentionCore, Collective, Gemm
+from moiety.model.feed_forward import MoeFeedForward
+from moiety.plan import Schedule
+from moiety.projection.phase import CHUNK_TOKENS
+from moiety.projection.serving_pool import num_kernels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from numpy.typing import NDArray
+
+    from moiety.calibration.calibration import Calibration, RooflineKind
+    from moiety.dtypes import Dtype
+    from moiety.graph.graph import Graph
+    from moiety.graph.op import Op
+    from moiety.projection.serving_pool import ServingPool
+
+LINES: tuple[RooflineKind, ...] = (
+    "dense_gemm",
+    "grouped_gemm_decode",
+    "grouped_gemm_prefill",
+    "attention_prefill",
+    "attention_decode_gqa",
+    "attention_decode_mla",
+    "attention_linear",
+    "memory_pass",
+)
+FORMATS: tuple[Dtype, ...] = ("fp8", "fp4", "mxfp4")
+COLLECTIVE, FIXED = len(LINES), len(LINES) + 1
+"""Kinds of term beyond the rooflines: transfers inside a domain of links, and seconds that no constant changes."""
+GROUPED = {"grouped_gemm_decode", "grouped_gemm_prefill"}
+
+
+@dataclass(frozen=True, slots=True)
+class StepTerms:
+    """One step. `terms` [terms][count, kind, format + 1, compute or latency weight, memory or wire seconds]."""
+
+    terms: NDArray[np.float64]
+    kernels: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowTerms:
+    """An aggregated row: its steps, and the numbers of the law that the steps go into."""
+
+    decode: StepTerms
+    chunk: StepTerms
+    """A step that holds a chunk of a prompt: beside the decoding ones, or alone, as the engine does it."""
+    offered: float
+    running: float
+    chunks: float
+    mixtures: int
+
+
+def row_terms(pool: ServingPool, concurrency: int) -> RowTerms:
+    """Return the terms of a row whose workers run prompts and output tokens on the same GPUs."""
+    work = pool.workload
+    offered = max(concurrency / pool.num_groups, 1.0)
+    running = min(offered, pool.capacity())
+    sequences, context = math.ceil(running - 1e-9), work.decode_context_tokens
+    chunk = min(work.input_tokens, CHUNK_TOKENS)
+    beside = sequences if pool.release.mixes_prefill else 0
+    blocks = Counter(pool.model.layer_blocks)
+    return RowTerms(
+        decode=_step(pool, 0, sequences, context),
+        chunk=_step(pool, chunk, beside, context),
+        offered=offered,
+        running=running,
+        chunks=work.input_tokens / chunk,
+        mixtures=sum(n for b, n in blocks.items() if isinstance(pool.model.blocks[b].feed_forward, MoeFeedForward)),
+    )
+
+
+def _step(pool: ServingPool, prefill_tokens: int, sequences: int, context: int) -> StepTerms:
+    schedule = Schedule(
+        num_microbatches=1,
+        prefill_tokens=prefill_tokens,
+        prompt_tokens=pool.workload.input_tokens if prefill_tokens else 0,
+        decode_sequences=sequences,
+        context_tokens=context,
+    )
+    graph = build_step_graph(pool.model, pool.strategy, schedule, pool.options, training=False)
+    terms: list[tuple[float, ...]] = []
+    for ops, count, block in _parts(graph):
+        moe = graph.model.blocks[block].feed_forward if block is not None else None
+        terms += [(count, *_term(op, pool, moe, decode=prefill_tokens == 0)) for op in ops]
+    return StepTerms(np.array(terms, dtype=np.float64), num_kernels(graph))
+
+
+def _parts(graph: Graph) -> Iterable[tuple[Sequence[Op], int, int | None]]:
+    for block, count in Counter(graph.model.layer_blocks).items():
+        yield graph.layers[block], count, block
+    yield graph.embedding, 1, None
+    yield graph.head, 1, None
+
+
+def _term(op: Op, pool: ServingPool, moe: object, *, decode: bool) -> tuple[float, ...]:
+    work, device = op.work, pool.cluster.device
+    if isinstance(work, Collective):
+        return _transfer_term(work, pool, moe, decode=decode)
+    kind = roofline_kind(work)
+    bandwidth = device.memory_bandwidth_bytes_per_s
+    if isinstance(work, Gemm):
+        line = pool.calibration.roofline[kind]
+        flops = 2.0 * padded_rows(work.m, work.groups, line) * work.n * work.k * work.times
+        moved = work.weight_bytes + work.m * (work.k + work.n) * BYTES_PER_ELEMENT[work.activation_dtype] * work.times
+        form = FORMATS.index(work.weight_dtype) + 1 if work.weight_dtype in FORMATS else 0
+        return (LINES.index(kind), form, flops / device.peak(work.weight_dtype), moved / bandwidth)
+    peak = device.peak(work.dtype) if isinstance(work, AttentionCore) else device.peak("fp32")
+    return (LINES.index(kind), 0, work.flops / peak, work.bytes / bandwidth)
+
+
+def _transfer_term(work: Collective, pool: ServingPool, moe: object, *, decode: bool) -> tuple[float, ...]:
+    """Return a transfer inside one domain as weights of latency and wire; any other as the seconds it takes."""
+    if work.kind in {"dispatch", "combine"}:
+        assert isinstance(moe, MoeFeedForward), "only mixtures exchange tokens"
+        found = exchange_transfer(work, moe, pool.strategy, pool.cluster, load_calibration(), decode=decode)
+        return (FIXED, 0, 0.0, found.seconds)
+    spans = tuple(tier.num_gpus for tier in pool.cluster.tiers)
+    group = distinct_groups(pool.strategy, work.axis, 0, spans)[0]
+    parts = fan_out(group, spans)
+    perfect = perfect_links(pool.calibration)
+    wire = collective_transfer(work.kind, work.payload_bytes, group, pool.cluster, perfect)
+    if any(count > 1 for count in parts[1:]):
+        return (
+            FIXED,
+            0,
+            0.0,
+            collective_transfer(work.kind, work.payload_bytes, group, pool.cluster, pool.calibration).seconds,
+        )
+    return (COLLECTIVE, 0, latency_weight(parts[0]), sum(wire.tier_seconds))
+
+
+def latency_weight(parts: int) -> float:
+    """Return the start-up time of a group relative to the constant: a third more for each doubling."""
+    return 1 + math.log2(max(parts, 2)) / 3
+
+
+def perfect_links(calibration: Calibration) -> Calibration:
+    """Return the constants under which a transfer takes its bytes over the links' bandwidth."""
+    constants = calibration.collectives
+    count = len(constants.group_sizes)
+    update = {"link_efficiency": (1.0,) * count, "large_efficiency": 1.0, "in_network_gain": 1.0}
+    return calibration.model_copy(update={"collectives": constants.model_copy(update=update)})

@@ -1,0 +1,56 @@
+"""Predictions for serving rows: their nouns into pools of workers, and those through the planner's laws."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moiety.calibration.serving_catalog import load_serving
+from moiety.projection.serving import aggregated_latency, disaggregated_latency
+from moiety.projection.serving_pool import ServingPool, family_calibration
+from moiety.workload.workload import Workload
+
+if TYPE_CHECKING:
+    from moiety.calibration.calibration import Calibration
+    from moiety.calibration.serving import ServingConstants
+    from moiety.projection.serving import ServingLatency
+    from moiety.validation.serving_case import ServingCase, WorkerCase
+
+
+class ServingPredictor:
+    """Predicts serving cases under one set of constants; None: those of the catalogue."""
+
+    def __init__(self, constants: ServingConstants | None = None) -> None:
+        self._constants = constants or load_serving()
+        self._calibrations: dict[str, Calibration] = {}
+
+    def predict(self, case: ServingCase) -> ServingLatency:
+        """Return the latencies of a case, in closed form."""
+        decode = self.pool(case, case.decode)
+        if not case.disaggregated:
+            return aggregated_latency(decode, case.concurrency)
+        return disaggregated_latency(
+            self.pool(case, case.prefill), decode, case.concurrency, at_least=case.decode.at_least
+        )
+
+    def pool(self, case: ServingCase, worker: WorkerCase) -> ServingPool:
+        """Return some workers of a case with the constants of its devices and its engine's version."""
+        architecture = case.cluster.device.architecture
+        family = self._constants.family(architecture)
+        if architecture not in self._calibrations:
+            self._calibrations[architecture] = family_calibration(family)
+        return ServingPool(
+            model=case.model,
+            cluster=case.cluster,
+            strategy=worker.strategy,
+            options=case.options,
+            num_workers=worker.num_workers,
+            calibration=self._calibrations[architecture],
+            release=family.release(case.engine, case.version),
+            workload=Workload(
+                name="measured",
+                kind="mixed",
+                input_tokens=case.input_tokens,
+                output_tokens=case.output_tokens,
+                concurrency=case.concurrency,
+            ),
+        )

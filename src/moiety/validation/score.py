@@ -1,0 +1,184 @@
+"""Errors of many rows: by metric, by group, in rank, and of the plan that would have been chosen."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from moiety.validation.compare import Compared
+
+GROUPINGS = ("model", "system", "backend", "version", "phase", "precision", "kind")
+_LEAST_RANKED = 4
+"""Rows of a group from which a rank correlation says something."""
+NEAR_BEST = 0.05
+_FINE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Errors of one metric over some rows, as shares of the measured value."""
+
+    num_rows: int
+    mape: float
+    median: float
+    bias: float
+    """Mean of the signed errors."""
+
+
+@dataclass(frozen=True, slots=True)
+class MetricScore:
+    """Errors of one metric over all rows that have it."""
+
+    score: Score
+    num_measured: int
+    spearman: float | None
+    """Mean rank correlation inside groups of rows that differ in load and degrees only."""
+
+    @property
+    def coverage(self) -> float:
+        """Share of the rows with the metric that were predicted."""
+        return self.score.num_rows / self.num_measured
+
+
+@dataclass(frozen=True, slots=True)
+class PlanChoice:
+    """What choosing by the predictions costs, over groups where several deployments were measured under one load."""
+
+    num_groups: int
+    mean_loss: float
+    """Throughput per GPU of the best measured deployment over that of the chosen one, - 1."""
+    share_near_best: float
+    """Groups in which the chosen one is within 5 % of the best."""
+
+
+def score_of(errors: Sequence[float]) -> Score:
+    """Return the errors in numbers; there must be one at least."""
+    sizes = [abs(each) for each in errors]
+    return Score(len(errors), statistics.fmean(sizes), statistics.median(sizes), statistics.fmean(errors))
+
+
+def metric_scores(rows: Sequence[Compared]) -> dict[str, MetricScore]:
+    """Return the errors of every metric that was predicted for some row."""
+    names = sorted({name for row in rows for name in row.predicted})
+    return {
+        name: MetricScore(
+            score_of([row.error[name] for row in rows if name in row.error]),
+            sum(name in row.measured for row in rows),
+            _mean_spearman(rows, name),
+        )
+        for name in names
+    }
+
+
+def group_scores(rows: Sequence[Compared]) -> dict[str, dict[str, dict[str, Score]]]:
+    """Return {grouping: {value: {metric: errors}}}, the worst group first."""
+    found: dict[str, dict[str, dict[str, Score]]] = {}
+    for grouping in GROUPINGS:
+        members: dict[str, dict[str, list[float]]] = {}
+        for row in rows:
+            if grouping in row.group:
+                for name, error in row.error.items():
+                    members.setdefault(row.group[grouping], {}).setdefault(name, []).append(error)
+        scored = {value: {n: score_of(errors) for n, errors in sorted(by.items())} for value, by in members.items()}
+        if scored:
+            found[grouping] = dict(sorted(scored.items(), key=lambda item: (-_worst(item[1].values()), item[0])))
+    return found
+
+
+def worst_groups(rows: Sequence[Compared], metric: str, least_rows: int) -> list[tuple[str, Score]]:
+    """Return (group, errors) of rows with the same model, system, engine and version, the worst mean first."""
+    members: dict[str, list[float]] = {}
+    for row in rows:
+        if metric in row.error:
+            keys = ("model", "precision", "system", "backend", "version", "phase", "kind")
+            members.setdefault(", ".join(row.group[k] for k in keys if k in row.group), []).append(row.error[metric])
+    scored = [(name, score_of(errors)) for name, errors in members.items() if len(errors) >= least_rows]
+    return sorted(scored, key=lambda item: (-item[1].mape, item[0]))
+
+
+def skipped_reasons(rows: Iterable[Compared]) -> dict[str, int]:
+    """Return how many rows each reason kept from being predicted."""
+    return dict(Counter(row.skipped for row in rows if row.skipped is not None).most_common())
+
+
+def plan_choice(rows: Sequence[Compared]) -> PlanChoice | None:
+    """Return what choosing by predicted throughput per GPU costs; None where no two deployments can be compared."""
+    groups: dict[tuple[object, ...], dict[str, tuple[float, float]]] = {}
+    for row in rows:
+        case = row.case
+        if (
+            case is None
+            or case.disaggregated
+            or not row.measured.keys() & row.predicted.keys() >= {"ttft_ms", "tpot_ms"}
+        ):
+            continue
+        strategy = case.decode.strategy
+        key = (*row.group.values(), case.input_tokens, case.output_tokens, case.concurrency)
+        rates = tuple(
+            case.concurrency / (each["ttft_ms"] + (case.output_tokens - 1) * each["tpot_ms"]) / strategy.num_gpus
+            for each in (row.predicted, row.measured)
+        )
+        groups.setdefault(key, {}).setdefault(strategy.name, (rates[0], rates[1]))
+    losses = list[float]()
+    for found in groups.values():
+        if len(found) > 1:
+            chosen = max(found.values())
+            losses.append(max(measured for _, measured in found.values()) / chosen[1] - 1)
+    if not losses:
+        return None
+    near = sum(loss <= NEAR_BEST for loss in losses) / len(losses)
+    return PlanChoice(len(losses), statistics.fmean(losses), near)
+
+
+def _worst(scores: Iterable[Score]) -> float:
+    return max(score.mape for score in scores)
+
+
+def _mean_spearman(rows: Sequence[Compared], metric: str) -> float | None:
+    groups: dict[tuple[object, ...], list[tuple[float, float]]] = {}
+    for row in rows:
+        if metric in row.error:
+            lengths = (row.case.input_tokens, row.case.output_tokens) if row.case else ()
+            groups.setdefault((*row.group.values(), *lengths), []).append((row.predicted[metric], row.measured[metric]))
+    found = [_spearman(pairs) for pairs in groups.values() if len(set(pairs)) >= _LEAST_RANKED]
+    known = [each for each in found if each is not None]
+    return statistics.fmean(known) if known else None
+
+
+def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
+    """Return the rank correlation; ties share their mean rank. None where one side has no order."""
+    first, second = _ranks([a for a, _ in pairs]), _ranks([b for _, b in pairs])
+    try:
+        return statistics.correlation(first, second)
+    except statistics.StatisticsError:
+        return None
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    order = sorted(range(len(values)), key=values.__getitem__)
+    ranks = [0.0] * len(values)
+    start = 0
+    while start < len(order):
+        end = start
+        while end < len(order) and values[order[end]] == values[order[start]]:
+            end += 1
+        for index in order[start:end]:
+            ranks[index] = (start + end - 1) / 2
+        start = end
+    return ranks
+
+
+def percent(share: float, *, signed: bool = False) -> str:
+    """Return a share for people: a tenth of a percent says something about small ones only."""
+    digits = 1 if abs(share) < _FINE else 0
+    return f"{share:{'+' if signed else ''}.{digits}%}"
+
+
+def as_document(score: Score) -> Mapping[str, float | int]:
+    """Return a score for a JSON document."""
+    return {"num_rows": score.num_rows, "mape": score.mape, "median": score.median, "bias": score.bias}

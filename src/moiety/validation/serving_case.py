@@ -1,0 +1,244 @@
+"""What a serving row describes, in Moiety's own nouns; or the reason why that cannot be told."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from moiety.cluster.catalog import catalog_clusters, load_cluster
+from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.errors import InputError
+from moiety.model.catalog import catalog_models, load_catalog_model
+from moiety.plan import DtypePolicy, Options
+from moiety.strategy.legality import broken_rules
+from moiety.strategy.strategy import Strategy
+
+if TYPE_CHECKING:
+    from moiety.calibration.calibration import Engine
+    from moiety.cluster.cluster import Cluster
+    from moiety.dtypes import Dtype
+    from moiety.model.model import Model
+    from moiety.validation.serving_row import Degrees, ServingRow
+
+ENGINES: dict[str, Engine] = {
+    "vllm": "vllm",
+    "sglang": "sglang",
+    "trtllm": "tensorrt-llm",
+    "tensorrt-llm": "tensorrt-llm",
+}
+_WIDEST_TP, _CROWDED = 8, 16
+"""GPUs of tensor-parallel attention at the most; requests a GPU from which attention is taken to be data parallel."""
+_OUTPUT_COST = 8
+"""Prompt tokens that take a pool about as long as one output token."""
+_OVERFULL = 1.1
+"""How much larger than the memory weights must be before a measured run is not believed to have fitted."""
+_SAME_SHAPE = {
+    "deepseek-v3.1": "deepseek-v3",
+    "llama-3.3-70b": "llama-3.1-70b",
+    "llama-4-maverick-17b-128e": "llama-4-maverick",
+    "llama-4-scout-17b-16e": "llama-4-scout",
+    "minimax-m2.5": "minimax-m2",
+    "qwen3-coder-30b-a3b": "qwen3-30b-a3b",
+}
+"""Releases whose layers have the shape of a model of the catalogue."""
+_DRESS = re.compile(r"-(instruct|chat|base|fp8|fp4|nvfp4|bf16|it|thinking|[0-9]{4})$")
+
+
+class SkippedRow(Exception):  # noqa: N818 - a row that cannot be predicted is no error
+    """The row cannot be predicted; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerCase:
+    """One group of equal workers: how each divides the model, and how many there are."""
+
+    strategy: Strategy
+    num_workers: int
+    at_least: bool = False
+    """There may have been more: as many as the load takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServingCase:
+    """A serving row in Moiety's nouns. An aggregated one has the same workers in both phases."""
+
+    model: Model
+    cluster: Cluster
+    engine: Engine
+    version: str
+    options: Options
+    input_tokens: int
+    output_tokens: int
+    concurrency: int
+    prefill: WorkerCase
+    decode: WorkerCase
+    disaggregated: bool
+
+
+def serving_case(row: ServingRow) -> ServingCase:
+    """Return what `row` describes; raise SkippedRow with the reason where something is missing or not known."""
+    for name in ("isl", "osl", "concurrency"):
+        if getattr(row, name) is None:
+            raise SkippedRow(f"{name} is not stated")
+    engine = ENGINES.get(row.backend.lower())
+    if engine is None:
+        raise SkippedRow(f"backend {row.backend!r} is not known; known: {', '.join(sorted(ENGINES))}")
+    model = row_model(row.model)
+    dtypes = row_dtypes(row, model)
+    if row.mode == "agg":
+        prefill = decode = _worker(model, row, row.num_gpus)
+    else:
+        if row.prefill is None or row.decode is None:
+            raise SkippedRow("prefill or decode workers are not stated")
+        prefill = _worker(model, row.prefill, None)
+        decode = _decode_worker(model, row, row.decode, prefill)
+        prefill, decode = _shared_gpus(row, prefill, decode)
+        _refuse_overfull(model, row_cluster(row.system, 1), dtypes, prefill, decode)
+    gpus = prefill.strategy.num_gpus * prefill.num_workers
+    if row.mode == "disagg":
+        gpus += decode.strategy.num_gpus * decode.num_workers
+    return ServingCase(
+        model=model,
+        cluster=row_cluster(row.system, max(gpus, row.num_gpus or 1)),
+        engine=engine,
+        version=row.backend_version or "",
+        options=Options(two_batch_overlap=False, dtypes=dtypes),
+        input_tokens=row.isl or 1,
+        output_tokens=row.osl or 1,
+        concurrency=row.concurrency or 1,
+        prefill=prefill,
+        decode=decode,
+        disaggregated=row.mode == "disagg",
+    )
+
+
+@cache
+def row_model(name: str) -> Model:
+    """Return the catalogue's model of a published name such as `Qwen/Qwen3-235B-A22B-FP8`."""
+    bare = name.rpartition("/")[2].lower()
+    known = catalog_models()
+    while bare not in known and bare not in _SAME_SHAPE and _DRESS.search(bare):
+        bare = _DRESS.sub("", bare)
+    bare = _SAME_SHAPE.get(bare, bare)
+    if bare not in known:
+        raise SkippedRow(f"model {name!r} is not in the catalogue")
+    return load_catalog_model(bare)
+
+
+@cache
+def row_cluster(system: str, num_gpus: int) -> Cluster:
+    """Return so many GPUs, or the next larger number that comes in whole nodes, of a system such as `h200_sxm`."""
+    base = system.lower().removesuffix("_sxm").removesuffix("_nvl72")
+    entry = next((name for name in (base, f"{base}-nvl72") if name in catalog_clusters()), None)
+    if entry is None:
+        raise SkippedRow(f"system {system!r} is not in the catalogue")
+    whole = load_cluster(entry)
+    node, domain = whole.gpus_per_node, max(whole.gpus_per_node, whole.tiers[0].num_gpus)
+    step = 1 if num_gpus <= node else node if num_gpus <= domain else domain
+    count = math.ceil(num_gpus / step) * step
+    try:
+        return load_cluster(f"{entry}x{count}")
+    except InputError as error:
+        raise SkippedRow(str(error)) from None
+
+
+def row_dtypes(row: ServingRow, model: Model) -> DtypePolicy:
+    """Return the number formats that the row's precision stands for; not stated, the checkpoint's own.
+
+    FP4 checkpoints of mixtures keep attention in BF16 and quantize the experts (NVFP4; MXFP4 in gpt-oss).
+    """
+    named = row.model.lower()
+    stated = row.precision or ("fp4" if "fp4" in named else "fp8" if "fp8" in named else None)
+    dense: Dtype = model.weight_dtype
+    experts: Dtype = model.expert_dtype
+    if stated and model.expert_dtype != "mxfp4":
+        dense = "bf16" if stated == "fp4" and model.moe is not None else stated
+        experts = stated
+    narrow = min(BYTES_PER_ELEMENT[dense], BYTES_PER_ELEMENT[experts]) < BYTES_PER_ELEMENT["bf16"]
+    sent: Dtype = "fp8" if narrow else "bf16"
+    # published runs of quantized checkpoints quantize the cache too
+    cached: Dtype = "fp8" if narrow else "bf16"
+    return DtypePolicy(weights=dense, experts=experts, dispatch=sent, kv_cache=cached)
+
+
+def _worker(model: Model, stated: Degrees, num_gpus: int | None) -> WorkerCase:
+    """Return a worker's strategy and how many such workers `num_gpus` hold.
+
+    What is not stated is 1, or follows from the other mesh. Two kinds of label cannot be meant as they stand:
+
+    - moe_tp = moe_ep = n on n x n GPUs counts the worker's n GPUs twice;
+    - a tp that does not divide the model's heads or experts is the number of GPUs of a worker whose attention is data
+      parallel, the only way in which it can use so many.
+    """
+    tp, pp, attn_dp = stated.tp or 1, stated.pp or 1, stated.attention_dp or 1
+    moe_tp, moe_ep = stated.moe_tp or 1, stated.moe_ep or 1
+    if model.moe is None:
+        strategy = Strategy(tp=tp, pp=pp, etp=tp)
+    elif moe_tp == moe_ep > 1 and tp * attn_dp == moe_tp * moe_ep:
+        tp, attn_dp = (moe_tp, 1) if attn_dp == 1 else (1, moe_tp)
+        strategy = Strategy(tp=tp, pp=pp, attn_dp=attn_dp, ep=moe_ep)
+        num_gpus = None
+    else:
+        experts = moe_tp * moe_ep
+        if experts > tp * attn_dp and experts % tp == 0:
+            attn_dp = experts // tp
+        elif experts < tp * attn_dp and (tp * attn_dp) % experts == 0:
+            moe_tp *= tp * attn_dp // experts
+        elif experts != tp * attn_dp:
+            raise SkippedRow(f"tp x attention_dp = {tp * attn_dp} and moe_tp x moe_ep = {experts} are different GPUs")
+        strategy = Strategy(tp=tp, pp=pp, attn_dp=attn_dp, ep=moe_ep, etp=moe_tp)
+        if broken_rules(model, strategy) and attn_dp == 1:
+            strategy = Strategy(tp=1, pp=pp, attn_dp=tp, ep=tp)
+    return WorkerCase(strategy, max((num_gpus or 0) // strategy.num_gpus, 1))
+
+
+def _refuse_overfull(
+    model: Model, cluster: Cluster, dtypes: DtypePolicy, prefill: WorkerCase, decode: WorkerCase
+) -> None:
+    """Raise SkippedRow where a worker's GPUs cannot hold the weights: then the label leaves out most of its GPUs."""
+    size = model.num_parameters * BYTES_PER_ELEMENT[dtypes.experts]
+    for name, worker in (("prefill", prefill), ("decode", decode)):
+        gpus = worker.strategy.num_gpus
+        if size > _OVERFULL * gpus * cluster.device.memory_bytes:
+            raise SkippedRow(
+                f"the {name} worker's degrees are incomplete: {model.name} in {dtypes.experts} does not fit on "
+                f"{gpus} x {cluster.device.name}"
+            )
+
+
+def _decode_worker(model: Model, row: ServingRow, stated: Degrees, prefill: WorkerCase) -> WorkerCase:
+    """Return the decode worker, whose label often repeats the prefill worker's experts on more GPUs.
+
+    Then only the number of GPUs can be meant. Attention on them is data parallel, and the experts are spread over all,
+    where tensor parallelism would be wider than a node or have many requests a GPU.
+    """
+    worker = _worker(model, stated, None)
+    strategy, gpus = worker.strategy, worker.strategy.num_gpus
+    repeated = strategy.attn_dp == 1 and strategy.ep == prefill.strategy.ep
+    if model.moe is None or strategy.attn_dp > 1 or not (repeated or gpus > _WIDEST_TP):
+        return worker
+    crowded = (row.concurrency or 1) >= _CROWDED * gpus
+    if gpus <= _WIDEST_TP and not crowded:
+        return worker
+    spread = Strategy(attn_dp=gpus // strategy.pp, pp=strategy.pp, ep=gpus // strategy.pp)
+    return worker if broken_rules(model, spread) else WorkerCase(spread, 1)
+
+
+def _shared_gpus(row: ServingRow, prefill: WorkerCase, decode: WorkerCase) -> tuple[WorkerCase, WorkerCase]:
+    """Return how many workers of each kind make up the row's GPUs.
+
+    Of several ways, the one whose share of prefill GPUs is nearest to the prompts' share of the work.
+
+    Where that is one of each, the label may as well leave out how many there were: then they are the least.
+    """
+    one, other = prefill.strategy.num_gpus, decode.strategy.num_gpus
+    total = row.num_gpus or one + other
+    work = (row.isl or 1) / ((row.isl or 1) + _OUTPUT_COST * (row.osl or 1))
+    fits = [(p, (total - p * one) // other) for p in range(1, total // one + 1)]
+    fits = [(p, d) for p, d in fits if d > 0 and p * one + d * other == total]
+    p, d = min(fits, key=lambda each: (abs(each[0] * one / total - work), each), default=(1, 1))
+    least = p == d == 1
+    return WorkerCase(prefill.strategy, p, least), WorkerCase(decode.strategy, d, least)

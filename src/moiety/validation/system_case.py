@@ -1,0 +1,202 @@
+"""What the cost model says of rows that are no serving runs: kernels, collectives, offline throughput, power."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from moiety.calibration.catalog import calibration_for
+from moiety.calibration.serving_catalog import load_serving
+from moiety.cluster.catalog import catalog_devices, load_device
+from moiety.cost.collective import collective_transfer
+from moiety.cost.power import power_w
+from moiety.cost.roofline import compute_seconds
+from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.graph.model_flops import model_flops_per_token
+from moiety.graph.op import AttentionCore, Gemm
+from moiety.projection.serving import offline_throughput
+from moiety.validation.predict import ServingPredictor
+from moiety.validation.serving_case import SkippedRow, row_cluster, row_model, serving_case
+from moiety.validation.serving_row import ServingRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moiety.cluster.device import Device
+    from moiety.graph.op import CollectiveKind
+    from moiety.validation.system_row import SystemRow
+
+_DENSE = re.compile(r"dense GEMM M(\d+) N(\d+) K(\d+)$")
+_GROUPED = re.compile(r"grouped GEMM (\d+) experts h(\d+) i(\d+)")
+_GQA = re.compile(r"GQA decode (\d+)q/(\d+)kv d(\d+)$")
+_MLA = re.compile(r"FlashMLA/FlashInfer MLA decode h(\d+)$")
+_COLLECTIVES: dict[str, CollectiveKind] = {
+    "all_reduce": "all_reduce",
+    "all_gather": "all_gather",
+    "reduce_scatter": "reduce_scatter",
+}
+_LATENT, _VALUE = 576, 512
+"""Elements of a cached latent with its rope part, and of those that values are read from (DeepSeek)."""
+
+
+def system_group(row: SystemRow) -> dict[str, str]:
+    """Return what the row is grouped by; the shapes of kernels are no models."""
+    family = re.match(r"[A-Za-z_/ ]+", row.model) if row.kind in {"kernel", "comm"} else None
+    model = family[0].strip() if family else row.model
+    return {"model": model, "system": row.hardware, "phase": row.phase or "not stated", "kind": row.kind}
+
+
+def predict_system(row: SystemRow) -> dict[str, float]:
+    """Return the predicted metrics of a row; raise SkippedRow with the reason where there are none."""
+    if row.tier != "A":
+        raise SkippedRow("the configuration is stated in part only (tier B)")
+    if row.kind == "kernel":
+        for pattern, predicted in _KERNELS:
+            match = pattern.match(row.model)
+            if match:
+                return predicted(row, tuple(int(part) for part in match.groups()))
+    if row.kind == "comm" and row.model in _COLLECTIVES:
+        return _collective(row)
+    if row.kind == "e2e" and row.phase == "mixed" and row.batch == _ALL_QUEUED:
+        return _offline(row)
+    if row.kind == "energy":
+        return _power(row)
+    raise SkippedRow(f"{row.kind} rows of this form are not predicted")
+
+
+_ALL_QUEUED = "max load (all requests queued)"
+
+
+def _device(row: SystemRow) -> Device:
+    name = re.split(r"[-_ (]", row.hardware.lower().removeprefix("nvidia "))[0]
+    if name not in catalog_devices():
+        raise SkippedRow(f"hardware {row.hardware!r} is not in the catalogue")
+    return load_device(name)
+
+
+def _microseconds(row: SystemRow, work: Gemm | AttentionCore) -> float:
+    device = _device(row)
+    return compute_seconds(work, device, calibration_for(device.architecture)) * 1e6
+
+
+def _dense(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
+    m, n, k = shape
+    us = _microseconds(row, Gemm(m, n, k, "fp8", "fp8"))
+    return {"us": us, "tflops": 2e-6 * m * n * k / us}
+
+
+def _grouped(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
+    """Return the two products of all experts a GPU holds; each expert gets `tokens_per_expert` rows."""
+    experts, hidden, width = shape
+    rows = _metric(row, "tokens_per_expert") * experts
+    if not rows:
+        raise SkippedRow("tokens_per_expert is not stated")
+    up = Gemm(rows, 2 * width, hidden, "fp8", "fp8", experts, experts=True)
+    down = Gemm(rows, hidden, width, "fp8", "fp8", experts, experts=True)
+    return {"up_us": _microseconds(row, up), "down_us": _microseconds(row, down)}
+
+
+def _gqa_decode(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
+    heads, kv_heads, dim = shape
+    sequences, seen = _batch(row), row.isl or 0
+    flops = 4.0 * sequences * seen * heads * dim
+    moved = 2.0 * (2 * sequences * seen * kv_heads * dim + 2 * sequences * heads * dim)
+    return {"us": _microseconds(row, AttentionCore("decode", "gqa", flops, moved, "bf16"))}
+
+
+def _mla_decode(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
+    heads, sequences, seen = shape[0], _batch(row), row.isl or 0
+    flops = 2.0 * sequences * seen * heads * (_LATENT + _VALUE)
+    moved = BYTES_PER_ELEMENT["bf16"] * (sequences * seen * _LATENT + sequences * heads * (_LATENT + _VALUE))
+    return {"us": _microseconds(row, AttentionCore("decode", "mla", flops, moved, "bf16"))}
+
+
+_KERNELS: tuple[tuple[re.Pattern[str], Callable[[SystemRow, tuple[int, ...]], dict[str, float]]], ...] = (
+    (_DENSE, _dense),
+    (_GROUPED, _grouped),
+    (_GQA, _gqa_decode),
+    (_MLA, _mla_decode),
+)
+
+
+def _metric(row: SystemRow, name: str) -> float:
+    """Return a measured number; 0 where it was not measured."""
+    value = row.metrics.get(name)
+    return value if isinstance(value, float) else 0.0
+
+
+def _batch(row: SystemRow) -> int:
+    if row.batch is None or not row.batch.isdigit():
+        raise SkippedRow("the batch is not stated as a number")
+    return int(row.batch)
+
+
+def _collective(row: SystemRow) -> dict[str, float]:
+    """Return a collective over all GPUs of the row; `bytes` is what a GPU holds before or after, the larger."""
+    size, gpus = _metric(row, "bytes"), row.n_gpus or 0
+    if not size or gpus < 2:  # noqa: PLR2004 - one GPU has nobody to talk to
+        raise SkippedRow("bytes or the number of GPUs is not stated")
+    device = _device(row)
+    cluster = row_cluster(device.name, gpus)
+    if gpus > cluster.tiers[0].num_gpus:
+        raise SkippedRow("which domains of links the GPUs lie in is not stated")
+    calibration = calibration_for(device.architecture)
+    found = collective_transfer(_COLLECTIVES[row.model], size, tuple(range(gpus)), cluster, calibration)
+    return {"us": found.seconds * 1e6}
+
+
+def _serving_row(
+    row: SystemRow, backend: str, concurrency: int, input_tokens: float, output_tokens: float
+) -> ServingRow:
+    """Return the deployment that a row describes, as a serving row."""
+    parallel = row.parallel
+    tp = parallel.get("attn_tp") or parallel.get("tp") or 1
+    precision = {"bfloat16": "bf16", "mxfp4": "fp4"}.get(row.precision or "", row.precision)
+    moe_ep = parallel.get("ep") or 1
+    return ServingRow.model_validate(
+        {
+            "id": row.id,
+            "model": row.model,
+            "system": _device(row).name,
+            "backend": backend,
+            "mode": "agg",
+            "measured": {},
+            "num_gpus": row.n_gpus,
+            "precision": precision if precision in {"bf16", "fp16", "fp8", "fp4"} else None,
+            "isl": max(round(input_tokens), 1),
+            "osl": max(round(output_tokens), 1),
+            "concurrency": concurrency,
+            "tp": tp,
+            "attention_dp": parallel.get("dp") or 1,
+            "moe_tp": parallel.get("moe_tp") or 1,
+            "moe_ep": moe_ep,
+        }
+    )
+
+
+def _offline(row: SystemRow) -> dict[str, float]:
+    """Return output tokens a second when all requests are there from the start."""
+    if not row.isl or not row.osl:
+        raise SkippedRow("the lengths are not stated")
+    case = serving_case(_serving_row(row, "trtllm", 1, row.isl, row.osl))
+    if (row.parallel.get("ep") is None) and case.model.moe is not None:
+        raise SkippedRow("how the experts are divided is not stated")
+    rate = offline_throughput(ServingPredictor(load_serving()).pool(case, case.decode))
+    return {"output_tok_s_total": rate, "output_tok_s_per_gpu": rate / (row.n_gpus or 1)}
+
+
+def _power(row: SystemRow) -> dict[str, float]:
+    """Return watts a GPU at the measured throughput: the law of power alone is on trial, the lengths are not stated."""
+    rate, step_ms, gpus = _metric(row, "output_tok_s_total"), _metric(row, "median_itl_ms"), row.n_gpus
+    if not rate or not step_ms or not gpus or not row.osl:
+        raise SkippedRow("throughput, time between tokens or output length is not stated")
+    model, device = row_model(row.model), _device(row)
+    case = serving_case(_serving_row(row, "vllm", _batch(row), 1, row.osl))
+    pool = ServingPredictor(load_serving()).pool(case, case.decode)
+    flops = model_flops_per_token(model, context_tokens=row.osl / 2, emitted_share=1.0, training=False)
+    mfu = rate * flops / gpus / device.peak("bf16")
+    sequences = max(round(_batch(row) / pool.num_groups), 1)
+    moved = pool.decode_bytes(sequences, round(row.osl / 2))
+    mbu = min(moved / (step_ms * 1e-3 * device.memory_bandwidth_bytes_per_s), 1.0)
+    watts = power_w(device, calibration_for(device.architecture), mfu=mfu, mbu=mbu, is_moe=model.moe is not None)
+    return {"gpu_power_W_per_gpu": watts}

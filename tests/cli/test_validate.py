@@ -1,0 +1,91 @@
+"""`moiety validate`: rows beside predictions, malformed lines by number, exit codes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from moiety.cli.main import main
+from moiety.package_data import catalog_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROWS = catalog_text("measurements", "facts", ".jsonl").splitlines()
+SYSTEM_ROWS: list[dict[str, Any]] = [
+    {"id": 1, "kind": "kernel", "tier": "A", "hardware": "H800", "model": "dense GEMM M4096 N7168 K2048", "n_gpus": 1,
+     "metrics": {"us": 97.0}},
+    {"id": 2, "kind": "kernel", "tier": "A", "hardware": "H800", "model": "GQA decode 32q/8kv d128", "batch": 32,
+     "isl": 8192, "metrics": {"us": 350.0}},
+    {"id": 3, "kind": "comm", "tier": "A", "hardware": "h100_dgx", "model": "all_reduce", "n_gpus": 8,
+     "metrics": {"bytes": 67108864, "us": 350.0, "bottleneck": "NVLink"}},
+    {"id": 4, "kind": "latency", "tier": "A", "hardware": "H100", "model": "-", "metrics": {"us": 1.0}},
+    {"id": 5, "kind": "e2e", "tier": "B", "hardware": "H100", "model": "-", "metrics": {}},
+]  # fmt: skip
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    with pytest.raises(SystemExit) as left:
+        main(["validate", *arguments])
+    printed = capsys.readouterr()
+    return int(left.value.code or 0), printed.out, printed.err
+
+
+def test_rows_stand_beside_predictions_and_malformed_lines_do_not_stop_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown = json.loads(ROWS[1]) | {"model": "acme/unheard-of"}
+    data = tmp_path / "rows.jsonl"
+    lines = [ROWS[0], "{", json.dumps(json.loads(ROWS[0]) | {"isl": -5}), "", json.dumps(unknown)]
+    data.write_text("\n".join(lines), encoding="utf-8")
+    code, out, err = _run(capsys, str(data), "--json", "--plot", str(tmp_path / "plot.svg"))
+    document = json.loads(out)
+    first, second = document["rows"]
+    assert code == 0
+    assert set(first["predicted"]) == set(first["measured"]) == set(first["error"]) == {"ttft_ms", "tpot_ms"}
+    ratio = first["predicted"]["tpot_ms"] / first["measured"]["tpot_ms"]
+    assert first["error"]["tpot_ms"] == pytest.approx(ratio - 1)
+    assert second["skipped"] == "model 'acme/unheard-of' is not in the catalogue"
+    assert "predicted" not in second
+    assert [each["line"] for each in document["malformed"]] == [2, 3]
+    assert f"{data}:3: isl = -5" in err
+    assert document["metrics"]["tpot_ms"]["coverage"] == 0.5
+    assert document["metrics"]["tpot_ms"]["mape"] == pytest.approx(abs(first["error"]["tpot_ms"]))
+    assert (tmp_path / "plot.svg").read_text(encoding="utf-8").count("<circle") == 3  # two points and the legend's
+
+
+def test_kernels_and_collectives_are_predicted_and_the_rest_has_a_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in SYSTEM_ROWS), encoding="utf-8")
+    code, out, _ = _run(capsys, str(data), "--json")
+    rows = json.loads(out)["rows"]
+    assert code == 0
+    assert [list(row.get("predicted", {})) for row in rows] == [["us"], ["us"], ["us"], [], []]
+    assert all(0.5 < row["predicted"]["us"] / row["measured"]["us"] < 2 for row in rows[:3])
+    assert rows[3]["skipped"] == "latency rows of this form are not predicted"
+    assert "tier B" in rows[4]["skipped"]
+
+
+def test_without_files_the_catalogues_own_measurements_are_used(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = _run(capsys)
+    assert (code, err) == (0, "")
+    assert f"{len(ROWS)} rows" in out
+    assert "Worst groups in ttft_ms" not in out or "rows" in out
+    assert "By backend, the worst first" in out
+
+
+def test_quiet_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _run(capsys, "--quiet") == (0, "", "")
+
+
+def test_a_file_without_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "rows.jsonl"
+    data.write_text("[1]\n", encoding="utf-8")
+    code, out, err = _run(capsys, str(data))
+    assert (code, out) == (2, "")
+    assert "holds no row of measurements; line 1: is no JSON object" in err
+    assert _run(capsys, str(tmp_path / "none.jsonl"))[0] == 2

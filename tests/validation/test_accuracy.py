@@ -1,0 +1,89 @@
+"""The catalogue's own measurements: predictions may not get worse, and both ways to predict agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from moiety.calibration.serving_catalog import load_serving
+from moiety.projection.serving_simulation import simulated_closed_loop
+from moiety.validation.compare import compare_rows
+from moiety.validation.facts import catalog_facts
+from moiety.validation.fit import as_rows, fit, held_out, known_rows, start_constants
+from moiety.validation.fit_law import Law, prior
+from moiety.validation.predict import ServingPredictor
+from moiety.validation.score import metric_scores, plan_choice
+from moiety.validation.serving_case import serving_case
+from moiety.validation.serving_row import ServingRow
+
+OVERLAP = 0.05
+"""What shared experts hide of an exchange, which the planner sees and the fit's sum of ops does not."""
+MARGIN = 0.02
+"""By how much, in shares of the measured values, the errors may be larger than when they were last written down."""
+MEDIAN = {"tpot_ms": 0.08944, "ttft_ms": 0.2305}
+MAPE = {"tpot_ms": 0.2172, "ttft_ms": 0.3404}
+
+
+@pytest.fixture(scope="module")
+def facts() -> list[ServingRow]:
+    return [each.row for each in catalog_facts().rows if isinstance(each.row, ServingRow)]
+
+
+@pytest.mark.parametrize("metric", sorted(MEDIAN))
+def test_predictions_are_no_worse_than_they_were(metric: str) -> None:
+    scores = metric_scores(compare_rows(catalog_facts().rows))
+    assert scores[metric].coverage == 1
+    assert scores[metric].score.median <= MEDIAN[metric] + MARGIN
+    assert scores[metric].score.mape <= MAPE[metric] + MARGIN
+
+
+def test_every_fact_names_its_source(facts: list[ServingRow]) -> None:
+    assert 24 <= len(facts) <= 60
+    assert all("aiconfigurator" in row.source for row in facts)
+
+
+def test_the_law_that_is_fitted_is_the_law_that_predicts(facts: list[ServingRow]) -> None:
+    start, (logs, _) = start_constants(), prior()
+    predictor = ServingPredictor(start)
+    for family in (0, 1):
+        known = [each for each in known_rows(facts) if each.family == family]
+        tpot, ttft = Law(as_rows(known)).predict(logs)
+        for row, period, first in zip(known, tpot, ttft, strict=True):
+            latency = predictor.predict(row.case)
+            assert latency.tpot_s == pytest.approx(float(period), rel=OVERLAP), row.row.id
+            assert latency.ttft_s == pytest.approx(float(first), rel=OVERLAP), row.row.id
+
+
+def test_a_fit_is_nearer_than_where_it_started(facts: list[ServingRow]) -> None:
+    known = [each for each in known_rows(facts) if each.family == 1][:10]
+    logs = fit(known)[1]
+    table = as_rows(known)
+    before, after = (np.abs(Law(table).predict(each)[0] / table.tpot_s - 1).mean() for each in (prior()[0], logs))
+    assert after < before
+
+
+def test_repeats_of_a_configuration_are_held_out_together(facts: list[ServingRow]) -> None:
+    row = facts[0]
+    assert held_out(row) == held_out(row.model_copy(update={"id": "again", "backend_version": "other"}))
+    assert {held_out(each) for each in facts} == {True, False}
+
+
+def test_simulation_and_closed_form_agree_on_the_time_per_token(facts: list[ServingRow]) -> None:
+    predictor, ratios = ServingPredictor(), []
+    for row in facts[::4]:
+        case = serving_case(row)
+        simulated = simulated_closed_loop(predictor.pool(case, case.decode), case.concurrency)
+        ratios.append(simulated.tpot.mean / predictor.predict(case).tpot_s)
+    assert np.median(np.abs(np.log(ratios))) < 0.1
+
+
+def test_constants_know_their_releases() -> None:
+    family = load_serving().family("blackwell")
+    assert family.release("vllm", "0.19.0").since == "0.15.0"
+    assert family.release("vllm", "nightly").since is None
+    assert load_serving().family("unheard-of") is load_serving().families[0]
+    assert all(each.source for each in family.releases)
+
+
+def test_choosing_between_deployments_needs_two_of_them() -> None:
+    assert plan_choice(compare_rows(catalog_facts().rows[:1])) is None

@@ -1,0 +1,93 @@
+"""What a serving row is read as: names, formats, degrees, and why some cannot be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moiety.validation.serving_case import ServingCase, SkippedRow, serving_case
+from moiety.validation.serving_row import ServingRow
+
+ROW: dict[str, Any] = {
+    "id": "r",
+    "model": "deepseek-ai/DeepSeek-V3",
+    "system": "b200_sxm",
+    "num_gpus": 8,
+    "backend": "sglang",
+    "backend_version": "0.5.9",
+    "precision": "fp8",
+    "mode": "agg",
+    "isl": 1024,
+    "osl": 1024,
+    "concurrency": 16,
+    "tp": 8,
+    "pp": 1,
+    "attention_dp": 1,
+    "moe_tp": 8,
+    "moe_ep": 1,
+    "measured": {"ttft_ms": 100.0, "tpot_ms": 10.0},
+}
+
+
+def _case(**changes: object) -> ServingCase:
+    return serving_case(ServingRow.model_validate(ROW | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "strategy", "workers"),
+    [
+        ({}, "tp8", 1),
+        ({"num_gpus": 16}, "tp8", 2),
+        ({"moe_tp": 1, "moe_ep": 8}, "tp8_dp1_ep8", 1),
+        ({"tp": 1, "attention_dp": 8, "moe_tp": 1, "moe_ep": 8}, "ep8_tp1", 1),
+        ({"attention_dp": None, "moe_tp": None, "moe_ep": None}, "tp8", 1),
+        ({"tp": 64, "num_gpus": 64, "moe_tp": 8, "moe_ep": 8}, "tp8_dp1_ep8", 1),
+        ({"tp": 72, "num_gpus": 72, "moe_tp": 72, "system": "gb200", "precision": "fp4"}, "ep72_tp1", 1),
+        ({"model": "Qwen/Qwen3-32B", "moe_tp": 1}, "tp8", 1),
+    ],
+)
+def test_degrees_become_a_strategy(changes: dict[str, Any], strategy: str, workers: int) -> None:
+    case = _case(**changes)
+    assert (case.decode.strategy.name, case.decode.num_workers) == (strategy, workers)
+    assert case.cluster.num_gpus >= case.decode.strategy.num_gpus
+
+
+def test_workers_of_a_disaggregated_row_make_up_its_gpus() -> None:
+    degrees = {"tp": 4, "pp": 1, "attention_dp": 1, "moe_tp": 1, "moe_ep": 4}
+    wide = {"tp": 1, "pp": 1, "attention_dp": 8, "moe_tp": 1, "moe_ep": 8}
+    case = _case(mode="disagg", num_gpus=28, precision="fp4", prefill=degrees, decode=wide)
+    assert (case.prefill.num_workers, case.decode.num_workers) == (1, 3)
+    assert not case.decode.at_least
+
+
+@pytest.mark.parametrize(
+    ("precision", "model", "formats"),
+    [
+        ("fp4", "deepseek-ai/DeepSeek-R1-0528", ("bf16", "fp4", "fp8")),
+        ("fp4", "meta-llama/Llama-3.3-70B-Instruct", ("fp4", "fp4", "fp8")),
+        ("fp8", "openai/gpt-oss-120b", ("bf16", "mxfp4", "fp8")),
+        (None, "nvidia/Llama-3.1-8B-Instruct-FP8", ("fp8", "fp8", "fp8")),
+        (None, "Qwen/Qwen3-32B", ("bf16", "bf16", "bf16")),
+    ],
+)
+def test_a_precision_stands_for_formats(precision: str | None, model: str, formats: tuple[str, ...]) -> None:
+    dtypes = _case(precision=precision, model=model, tp=8, moe_tp=1, moe_ep=8).options.dtypes
+    assert (dtypes.weights, dtypes.experts, dtypes.kv_cache) == formats
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": "acme/unheard-of"}, "model 'acme/unheard-of' is not in the catalogue"),
+        ({"system": "abacus"}, "system 'abacus' is not in the catalogue"),
+        ({"backend": "none"}, "backend 'none' is not known"),
+        ({"concurrency": None}, "concurrency is not stated"),
+        ({"tp": 3, "moe_tp": 2}, "are different GPUs"),
+        ({"mode": "disagg"}, "prefill or decode workers are not stated"),
+        ({"mode": "disagg", "prefill": {"tp": 1}, "decode": {"tp": 8, "moe_tp": 8}}, "does not fit on 1 x b200"),
+    ],
+)
+def test_what_cannot_be_read_has_a_reason(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(SkippedRow, match=reason):
+        _case(**changes)
