@@ -137,7 +137,7 @@ def _request_metrics(event: RequestMetrics, state: State) -> State:
 
 
 def _moved(event: Moved, state: State) -> State:
-    """Note a move that is done; a report that is not awaited, or of another epoch, changes nothing, so may come twice."""
+    """Note a move that is done; a report that is not awaited, or of another epoch, changes nothing: it may be late."""
     if event.epoch != state.epoch:
         return replace(state, zombie_words=state.zombie_words + 1)
     place = (event.layer, event.rank, event.slot, event.expert)

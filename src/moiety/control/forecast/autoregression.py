@@ -29,7 +29,8 @@ def autoregression(history: Loads) -> Loads:
     products = np.einsum("awle,bwle->lab", lags, lags)
     target = np.einsum("awle,wle->la", lags, off[_ORDER:])
     ridge = _RIDGE * np.trace(products, axis1=1, axis2=2)[:, None, None] / _ORDER + 1e-30
-    weight: Loads = np.linalg.solve(products + ridge * np.eye(_ORDER), target[..., None])[..., 0]  # [layers, lag]
+    solved = np.linalg.solve(products + ridge * np.eye(_ORDER), target[..., None])
+    weight: Loads = np.asarray(solved, dtype=np.float64)[..., 0]  # [layers, lag]
     latest = np.stack([off[-lag] for lag in range(1, _ORDER + 1)])
     predicted: Loads = mean + np.einsum("la,ale->le", weight, latest)
     return predicted

@@ -24,10 +24,17 @@ def noise_and_walk(series: Loads) -> tuple[Loads, Loads]:
         nothing = np.zeros(series.shape[1])
         return nothing, nothing
     steps: Loads = np.diff(series, axis=0)
-    spread: Loads = np.median((steps**2).mean(axis=2), axis=0)
-    common: Loads = np.median((steps[1:] * steps[:-1]).mean(axis=2), axis=0)
+    square: Loads = (steps**2).mean(axis=2)
+    product: Loads = (steps[1:] * steps[:-1]).mean(axis=2)
+    spread, common = _median(square), _median(product)
     noise = np.clip(-common, 0.0, spread / 2)
     return noise, np.maximum(spread - 2 * noise, 0.0)
+
+
+def _median(values: Loads) -> Loads:
+    """Return the median over windows, [layers]."""
+    found: Loads = np.asarray(np.median(values, axis=0), dtype=np.float64)
+    return found
 
 
 def steady_gain(noise: Loads, walk: Loads) -> Loads:
