@@ -13,6 +13,7 @@ _ORDER = 2
 _FEWEST = 6
 _RIDGE = 1e-3
 """Relative to the variance: keeps equations of nearly equal windows solvable."""
+_LEAST = 1e-30
 
 
 def autoregression(history: Loads) -> Loads:
@@ -26,11 +27,13 @@ def autoregression(history: Loads) -> Loads:
     mean = history.mean(axis=0)
     off = history - mean
     lags = np.stack([off[_ORDER - lag : len(off) - lag] for lag in range(1, _ORDER + 1)])  # [lag, windows, layers, e]
-    products = np.einsum("awle,bwle->lab", lags, lags)
-    target = np.einsum("awle,wle->la", lags, off[_ORDER:])
-    ridge = _RIDGE * np.trace(products, axis1=1, axis2=2)[:, None, None] / _ORDER + 1e-30
-    solved = np.linalg.solve(products + ridge * np.eye(_ORDER), target[..., None])
-    weight: Loads = np.asarray(solved, dtype=np.float64)[..., 0]  # [layers, lag]
+    products: Loads = np.einsum("awle,bwle->lab", lags, lags)
+    target: Loads = np.einsum("awle,wle->la", lags, off[_ORDER:])
+    own = products[:, [0, 1], [0, 1]]  # [layers, lag]
+    own = own + _RIDGE * own.mean(axis=1, keepdims=True) + _LEAST
+    cross = products[:, 0, 1, None]
+    determinant = own[:, :1] * own[:, 1:] - cross**2
+    weight: Loads = (own[:, ::-1] * target - cross * target[:, ::-1]) / determinant  # Cramer's rule, [layers, lag]
     latest = np.stack([off[-lag] for lag in range(1, _ORDER + 1)])
     predicted: Loads = mean + np.einsum("la,ale->le", weight, latest)
     return predicted
