@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from moiety.errors import InputError, nearest
 from moiety.projection.project import evaluate
 from moiety.records import Record
-from moiety.search.survivors import goes_on, instance_coverage, surviving_instance
+from moiety.search.survivors import instance_coverage, surviving_instance
+from moiety.strategy.survivors import goes_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,8 +112,9 @@ def degrade(plan: Plan, texts: Sequence[str], calibration: Calibration) -> Degra
     """Return what an evaluated plan does after failures, before it is planned anew.
 
     An attention group without one of its GPUs stops; the other groups of its instance go on where experts are spread
-    (expert parallelism over attention groups, one stage): experts without a copy are loaded by the survivors with the
-    least work, whose steps grow longer. Other instances stop with any of their GPUs.
+    (expert parallelism over attention groups, one stage): by the rules of `placement/recovery.py`, which the control
+    plane follows too, survivors load the experts without a copy and fill what slots are left with copies, and their
+    steps grow longer. Other instances stop with any of their GPUs.
     """
     failures = parse_failures(texts, plan.cluster)
     before = plan.projection

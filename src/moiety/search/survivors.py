@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.placement.load import coverage
+from moiety.placement.recovery import recover
 from moiety.projection.load import classes_of, expert_share
 from moiety.projection.scenario import scenario_of
 from moiety.projection.step import time_step
 from moiety.strategy.stages import stage_layers
+from moiety.strategy.survivors import alive_expert_ranks, stopped_groups
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
     from moiety.plan import Plan, Pool
     from moiety.projection.load import LoadClass
     from moiety.projection.scenario import Scenario
-    from moiety.strategy.strategy import Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +38,6 @@ class Survivors:
     fits: bool
 
 
-def goes_on(strategy: Strategy, lost: Sequence[int]) -> bool:
-    """Return whether an instance can go on without the ranks `lost`, counted from its first.
-
-    Its experts must be spread over attention groups of one stage, and one of those groups must be whole.
-    """
-    spread = strategy.pp == 1 and strategy.ep > 1 and strategy.attn_dp > 1
-    return spread and bool(_alive_ranks(strategy, lost)) and len(_stopped(strategy, lost)) < strategy.attn_dp
-
-
 def instance_coverage(model: Model, pool: Pool, lost: Sequence[int]) -> float:
     """Return the share of (layer, expert) pairs that still have a copy in an instance without the ranks `lost`.
 
@@ -57,7 +50,7 @@ def instance_coverage(model: Model, pool: Pool, lost: Sequence[int]) -> float:
     for stage, layers in enumerate(stage_layers(model.num_layers, strategy.pp)):
         rows = [row for row, layer in enumerate(placement.layers) if layer in layers]
         here = [rank % strategy.gpus_per_stage for rank in lost if rank // strategy.gpus_per_stage == stage]
-        alive = _alive_ranks(strategy, here)
+        alive = alive_expert_ranks(strategy, here)
         dead = frozenset(range(strategy.ep)) - frozenset(alive)
         if rows:
             part = placement.model_copy(
@@ -71,21 +64,25 @@ def instance_coverage(model: Model, pool: Pool, lost: Sequence[int]) -> float:
 
 
 def surviving_instance(plan: Plan, pool: Pool, lost: Sequence[int], calibration: Calibration) -> Survivors:
-    """Return how an instance goes on: experts without a copy move to the survivors that hold least."""
+    """Return how an instance goes on: by the rules of `placement/recovery.py`, as the control plane would have it."""
     strategy, placement, memory = pool.strategy, pool.placement, pool.memory
     assert placement is not None, "experts have a placement"
     assert memory is not None, "the plan is evaluated"
     scenario = scenario_of(plan, calibration)
-    left = 1 - len(_stopped(strategy, lost)) / strategy.attn_dp
-    alive = _alive_ranks(strategy, lost)
-    held, reloaded = _taken_over(placement, alive)
-    before = {rank: placement.experts_of_rank(0, rank) for rank in range(strategy.ep)}
+    left = 1 - len(stopped_groups(strategy, lost)) / strategy.attn_dp
+    alive = alive_expert_ranks(strategy, lost)
+    held, reloaded, slots = _taken_over(scenario, placement, alive)
+    before = tuple(
+        {rank: placement.experts_of_rank(row, rank) for rank in range(strategy.ep)}
+        for row in range(len(placement.layers))
+    )
     step_before, step_after = (
         _step_s(scenario, pool, plan, _classes(scenario, pool, experts, share))
         for experts, share in ((before, 1.0), (held, left))
     )
-    extra = max(len(experts) for experts in held.values()) - placement.slots_per_rank
-    reload_bytes = max(extra, 0) * memory.bytes_by_kind["expert_weights"] // placement.slots_per_rank
+    reload_bytes = (
+        (slots - placement.slots_per_rank) * memory.bytes_by_kind["expert_weights"] // placement.slots_per_rank
+    )
     return Survivors(
         share=left * min(step_before / step_after, 1.0),
         reloaded=reloaded,
@@ -94,49 +91,42 @@ def surviving_instance(plan: Plan, pool: Pool, lost: Sequence[int], calibration:
     )
 
 
-def _stopped(strategy: Strategy, lost: Sequence[int]) -> set[int]:
-    """Return the attention groups of a stage that lack one of their GPUs."""
-    return {rank // strategy.tp for rank in lost}
+def _taken_over(
+    scenario: Scenario, placement: Placement, alive: Sequence[int]
+) -> tuple[tuple[dict[int, tuple[int, ...]], ...], int, int]:
+    """Return the experts of each survivor by layer, how many of a layer had no copy left, and the slots of a rank."""
+    import numpy as np  # noqa: PLC0415 - nothing else here needs it
+
+    ranks, experts = placement.num_expert_ranks, placement.num_logical_experts
+    rows = np.array(placement.physical_to_logical_map, dtype=np.int64).reshape(len(placement.layers), ranks, -1)
+    taking = np.isin(np.arange(ranks), alive)
+    shares = np.array([expert_share(scenario, row, experts) for row in range(len(placement.layers))])
+    recovery = recover(rows, taking, shares, most_slots=experts)
+    homeless = Counter(fill.layer for fill in recovery.fills if fill.source is None)
+    held = tuple({rank: tuple(layer[rank].tolist()) for rank in alive} for layer in recovery.slot_map)
+    return held, max(homeless.values(), default=0), recovery.slot_map.shape[2]
 
 
-def _alive_ranks(strategy: Strategy, lost: Sequence[int]) -> list[int]:
-    """Return the expert ranks of a stage all of whose GPUs go on."""
-    width = strategy.tp
-    gone = {rank for group in _stopped(strategy, lost) for rank in range(group * width, (group + 1) * width)}
-    dead = {rank // strategy.etp for rank in gone}
-    return [rank for rank in range(strategy.ep) if rank not in dead]
-
-
-def _taken_over(placement: Placement, alive: Sequence[int]) -> tuple[dict[int, tuple[int, ...]], int]:
-    """Return the experts of every survivor, and how many of them had no copy left."""
-    held = {rank: list(placement.experts_of_rank(0, rank)) for rank in alive}
-    covered = {expert for experts in held.values() for expert in experts}
-    homeless = [expert for expert in range(placement.num_logical_experts) if expert not in covered]
-    for expert in homeless:
-        held[min(alive, key=lambda rank: (len(held[rank]), rank))].append(expert)
-    return {rank: tuple(experts) for rank, experts in held.items()}, len(homeless)
-
-
-def _classes(scenario: Scenario, pool: Pool, held: Mapping[int, tuple[int, ...]], share_left: float) -> list[LoadClass]:
+def _classes(
+    scenario: Scenario, pool: Pool, held: Sequence[Mapping[int, tuple[int, ...]]], share_left: float
+) -> list[LoadClass]:
     """Return the classes of ranks that hold these experts, relative to the mean load when every group worked."""
     model, strategy, placement = scenario.model, pool.strategy, pool.placement
     assert placement is not None, "experts have a placement"
     assert model.moe is not None, "experts have a router"
-    copies: dict[int, int] = {}
-    for experts in held.values():
-        for expert in experts:
-            copies[expert] = copies.get(expert, 0) + 1
     row_of = {layer: row for row, layer in enumerate(placement.layers)}
     columns: list[tuple[float, ...]] = []
     for layer in range(model.num_layers):
         if layer not in row_of:
-            columns.append((1.0,) * len(held))
+            columns.append((1.0,) * len(held[0]))
             continue
+        here = held[row_of[layer]]
+        copies = Counter(expert for experts in here.values() for expert in experts)
         share = expert_share(scenario, row_of[layer], placement.num_logical_experts)
         columns.append(
             tuple(
                 round(share_left * strategy.ep * sum(share[expert] / copies[expert] for expert in experts), 6)
-                for experts in held.values()
+                for experts in here.values()
             )
         )
     rows = pool.schedule.tokens_per_microbatch * strategy.attn_dp * model.moe.top_k / strategy.ep

@@ -67,6 +67,7 @@ def migrate(
     *,
     max_moves: int | None = None,
     payback: Payback | None = None,
+    enough: Loads | None = None,
     holding_cost: Loads | None = None,
     width: int = _WIDTH,
 ) -> Migration:
@@ -75,7 +76,8 @@ def migrate(
     A layer is judged by its peak GPU load relative to the mean (over the GPU's speed, in its worst window), plus, where
     given, `holding_cost` [layers, experts, nodes] for each node that holds a copy of an expert, in the same unit. No
     result is worse than `previous` [layers, slots], nor than that with fewer moves. With `payback` a layer takes the
-    number of moves that saves most over the horizon, less the seconds that its copies take alone on the links.
+    number of moves that saves most over the horizon, less the seconds that its copies take alone on the links. With
+    `enough` [layers] a layer takes no more moves than bring it to that peak.
     A layer in which no GPU holds two copies of an expert stays so; where one does, no others are added. `width` is how
     many maps of each number of moves the search follows: more take more time.
 
@@ -90,6 +92,9 @@ def migrate(
     level = np.full(problem.num_layers, len(levels.objective) - 1)
     if payback is not None:
         level = _net_gain_s(problem, levels, payback).argmax(axis=0)
+    if enough is not None:
+        reached = levels.objective <= enough
+        level = np.where(reached.any(axis=0), np.minimum(level, reached.argmax(axis=0)), level)
     chosen = levels.slot_map[level, np.arange(problem.num_layers)]
     after = settled(problem, before, chosen)
     return Migration(

@@ -1,0 +1,176 @@
+"""Events into states: one small function a kind of event."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moiety.control.drift import observed_drift
+from moiety.control.events import (
+    DeviceReading,
+    Exited,
+    ExpertCounts,
+    Heartbeat,
+    Issued,
+    Joined,
+    Moved,
+    RequestMetrics,
+    Timer,
+)
+from moiety.control.forecast.backtest import observe
+from moiety.control.health import has_quorum
+from moiety.control.issued import issued
+from moiety.control.state import Status
+from moiety.control.working import is_covered, relative_loads, working_map, working_problem
+from moiety.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from moiety.control.events import Event
+    from moiety.control.state import Ranks, State
+
+_KEPT_DEMANDS = 64
+_BACK = 0.05
+"""Of its load that a GPU gets back when it has stayed cool."""
+
+
+def apply(event: Event, state: State) -> State:
+    """Return the state after an event; raise InputError for one about ranks or shapes that there are not."""
+    rank = getattr(event, "rank", None)
+    if rank is not None and not 0 <= rank < state.deployment.num_ranks:
+        raise InputError(f"there are {state.deployment.num_ranks} ranks, from 0", field="rank", value=rank)
+    after = _HANDLERS[type(event)](event, state)
+    return replace(after, time_s=max(state.time_s, event.time_s))
+
+
+def _heartbeat(event: Heartbeat, state: State) -> State:
+    ranks, rank = state.ranks, event.rank
+    if event.epoch > state.epoch:
+        return replace(state, superseded=True)
+    if ranks.status[rank] == Status.JOINING:
+        return replace(state, ranks=replace(ranks, beat_s=put(ranks.beat_s, rank, event.time_s)))
+    if not ranks.members[rank]:
+        return replace(state, zombie_words=state.zombie_words + 1)
+    known = replace(ranks, beat_s=put(ranks.beat_s, rank, event.time_s))
+    if event.epoch == state.epoch:  # an older one has not heard of the new epoch yet: alive, and no more is said
+        known = _progress(known, event)
+    after = replace(state, ranks=known)
+    still_back = state.superseded or not has_quorum(after, event.time_s)
+    return replace(after, standing_back=state.standing_back and still_back)
+
+
+def _progress(ranks: Ranks, event: Heartbeat) -> Ranks:
+    rank = event.rank
+    went_on = event.progress != ranks.progress[rank] or event.waiting != ranks.waiting[rank]
+    steps = ranks.steps_s
+    if event.step_s is not None and np.isfinite(event.step_s) and event.step_s > 0:
+        steps = put(steps, rank, np.append(steps[rank, 1:], event.step_s))
+    return replace(
+        ranks,
+        progress=put(ranks.progress, rank, event.progress),
+        progress_s=put(ranks.progress_s, rank, event.time_s) if went_on else ranks.progress_s,
+        waiting=put(ranks.waiting, rank, event.waiting),
+        steps_s=steps,
+    )
+
+
+def _exited(event: Exited, state: State) -> State:
+    ranks = state.ranks
+    if ranks.members[event.rank]:
+        return replace(state, ranks=replace(ranks, exited=put(ranks.exited, event.rank, value=True)))
+    if ranks.status[event.rank] == Status.JOINING:
+        return replace(state, ranks=replace(ranks, status=put(ranks.status, event.rank, Status.FENCED)))
+    return state
+
+
+def _joined(event: Joined, state: State) -> State:
+    """Note that a fenced or parked rank is there again; one that was believed to work has lost what it held."""
+    ranks, rank = state.ranks, event.rank
+    if ranks.members[rank]:
+        return replace(state, ranks=replace(ranks, exited=put(ranks.exited, rank, value=True)))
+    known = replace(ranks, status=put(ranks.status, rank, Status.JOINING), beat_s=put(ranks.beat_s, rank, event.time_s))
+    return replace(state, ranks=known, asked=tuple(each for each in state.asked if each != rank))
+
+
+def _expert_counts(event: ExpertCounts, state: State) -> State:
+    shape = (state.deployment.num_layers, state.deployment.num_experts)
+    if event.counts.shape != shape:
+        raise InputError(f"must be {list(shape)}, [layers, experts]", field="counts", value=list(event.counts.shape))
+    after = replace(state, forecast=observe(state.forecast, event.counts))
+    if not is_covered(after):
+        return after
+    slot_map = working_map(after)
+    seen = relative_loads(working_problem(after, after.forecast.history), slot_map)
+    expected = relative_loads(working_problem(after, after.forecast.shares[None]), slot_map)
+    return replace(after, drift=observed_drift(state.drift, seen, expected[0], after.forecast.chosen == 0))
+
+
+def _device_reading(event: DeviceReading, state: State) -> State:
+    ranks, rank, bounds = state.ranks, event.rank, state.policy
+    known = ranks
+    if event.power_w is not None and np.isfinite(event.power_w):
+        known = replace(known, power_w=put(ranks.power_w, rank, event.power_w))
+    warm = event.temperature_c if event.temperature_c is not None and np.isfinite(event.temperature_c) else None
+    hot = event.throttled or (warm is not None and warm >= bounds.hot_c)
+    cool = not event.throttled and warm is not None and warm <= bounds.cool_c
+    relief, rest = float(ranks.relief[rank]), int(ranks.cool[rank]) + 1 if cool else 0
+    if hot:
+        relief = max(relief - bounds.relief, bounds.least_speed)
+    elif rest >= bounds.cool_readings:
+        relief, rest = min(relief + _BACK, 1.0), 0
+    known = replace(known, relief=put(ranks.relief, rank, relief), cool=put(ranks.cool, rank, rest))
+    return replace(state, ranks=known)
+
+
+def _request_metrics(event: RequestMetrics, state: State) -> State:
+    demand = event.demand_tokens_per_s
+    demands = state.demands
+    if np.isfinite(demand) and demand >= 0:
+        demands = (*demands, demand)[-_KEPT_DEMANDS:]
+    tpot = event.tpot_s if event.tpot_s is not None and np.isfinite(event.tpot_s) else state.tpot_s
+    return replace(state, demands=demands, tpot_s=tpot)
+
+
+def _moved(event: Moved, state: State) -> State:
+    """Note a move that is done; a report that is not awaited, or of another epoch, changes nothing: it may be late."""
+    if event.epoch != state.epoch:
+        return replace(state, zombie_words=state.zombie_words + 1)
+    place = (event.layer, event.rank, event.slot, event.expert)
+    left = tuple(move for move in state.pending if move[:4] != place)
+    if len(left) == len(state.pending):
+        return state
+    slot_map = put(state.slot_map, place[:3], event.expert)
+    return replace(state, slot_map=slot_map, pending=left, moves=state.moves + 1)
+
+
+def _issued(event: Issued, state: State) -> State:
+    return issued(event.command, state, event.time_s)
+
+
+def _timer(event: Timer, state: State) -> State:  # noqa: ARG001 - the time itself is taken by `apply`
+    return state
+
+
+def put(array: NDArray[Any], where: int | tuple[int, ...], value: object) -> NDArray[Any]:
+    """Return a copy of the array with one entry, or one row, changed."""
+    copy = array.copy()
+    copy[where] = value
+    return copy
+
+
+_HANDLERS: dict[type, Callable[[Any, State], State]] = {
+    Heartbeat: _heartbeat,
+    Exited: _exited,
+    Joined: _joined,
+    ExpertCounts: _expert_counts,
+    DeviceReading: _device_reading,
+    RequestMetrics: _request_metrics,
+    Moved: _moved,
+    Issued: _issued,
+    Timer: _timer,
+}

@@ -1,0 +1,70 @@
+"""The rule about power: the clock, or the cap, at which least is drawn for steps that are hardly longer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moiety.control.commands import CapPower, LockClock
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moiety.control.commands import Command
+    from moiety.control.policy import ClockPoint, Phase
+    from moiety.control.state import State
+
+_ROOM = 0.95
+"""Of the limit on the time per token: what a lower clock must leave, so that it is not taken back at once."""
+_CLOCKED: frozenset[Phase] = frozenset({"decode", "mixed"})
+
+
+def choose_limit(state: State, now: float) -> tuple[Command, ...]:  # noqa: ARG001 - every rule takes the time
+    """Lock the clock of decoding, cap the power of prefill and training, as low as the objective lets."""
+    deployment = state.deployment
+    points = deployment.clock_points
+    if not points:
+        return ()
+    clocked = deployment.phase in _CLOCKED
+    best = best_point(
+        points,
+        state.policy.most_slowdown,
+        current=_current(state, points),
+        tpot_s=state.tpot_s,
+        tpot_limit_s=deployment.tpot_limit_s,
+    )
+    limit = best.clock_hz if clocked else best.power_w
+    if limit == state.limit or (state.limit is None and best is points[0]):
+        return ()
+    ranks = tuple(np.flatnonzero(state.ranks.members).tolist())
+    return (LockClock(ranks, limit),) if clocked else (CapPower(ranks, limit),)
+
+
+def best_point(
+    points: Sequence[ClockPoint],
+    most_slowdown: float,
+    *,
+    current: ClockPoint,
+    tpot_s: float | None = None,
+    tpot_limit_s: float | None = None,
+) -> ClockPoint:
+    """Return the point that draws least, among those whose step is at most so much longer than at the highest clock.
+
+    Where the time per token under the `current` point is measured and limited, it must stay within; the highest clock
+    is the way out when none does.
+    """
+    allowed = [points[0]]
+    for point in points[1:]:
+        expected = None if tpot_s is None else tpot_s * point.step_s / current.step_s
+        room = _ROOM if point.clock_hz < current.clock_hz else 1.0
+        within = expected is None or tpot_limit_s is None or expected <= room * tpot_limit_s
+        if within and point.step_s <= (1 + most_slowdown) * points[0].step_s:
+            allowed.append(point)
+    return min(allowed, key=lambda point: (point.power_w, -point.clock_hz))
+
+
+def _current(state: State, points: Sequence[ClockPoint]) -> ClockPoint:
+    """Return the point that is set, the highest where none is."""
+    found = [point for point in points if state.limit in (point.clock_hz, point.power_w)]
+    return found[0] if found else points[0]

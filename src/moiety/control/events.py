@@ -1,0 +1,101 @@
+"""Events: what the control plane is told, in the order in which it hears it. `time_s` is the controller's clock."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from moiety.control.commands import Command
+    from moiety.placement.problem import Loads
+
+
+@dataclass(frozen=True, slots=True)
+class Heartbeat:
+    """A rank is there."""
+
+    time_s: float
+    rank: int
+    epoch: int
+    """That the rank works under."""
+    progress: int
+    """Collectives that it has entered."""
+    waiting: bool
+    """Whether it is inside one."""
+    step_s: float | None = None
+    """Its own time of the last step, without waiting; None where it had no work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A rank's process has ended, as its parent saw."""
+
+    time_s: float
+    rank: int
+    reason: str = "exited"
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A rank has started anew, empty, and asks to be taken in."""
+
+    time_s: float
+    rank: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertCounts:
+    """Tokens of each expert in the window that ends now, [layers, experts]."""
+
+    time_s: float
+    counts: Loads
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceReading:
+    """One GPU's state; None where it cannot be read."""
+
+    time_s: float
+    rank: int
+    temperature_c: float | None = None
+    throttled: bool = False
+    power_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """What users saw since the last report."""
+
+    time_s: float
+    demand_tokens_per_s: float
+    tpot_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A move is done: the slot holds the expert and serves."""
+
+    time_s: float
+    epoch: int
+    layer: int
+    rank: int
+    slot: int
+    expert: int
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A command was given out; with these in the journal the state can be rebuilt."""
+
+    time_s: float
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """Time has passed."""
+
+    time_s: float
+
+
+Event: TypeAlias = Heartbeat | Exited | Joined | ExpertCounts | DeviceReading | RequestMetrics | Moved | Issued | Timer

@@ -1,0 +1,158 @@
+"""What a command changes in the state once it has been given out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moiety.control.commands import (
+    AbortStep,
+    Admit,
+    CapPower,
+    Drain,
+    Fence,
+    LockClock,
+    MoveExperts,
+    Park,
+    Refuse,
+    Resume,
+    ScaleUp,
+    StandBack,
+)
+from moiety.control.drift import placed
+from moiety.control.health import speeds
+from moiety.control.state import Status
+from moiety.placement.recovery import EMPTY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from moiety.control.commands import Command
+    from moiety.control.state import State
+
+
+def issued(command: Command, state: State, time_s: float) -> State:
+    """Return the state after a command was given out."""
+    return _HANDLERS[type(command)](command, state, time_s)
+
+
+def _new_epoch(state: State, epoch: int, time_s: float) -> State:
+    """Return the state under a new epoch: collectives count from 0, and of moves nobody knows how far they came."""
+    ranks, slot_map = state.ranks, state.slot_map
+    if state.pending:
+        slot_map = slot_map.copy()
+        for move in state.pending:
+            slot_map[move.layer, move.rank, move.slot] = EMPTY
+    count = len(ranks.status)
+    fresh = replace(
+        ranks,
+        progress=np.zeros(count, dtype=np.int64),
+        progress_s=np.full(count, time_s),
+        waiting=np.zeros(count, dtype=np.bool_),
+    )
+    return replace(state, epoch=epoch, ranks=fresh, slot_map=slot_map, pending=())
+
+
+def _without(state: State, numbers: tuple[int, ...], status: Status) -> State:
+    """Return the state in which these ranks hold nothing."""
+    chosen = list(numbers)
+    ranks, slot_map = state.ranks, state.slot_map.copy()
+    slot_map[:, chosen] = EMPTY
+    known = ranks.status.copy()
+    known[chosen] = status
+    exited = ranks.exited.copy()
+    exited[chosen] = False
+    return replace(state, slot_map=slot_map, ranks=replace(ranks, status=known, exited=exited))
+
+
+def _fence(command: Fence, state: State, time_s: float) -> State:
+    after = _without(_new_epoch(state, command.epoch, time_s), command.ranks, Status.FENCED)
+    ranks, chosen = after.ranks, list(command.ranks)
+    fences, fenced_s = ranks.fences.copy(), ranks.fenced_s.copy()
+    fences[chosen] += 1
+    fenced_s[chosen] = time_s
+    return replace(after, ranks=replace(ranks, fences=fences, fenced_s=fenced_s), recoveries=state.recoveries + 1)
+
+
+def _abort_step(command: AbortStep, state: State, time_s: float) -> State:
+    return _new_epoch(state, command.epoch, time_s)
+
+
+def _admit(command: Admit, state: State, time_s: float) -> State:
+    after = _without(_new_epoch(state, command.epoch, time_s), command.ranks, Status.WORKING)
+    ranks, chosen = after.ranks, list(command.ranks)
+    beat_s, steps_s, relief, cool = ranks.beat_s.copy(), ranks.steps_s.copy(), ranks.relief.copy(), ranks.cool.copy()
+    beat_s[chosen], steps_s[chosen], relief[chosen], cool[chosen] = time_s, np.nan, 1.0, 0
+    return replace(after, ranks=replace(ranks, beat_s=beat_s, steps_s=steps_s, relief=relief, cool=cool))
+
+
+def _park(command: Park, state: State, time_s: float) -> State:
+    return _without(_new_epoch(state, command.epoch, time_s), command.ranks, Status.PARKED)
+
+
+def _move_experts(command: MoveExperts, state: State, time_s: float) -> State:
+    slot_map = state.slot_map
+    layers, ranks, size = slot_map.shape
+    if command.num_slots > size:
+        grown = np.full((layers, ranks, command.num_slots - size), EMPTY, dtype=np.int64)
+        slot_map = np.concatenate([slot_map, grown], axis=2)
+    looked_at, level = np.zeros(layers, dtype=np.bool_), np.ones(layers)
+    for layer, peak in command.peaks:
+        looked_at[layer], level[layer] = True, peak
+    return replace(
+        state,
+        slot_map=slot_map,
+        pending=command.moves,
+        pending_s=time_s,
+        pending_reason=command.reason,
+        drift=placed(state.drift, looked_at, level),
+        speed_placed=speeds(state) if command.reason in {"members", "heat"} else state.speed_placed,
+    )
+
+
+def _refuse(command: Refuse, state: State, time_s: float) -> State:  # noqa: ARG001 - every handler takes the time
+    return replace(state, refused=command.experts)
+
+
+def _resume(command: Resume, state: State, time_s: float) -> State:  # noqa: ARG001 - as above
+    return replace(state, refused=())
+
+
+def _stand_back(command: StandBack, state: State, time_s: float) -> State:  # noqa: ARG001 - as above
+    return replace(state, standing_back=True)
+
+
+def _scale_up(command: ScaleUp, state: State, time_s: float) -> State:
+    return replace(state, asked=command.ranks, asked_s=time_s)
+
+
+def _drain(command: Drain, state: State, time_s: float) -> State:  # noqa: ARG001 - as above
+    known = state.ranks.status.copy()
+    known[list(command.ranks)] = Status.LEAVING
+    return replace(state, ranks=replace(state.ranks, status=known))
+
+
+def _lock_clock(command: LockClock, state: State, time_s: float) -> State:  # noqa: ARG001 - as above
+    return replace(state, limit=command.clock_hz)
+
+
+def _cap_power(command: CapPower, state: State, time_s: float) -> State:  # noqa: ARG001 - as above
+    return replace(state, limit=command.power_w)
+
+
+_HANDLERS: dict[type, Callable[[Any, State, float], State]] = {
+    AbortStep: _abort_step,
+    Admit: _admit,
+    CapPower: _cap_power,
+    Drain: _drain,
+    Fence: _fence,
+    LockClock: _lock_clock,
+    MoveExperts: _move_experts,
+    Park: _park,
+    Refuse: _refuse,
+    Resume: _resume,
+    ScaleUp: _scale_up,
+    StandBack: _stand_back,
+}

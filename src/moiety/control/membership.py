@@ -1,0 +1,83 @@
+"""Rules about who takes part: stand back, fence, abort, admit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moiety.control.commands import AbortStep, Admit, Fence, StandBack
+from moiety.control.health import has_quorum, hung, is_stuck, silent, slowness
+from moiety.control.state import Status
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moiety.control.commands import Command
+    from moiety.control.state import State
+
+_SHOWN = 4
+
+
+def stand_back(state: State, now: float) -> tuple[Command, ...] | None:
+    """Without a majority, or under someone else's epoch, decide nothing: None ends the chain."""
+    if not state.superseded and has_quorum(state, now):
+        return ()
+    if state.standing_back:
+        return None
+    if state.superseded:
+        return (StandBack(f"ranks work under a later epoch than {state.epoch}"),)
+    unheard, members = int(silent(state, now).sum()), int(state.ranks.members.sum())
+    return (StandBack(f"{unheard} of {members} ranks are not heard, and may go on elsewhere"),)
+
+
+def fence_failed(state: State, now: float) -> tuple[Command, ...]:
+    """Fence who has ended, is silent, is late in a collective, or is far slower than the others."""
+    members = state.ranks.members
+    kinds = {
+        "ended": members & state.ranks.exited,
+        "silent": silent(state, now),
+        "hung": hung(state, now),
+        "slow": members & (slowness(state) > state.policy.far_slower),
+    }
+    failed = np.logical_or.reduce(list(kinds.values()))
+    if not failed.any():
+        return ()
+    whole = _with_partners(failed, state.deployment.group_ranks) & members
+    reason = "; ".join(f"{name}: {_some(found)}" for name, found in kinds.items() if found.any())
+    return (Fence(state.epoch + 1, _numbers(whole), reason),)
+
+
+def abort_stuck_step(state: State, now: float) -> tuple[Command, ...]:
+    """Give up a collective in which all wait for each other."""
+    if not is_stuck(state, now):
+        return ()
+    return (AbortStep(state.epoch + 1, "all ranks wait in one collective and none is late"),)
+
+
+def admit_repaired(state: State, now: float) -> tuple[Command, ...]:
+    """Take repaired ranks back, whole groups of them, when they have been away for long enough and nothing moves."""
+    if state.pending:
+        return ()
+    ranks, bounds = state.ranks, state.policy
+    wait_s = np.minimum(bounds.backoff_s * 2.0 ** np.maximum(ranks.fences - 1, 0), bounds.most_backoff_s)
+    ready = (ranks.status == Status.JOINING) & ((ranks.fences == 0) | (now - ranks.fenced_s >= wait_s))
+    ready &= now - ranks.beat_s <= bounds.beat_timeout_s
+    width = state.deployment.group_ranks
+    there = (ready | ranks.working).reshape(-1, width).all(axis=1).repeat(width)
+    admitted = ready & there
+    return (Admit(state.epoch + 1, _numbers(admitted)),) if admitted.any() else ()
+
+
+def _with_partners(found: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:
+    """Return the ranks of all groups that have one of those found."""
+    return found.reshape(-1, width).any(axis=1).repeat(width)
+
+
+def _numbers(found: NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(found).tolist())
+
+
+def _some(found: NDArray[np.bool_]) -> str:
+    numbers = _numbers(found)
+    return "rank " + ", ".join(map(str, numbers[:_SHOWN])) + (", ..." if len(numbers) > _SHOWN else "")

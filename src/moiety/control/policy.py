@@ -1,0 +1,110 @@
+"""What the control plane is told: the machine and the plan that it looks after, and the bounds that it keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from moiety.errors import InputError
+
+if TYPE_CHECKING:
+    from moiety.placement.migration.cost import CopyLinks
+
+Phase = Literal["prefill", "decode", "mixed", "training"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClockPoint:
+    """What a step takes at one SM clock."""
+
+    clock_hz: float
+    step_s: float
+    power_w: float
+    """Of one GPU."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """The plan at work: `num_ranks` ranks that share the experts, consecutive ones in nodes of `ranks_per_node`."""
+
+    num_ranks: int
+    ranks_per_node: int
+    num_experts: int
+    num_layers: int
+    """Layers with experts."""
+    most_slots: int
+    """Slots of a layer that a rank's memory can hold."""
+    links: CopyLinks
+    layer_step_s: float
+    """Seconds that a layer's experts take in a step at perfect balance."""
+    step_s: float
+    phase: Phase
+    group_ranks: int = 1
+    """Consecutive ranks that stop together (tensor parallelism)."""
+    has_checkpoint: bool = True
+    tokens_per_s_per_node: float | None = None
+    """What a node can do within the SLO; None: the number of nodes is left alone."""
+    tpot_limit_s: float | None = None
+    clock_points: tuple[ClockPoint, ...] = ()
+    """By clock, highest first; none: clocks are left alone."""
+
+    def __post_init__(self) -> None:
+        for name in ("ranks_per_node", "group_ranks"):
+            value = getattr(self, name)
+            if value < 1 or self.num_ranks % value:
+                raise InputError(f"must divide {self.num_ranks} ranks", field=name, value=value)
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes, working or not."""
+        return self.num_ranks // self.ranks_per_node
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Bounds and patience, in the units of their names; the defaults suit a serving deployment."""
+
+    # Faults
+    beat_timeout_s: float = 3.0
+    """Silence after which a rank is taken for frozen."""
+    progress_timeout_s: float = 4.0
+    """Waiting in a collective after which whoever has not come is taken for hung."""
+    slower: float = 1.25
+    """Times the median step from which a rank counts as slow, beyond what scatters ..."""
+    far_slower: float = 3.0
+    """... and from which it is fenced."""
+    slow_beats: int = 8
+    """Beats over which a rank's own step time is taken, as their median."""
+    backoff_s: float = 60.0
+    """Before a fenced rank is taken back; doubles with each time that it was fenced."""
+    most_backoff_s: float = 3600.0
+    move_timeout_s: float = 30.0
+    """After which moves that nobody has reported are asked for again."""
+    # Balance
+    window_s: float = 60.0
+    max_move_share: float = 0.04
+    """Of a layer's slots, moved at once for balance ..."""
+    max_settling_share: float = 0.25
+    """... and when ranks have gone or come."""
+    horizon_windows: float = 8.0
+    """For which loads are expected to last."""
+    # Heat
+    hot_c: float = 85.0
+    cool_c: float = 78.0
+    relief: float = 0.15
+    """Of its load that a hot GPU loses at each reading."""
+    least_speed: float = 0.4
+    cool_readings: int = 10
+    """After which a cool GPU gets a part of its load back."""
+    # Nodes
+    scale_up_at: float = 0.85
+    """Share of what the nodes can do that more nodes are asked for at ..."""
+    scale_down_to: float = 0.7
+    """... and that must not be exceeded on fewer."""
+    start_timeout_s: float = 900.0
+    """After which nodes that were asked for and have not come are no longer waited for."""
+    scale_patience: int = 10
+    """Reports of requests over which the demand must stay that low."""
+    # Clocks
+    most_slowdown: float = 0.035
+    """Of the step, for the sake of power."""

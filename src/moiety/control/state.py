@@ -1,0 +1,168 @@
+"""State: everything that decisions rest on. Never changed: `apply` makes a new one of an event."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moiety.control.drift import no_drift
+from moiety.control.forecast.backtest import empty_forecast
+from moiety.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from moiety.control.commands import Move, Occasion
+    from moiety.control.drift import Drift
+    from moiety.control.forecast.backtest import Forecast
+    from moiety.control.policy import Deployment, Policy
+    from moiety.placement.problem import Loads, SlotMap
+
+_BEATS = 16
+
+
+class Status(IntEnum):
+    """What a rank is to the others."""
+
+    WORKING = 0
+    LEAVING = 1
+    """Works and gives its experts away."""
+    FENCED = 2
+    JOINING = 3
+    """Has started anew and waits to be taken in."""
+    PARKED = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Ranks:
+    """What is known of each rank, each [ranks] unless said otherwise."""
+
+    status: NDArray[np.int8]
+    beat_s: Loads
+    """Time of the last heartbeat."""
+    progress: SlotMap
+    progress_s: Loads
+    """Time at which `progress` last changed."""
+    waiting: NDArray[np.bool_]
+    exited: NDArray[np.bool_]
+    """Members whose process is known to have ended."""
+    steps_s: Loads
+    """Own time of the last steps, [ranks, beats], the newest last; NaN where there was no work."""
+    fences: SlotMap
+    """How often each was fenced."""
+    fenced_s: Loads
+    """Time of the last time."""
+    relief: Loads
+    """Speed that heat leaves it, 1 when cool."""
+    cool: SlotMap
+    """Readings in a row below the temperature at which load comes back."""
+    power_w: Loads
+    """NaN where unknown."""
+
+    @property
+    def members(self) -> NDArray[np.bool_]:
+        """Those whose word counts."""
+        return self.status <= Status.LEAVING
+
+    @property
+    def working(self) -> NDArray[np.bool_]:
+        """Those that keep experts."""
+        return self.status == Status.WORKING
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class State:
+    """The deployment as far as it is known."""
+
+    deployment: Deployment
+    policy: Policy
+    time_s: float
+    epoch: int
+    ranks: Ranks
+    slot_map: SlotMap
+    """Expert of each slot, [layers, ranks, slots of a rank]; -1: none, or nobody knows which."""
+    pending: tuple[Move, ...]
+    """Moves that were asked for and not reported yet."""
+    pending_s: float
+    """When they were asked for."""
+    pending_reason: Occasion
+    forecast: Forecast
+    drift: Drift
+    refused: tuple[tuple[int, int], ...]
+    """(layer, expert) without which nothing is served."""
+    standing_back: bool
+    superseded: bool
+    """Whether someone works under an epoch that this controller has not made."""
+    asked: tuple[int, ...]
+    """Ranks that were to be started and have not reported yet."""
+    asked_s: float
+    """When they were asked for."""
+    demands: tuple[float, ...]
+    """Tokens a second of the last reports, the newest last."""
+    tpot_s: float | None
+    speed_placed: Loads
+    """Speed of each rank when all layers were last placed by it, [ranks]; 0 for one without experts."""
+    limit: float | None
+    """The clock or the power that was last set, in Hz or W."""
+    recoveries: int
+    moves: int
+    """Moves that were reported done."""
+    zombie_words: int
+    """Messages that carried an old epoch, or came from a fenced rank; ignored."""
+
+
+def initial_state(deployment: Deployment, policy: Policy, slot_map: SlotMap, *, time_s: float = 0.0) -> State:
+    """Return the state at the start: every rank works, its experts as in `slot_map` [layers, slots].
+
+    Raises InputError where the map does not fit the deployment.
+    """
+    layers, ranks, experts = deployment.num_layers, deployment.num_ranks, deployment.num_experts
+    if slot_map.ndim != 2 or slot_map.shape[0] != layers or slot_map.shape[1] % ranks:  # noqa: PLR2004 - layers, slots
+        rule = f"must have {layers} layers of slots that divide over {ranks} ranks"
+        raise InputError(rule, field="physical_to_logical_map", value=list(slot_map.shape))
+    if slot_map.min() < 0 or slot_map.max() >= experts:
+        raise InputError(f"must name experts from 0 to {experts - 1}", field="physical_to_logical_map")
+    now, zeros = np.full(ranks, time_s), np.zeros(ranks, dtype=np.int64)
+    never = np.zeros(ranks, dtype=np.bool_)
+    known = Ranks(
+        status=np.zeros(ranks, dtype=np.int8),
+        beat_s=now,
+        progress=zeros,
+        progress_s=now,
+        waiting=never,
+        exited=never,
+        steps_s=np.full((ranks, _BEATS), np.nan),
+        fences=zeros,
+        fenced_s=np.full(ranks, -np.inf),
+        relief=np.ones(ranks),
+        cool=zeros,
+        power_w=np.full(ranks, np.nan),
+    )
+    return State(
+        deployment=deployment,
+        policy=policy,
+        time_s=time_s,
+        epoch=1,
+        ranks=known,
+        slot_map=slot_map.astype(np.int64).reshape(layers, ranks, -1),
+        pending=(),
+        pending_s=time_s,
+        pending_reason="recovery",
+        forecast=empty_forecast(layers, experts),
+        drift=no_drift(layers),
+        refused=(),
+        standing_back=False,
+        superseded=False,
+        asked=(),
+        asked_s=time_s,
+        demands=(),
+        tpot_s=None,
+        speed_placed=np.ones(ranks),
+        limit=None,
+        recoveries=0,
+        moves=0,
+        zombie_words=0,
+    )
