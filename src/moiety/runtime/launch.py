@@ -144,9 +144,9 @@ def _raise_cause(selector: selectors.BaseSelector, ranks: Sequence[RankProcess],
     raise RankFailedError(first_cause(failures).message)
 
 
-def end_all(ranks: Sequence[RankProcess]) -> None:
-    """End the processes: politely, then by force."""
-    for number, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GONE_S)):
+def end_all(ranks: Sequence[RankProcess], *, politely: bool = True) -> None:
+    """End the processes: politely where that is wanted, then by force."""
+    for number, patience_s in ((signal.SIGTERM, _GRACE_S), (signal.SIGKILL, _GONE_S))[0 if politely else 1 :]:
         alive = [each for each in ranks if each.is_running]
         for each in alive:
             each.send(number)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage] - torch's own way to export it
 
@@ -22,6 +23,10 @@ this rank came to (bytes, seconds), `trace` its events for a Chrome trace.
 """
 
 
+def _unheard(_message: Mapping[str, object]) -> None:
+    """Take note of a message where no launcher listens."""
+
+
 @dataclass(frozen=True, slots=True)
 class Post:
     """One rank at work."""
@@ -31,6 +36,8 @@ class Post:
     progress: Callable[[int, int], None]
     """Tells whoever watches how much is done, of how much."""
     _joined: list[Store] = field(default_factory=list["Store"])
+    say: Callable[[Mapping[str, object]], None] = _unheard
+    """Sends the launcher a message, from any thread."""
 
     @property
     def store(self) -> Store:
@@ -38,6 +45,10 @@ class Post:
         if not self._joined:
             self._joined.append(self.world.join())
         return self._joined[0]
+
+    def orders(self) -> Iterator[str]:
+        """Yield the launcher's orders, a line of standard input each, until it closes it."""
+        yield from sys.stdin
 
 
 def work(post: Post) -> Report:

@@ -1,7 +1,8 @@
 """The process of one rank, as our launcher starts it: `python -m moiety.runtime.rank JOB REPORTS LAUNCHER`.
 
 JOB and REPORTS are numbers of inherited descriptors: a file that holds the job, a pipe for JSON lines to the launcher,
-whose pid is LAUNCHER. Standard error is nobody's business unless the rank dies without a report.
+whose pid is LAUNCHER. Orders, where the job has any, come on standard input. Standard error is nobody's business
+unless the rank dies without a report.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from typing import TYPE_CHECKING, NoReturn
 
@@ -34,14 +36,18 @@ def main(arguments: Sequence[str]) -> int:
     world = world_of(os.environ)
     assert world is not None, "the launcher numbers its ranks"
 
+    lock = threading.Lock()
+
     def say(message: Mapping[str, object]) -> None:
         line = json.dumps(message, allow_nan=False).encode() + b"\n"
-        while line:
-            line = line[os.write(reports_fd, line) :]
+        with lock:
+            while line:
+                line = line[os.write(reports_fd, line) :]
 
     try:
         job = Job.model_validate_json(os.pread(job_fd, os.fstat(job_fd).st_size, 0))
-        say({"report": work(Post(job, world, lambda done, total: say({"progress": [done, total]})))})
+        post = Post(job, world, lambda done, total: say({"progress": [done, total]}), say=say)
+        say({"report": work(post)})
     except MoietyError as error:
         say({"failure": failure_of(world.rank, error).model_dump(mode="json")})
         _leave(error.exit_code)

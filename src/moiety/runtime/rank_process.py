@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 from moiety.errors import InputError
@@ -41,6 +42,10 @@ class RankProcess:
     progress: tuple[int, int] | None = None
     report: Report | None = None
     failure: Failure | None = None
+    messages: deque[Mapping[str, object]] = field(default_factory=deque["Mapping[str, object]"])
+    """What it has said beside these, not yet taken by whoever gives it orders."""
+    num_reads: int = 0
+    """How often something has come from it."""
     _unread: bytes = b""
 
     @property
@@ -59,6 +64,7 @@ class RankProcess:
         with contextlib.suppress(BlockingIOError):
             while data := os.read(self.reports_fd, _READ_BYTES):
                 self._unread += data
+                self.num_reads += 1
             is_open = False
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
@@ -69,10 +75,12 @@ class RankProcess:
         if "progress" in message:
             done, total = cast("tuple[int, int]", message["progress"])
             self.progress = (done, total)
-        if "report" in message:
+        elif "report" in message:
             self.report = cast("Report", message["report"])
-        if "failure" in message:
+        elif "failure" in message:
             self.failure = Failure.model_validate(message["failure"])
+        else:
+            self.messages.append(message)
 
     def notice_end(self) -> None:
         """Where the process is gone without a report or a failure, find the words for that."""
@@ -118,12 +126,23 @@ class RankProcess:
         """Give back what the launcher holds of it."""
         os.close(self.reports_fd)
         self.output.close()
+        if self.process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self.process.stdin.close()
 
 
-def start(world: World, job_fd: int, environment: Mapping[str, str], output_folder: Path | None) -> RankProcess:
+def start(
+    world: World,
+    job_fd: int,
+    environment: Mapping[str, str],
+    output_folder: Path | None,
+    *,
+    takes_orders: bool = False,
+) -> RankProcess:
     """Start the process of one rank; its output goes to a file of `output_folder`, without one to a nameless file.
 
-    Raises InputError where that file cannot be made.
+    `takes_orders`: its standard input is a pipe, `process.stdin`, that the caller writes to. Raises InputError where
+    the file cannot be made.
     """
     output = _output(world.rank, output_folder)
     read_fd, write_fd = os.pipe()
@@ -134,7 +153,7 @@ def start(world: World, job_fd: int, environment: Mapping[str, str], output_fold
                 *(str(each) for each in (job_fd, write_fd, os.getpid())),
             ],
             env={**environment, **world.environment()},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if takes_orders else subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             pass_fds=(job_fd, write_fd),
