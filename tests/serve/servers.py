@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -74,9 +75,12 @@ def served(plan: Path, checkpoint: Path, *arguments: str, key: str | None = None
     )
     try:
         assert process.stdout is not None
-        line = process.stdout.readline()  # the end of the process ends it too
-        assert "http://" in line, process.communicate(timeout=START_S)[1]
-        yield Server(process, line.rpartition(" ")[2].strip())
+        said = process.stdout.readline()  # the end of the process ends it too
+        if said == "{\n":  # --json
+            said += "".join(iter(process.stdout.readline, "}\n"))
+        found = re.search(r"http://[\d.:]+", said)
+        assert found is not None, process.communicate(timeout=START_S)[1]
+        yield Server(process, found[0])
     finally:
         process.kill()
         process.communicate()
