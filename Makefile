@@ -57,5 +57,5 @@ $(VENV)/installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/python
 	$(PIP) $(TORCH)
-	$(PIP) --editable '.[dev,runtime]'
+	$(PIP) --editable '.[dev,runtime,serve]'
 	@touch $@ $(VENV)/installed

@@ -17,6 +17,7 @@ from moiety.cli.place import place
 from moiety.cli.plan import plan
 from moiety.cli.routing import routing
 from moiety.cli.run import run
+from moiety.cli.serve import serve
 from moiety.cli.simulate import simulate
 from moiety.cli.train import train
 from moiety.cli.validate import validate
@@ -46,6 +47,7 @@ app.command()(verify)
 app.command()(validate)
 app.command()(run)
 app.command()(train)
+app.command()(serve)
 app.command()(routing)
 app.command()(catalog)
 

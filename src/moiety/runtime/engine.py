@@ -15,7 +15,7 @@ from moiety.runtime.model.kv_cache import KvCache
 from moiety.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from moiety.runtime.comm.network import Network
     from moiety.runtime.model.batch import Batch
@@ -113,7 +113,7 @@ class Engine:
                 if busiest == 0:
                     break
                 is_prefill = any(each.cached < len(each.prompt) for each in wave)
-                self._step(segments, wave, cache, sampling, stop, overlapped=busiest >= self._least_overlapped)
+                self._step(segments, wave, cache, sampling, stop, overlapped=self.splits(busiest))
                 (prefill if is_prefill else decode).append(time.perf_counter() - started)
             self.cache_bytes = max(self.cache_bytes, cache.size_bytes)
             found |= {each.number: each.generated for each in wave}
@@ -174,18 +174,48 @@ class Engine:
         overlapped: bool,
     ) -> None:
         """Compute one step of the sequences and append what they emit."""
+        by_slot = {each.slot: each for each in wave}
+        emitting = [segment for segment in segments if segment.emits]
+        numbers, places = [by_slot[each.slot].number for each in emitting], [each.end for each in emitting]
+        tokens = self.step(
+            segments, cache, lambda logits: sampling.draw(logits, numbers, places), overlapped=overlapped
+        )
+        for segment in segments:
+            by_slot[segment.slot].cached = segment.end
+        for segment, token in zip(emitting, tokens, strict=True):
+            sequence = by_slot[segment.slot]
+            sequence.generated.append(token)
+            sequence.done = token in stop or len(sequence.generated) >= sequence.wanted
+
+    @torch.inference_mode()
+    def step(
+        self,
+        segments: list[Segment],
+        cache: KvCache,
+        draw: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        overlapped: bool,
+    ) -> list[int]:
+        """Compute one step of sequences; return the tokens that they emit, in order, known to every pipeline stage.
+
+        All ranks of a stage step together and agree on `overlapped`. `draw` gives the next tokens, int64 [rows], of
+        logits [rows, vocabulary]; a row is an emitting segment, in order.
+        """
         parts = self._halves(segments) if overlapped and self.overlaps else [segments]
         batches = [packed(each, self._model.device) for each in parts]
-        tokens = self._tokens(batches, wave, cache, sampling)
-        by_slot = {each.slot: each for each in wave}
-        emitted = iter(integers(tokens))
-        for segment in segments:
-            sequence = by_slot[segment.slot]
-            sequence.cached = segment.end
-            if segment.emits:
-                token = next(emitted)
-                sequence.generated.append(token)
-                sequence.done = token in stop or len(sequence.generated) >= sequence.wanted
+        logits = self._logits(batches, self.states(batches, cache, overlapped=len(batches) > 1))
+        num_emitting = sum(each.emits for each in segments)
+        if logits is not None:
+            tokens = draw(logits)
+        else:
+            tokens = torch.zeros(num_emitting, dtype=torch.int64, device=self._model.device)
+        if self._pipeline.size > 1 and num_emitting:
+            tokens = self._pipeline.broadcast(tokens, self._pipeline.size - 1)
+        return integers(tokens)
+
+    def splits(self, busiest: int) -> bool:
+        """Return whether a step is worth cutting in two, where the busiest rank of a stage has so many tokens."""
+        return busiest >= self._least_overlapped
 
     def _segments(self, wave: list[Request]) -> list[Segment]:
         """Return what each unfinished sequence computes next, prompts in chunks of the step's room."""
@@ -219,20 +249,6 @@ class Engine:
                 second.append(Segment(each.slot, each.start + half, each.token_ids[half:], each.emits))
             half -= min(half, len(each.token_ids))
         return [first, second]
-
-    def _tokens(self, batches: list[Batch], wave: list[Request], cache: KvCache, sampling: Sampling) -> torch.Tensor:
-        """Return the tokens that the micro-batches emit, known to every stage of the pipeline."""
-        logits = self._logits(batches, self.states(batches, cache, overlapped=len(batches) > 1))
-        by_slot = {each.slot: each for each in wave}
-        emitting = [by_slot[segment.slot] for batch in batches for segment in batch.segments if segment.emits]
-        if logits is not None:
-            places = [len(each.prompt) + len(each.generated) for each in emitting]
-            tokens = sampling.draw(logits, [each.number for each in emitting], places)
-        else:
-            tokens = torch.zeros(len(emitting), dtype=torch.int64, device=self._model.device)
-        if self._pipeline.size > 1 and emitting:
-            tokens = self._pipeline.broadcast(tokens, self._pipeline.size - 1)
-        return tokens
 
     def _logits(self, batches: Sequence[Batch], states: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Return the logits of all micro-batches' emitting tokens on the last stage, None on the others."""

@@ -15,6 +15,9 @@ ENTRY = "moiety.runtime.generation:generate"
 TRAINING_ENTRY = "moiety.runtime.training.work:train"
 """The function that every rank of `moiety train` calls."""
 
+SERVING_ENTRY = "moiety.runtime.serving.worker:serve"
+"""The function that every rank of `moiety serve` calls."""
+
 TokenId = Annotated[int, Field(ge=0)]
 
 
@@ -35,8 +38,17 @@ class Training(Record):
     """What a step moves the router's bias of an expert by, towards equal loads; None: not at all."""
 
 
+class Serving(Record):
+    """Room for the sequences that ranks are given to serve, step by step."""
+
+    num_slots: Annotated[int, Field(gt=0)]
+    """Sequences of an attention group that are in flight at a time."""
+    capacity: Annotated[int, Field(gt=1)]
+    """Tokens of a sequence, prompt and new ones together."""
+
+
 class Job(Record):
-    """A plan, the weights that it runs with, and what is done with them: prompts continued, or steps of training."""
+    """A plan, the weights that it runs with, and what is done with them: prompts, steps of training, or serving."""
 
     plan: Plan
     checkpoint: str
@@ -58,6 +70,8 @@ class Job(Record):
     """Record what each rank did when, for a trace."""
     training: Training | None = None
     """What the ranks of `moiety train` do, which continue no prompts."""
+    serving: Serving | None = None
+    """What the ranks of `moiety serve` have room for; their sequences come with each step's order."""
     entry: Annotated[str, Field(pattern=r"^[\w.]+:\w+$")] = ENTRY
     """`module:function`: called with the Post of each rank, it returns the rank's report, a JSON object."""
 

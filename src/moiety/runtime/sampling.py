@@ -45,6 +45,18 @@ class Sampling:
         return order.gather(1, torch.stack(drawn).to(order.device))[:, 0]
 
 
+def draw_each(
+    logits: torch.Tensor, samplings: Sequence[Sampling], sequences: Sequence[int], places: Sequence[int]
+) -> torch.Tensor:
+    """Return the next token of each row of `logits` [rows, vocabulary], each drawn in its own way, int64 [rows]."""
+    found = torch.empty(len(samplings), dtype=torch.int64, device=logits.device)
+    for sampling in dict.fromkeys(samplings):
+        rows = [row for row, each in enumerate(samplings) if each == sampling]
+        chosen = logits if len(rows) == len(samplings) else logits[rows]
+        found[rows] = sampling.draw(chosen, [sequences[row] for row in rows], [places[row] for row in rows])
+    return found
+
+
 _GOLDEN = 0x9E3779B97F4A7C15
 
 

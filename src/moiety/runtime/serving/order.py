@@ -1,0 +1,50 @@
+"""Orders and answers: what the server tells its ranks each step, and what they say; JSON lines both ways."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from moiety.records import Record
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Row(Record):
+    """Consecutive tokens of one sequence that a step computes, and how the next one is drawn."""
+
+    slot: Count
+    """Row of the attention group's KV cache."""
+    start: Count
+    """Tokens of the sequence that are in the cache already."""
+    token_ids: tuple[Count, ...]
+    emits: bool
+    """Whether the last of these tokens asks for the next one."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Count = 0
+    seed: int = 0
+    number: Count = 0
+    """Which of the sequences that share a seed it is."""
+
+
+class StepOrder(Record):
+    """One step of all ranks; every rank gets the same."""
+
+    number: Count
+    groups: tuple[tuple[Row, ...], ...]
+    """By attention group."""
+
+    @property
+    def busiest(self) -> int:
+        """The most tokens that an attention group has."""
+        return max(sum(len(row.token_ids) for row in rows) for rows in self.groups)
+
+
+class StepAnswer(Record):
+    """What one rank has to say of a step that it has done."""
+
+    number: Count
+    tokens: tuple[Count, ...]
+    """The tokens that the rows of its attention group emitted, in their order."""

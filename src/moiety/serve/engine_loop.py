@@ -1,0 +1,134 @@
+"""The engine loop: step after step of the ranks; when they are lost, on with others from the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING, Literal
+
+from moiety.errors import MoietyError
+from moiety.runtime.serving.ranks import RanksLostError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from moiety.runtime.serving.ranks import Ranks, RankState
+    from moiety.serve.journal import Entry
+    from moiety.serve.metrics import Metrics
+    from moiety.serve.scheduler import Scheduler
+
+State = Literal["starting", "ready", "recovering", "draining", "failed"]
+
+
+class NotServingError(Exception):
+    """No new requests are taken; the message says why."""
+
+
+class EngineLoop:
+    """Sequences in, tokens out, as long as there are ranks; everything in one event loop."""
+
+    def __init__(self, ranks: Ranks, scheduler: Scheduler, metrics: Metrics, note: Callable[[str], None]) -> None:
+        self._ranks, self._scheduler, self._metrics, self._note = ranks, scheduler, metrics, note
+        self._state: State = "starting"
+        self._is_draining = False
+        self._woken = asyncio.Event()
+        metrics.watch(lambda: scheduler.num_running, lambda: scheduler.num_waiting, lambda: scheduler.cache_usage)
+
+    @property
+    def state(self) -> State:
+        """What the server is doing."""
+        return "draining" if self._is_draining and self._state != "failed" else self._state
+
+    @property
+    def epoch(self) -> int:
+        """Number of the ranks' generation: it grows with every loss and every return."""
+        return self._ranks.epoch
+
+    def ranks(self) -> tuple[RankState, ...]:
+        """Return what is known of each rank."""
+        return self._ranks.states()
+
+    def submit(self, entries: Sequence[Entry]) -> None:
+        """Take in sequences, all or none.
+
+        Raises NotServingError where none are taken, QueueFullError where too many would wait.
+        """
+        if self.state not in {"ready", "recovering"}:
+            raise NotServingError(f"the server is {self.state}")
+        self._scheduler.admit(entries)
+        self._metrics.submitted(entries)
+        self._woken.set()
+
+    def withdraw(self, entries: Sequence[Entry]) -> None:
+        """Forget those of the sequences that are not over: nobody waits for them any more."""
+        for each in entries:
+            if not each.is_over:
+                self._scheduler.withdraw(each)
+                each.fail("nobody waits for it")
+                self._metrics.ended("cancelled")
+        self._woken.set()
+
+    def drain(self) -> None:
+        """Take no new sequences, and come to an end with the last one."""
+        self._is_draining = True
+        self._woken.set()
+
+    async def run(self, ready: Callable[[], None]) -> None:
+        """Serve until drained; call `ready` when the first sequences can be taken.
+
+        Raises RankFailedError where there are no ranks to go on with; every sequence in flight is then told why.
+        """
+        try:
+            self._scheduler.begin(await self._ranks.ready())
+            self._state = "ready"
+            self._metrics.began(self.epoch)
+            ready()
+            while True:
+                try:
+                    await self._step_until_drained()
+                except RanksLostError as lost:
+                    await self._regrouped(lost)
+                else:
+                    return
+        except BaseException as error:
+            self._state = "failed"
+            reason = str(error) if isinstance(error, MoietyError) else "the server failed"
+            for entry in self._scheduler.clear():
+                entry.fail(reason)
+                self._metrics.ended("failed")
+            raise
+
+    async def _step_until_drained(self) -> None:
+        while True:
+            step = self._scheduler.next_step()
+            if step is None:
+                if self._is_draining:
+                    return
+                await self._idle()
+                continue
+            began_s = time.monotonic()
+            tokens = await self._ranks.step(step.order)
+            now_s = time.monotonic()
+            self._metrics.stepped(now_s - began_s)
+            self._metrics.accepted(self._scheduler.accept(step, tokens, now_s))
+
+    async def _idle(self) -> None:
+        """Wait until there may be something to do; raise RanksLostError where the generation ends meanwhile."""
+        self._woken.clear()
+        waits = [asyncio.create_task(self._woken.wait()), asyncio.create_task(self._ranks.lost())]
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for each in done:
+                each.result()
+        finally:
+            for each in waits:
+                each.cancel()
+
+    async def _regrouped(self, lost: RanksLostError) -> None:
+        """Wait for the ranks' next generation, with everything in flight waiting for it."""
+        began_s = time.monotonic()
+        self._state = "recovering"
+        self._note(f"{lost}; {self._scheduler.num_running} sequences go on with the ranks' next generation")
+        self._scheduler.begin(await self._ranks.ready())
+        self._state = "ready"
+        self._metrics.recovered(time.monotonic() - began_s, self.epoch)

@@ -1,0 +1,138 @@
+"""Ranks that die, freeze and will not live: streams go on with the same tokens; then the server's own end."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="serving is an extra")
+
+from tests.runtime.checkpoints import greedy_continuation, reference_model, save_checkpoint
+from tests.runtime.launched import is_gone
+from tests.serve.servers import Server, awaited, checkpoint_with_texts, ended, planned, send, served
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+PROMPTS = [[5, 9, 11], [7] * 30, [3], [100, 2, 50, 4]]
+LONG, MOST = 300, 500
+
+
+class Reader(threading.Thread):
+    """A client that reads a stream to its end."""
+
+    def __init__(self, server: Server, prompt: list[int], max_tokens: int, **more: object) -> None:
+        super().__init__(daemon=True)
+        self.tokens: list[int] = []
+        self.error: dict[str, Any] | None = None
+        self.is_complete = False
+        self._server = server
+        self._body = {"prompt": prompt, "max_tokens": max_tokens, "stream": True, "return_token_ids": True, **more}
+        self.start()
+
+    def run(self) -> None:
+        with self._server.client as client, client.stream("POST", "/v1/completions", json=self._body) as answer:
+            for line in answer.iter_lines():
+                if line == "data: [DONE]":
+                    self.is_complete = True
+                elif line:
+                    event = json.loads(line.removeprefix("data: "))
+                    self.error = event.get("error", self.error)
+                    self.tokens += [token for choice in event.get("choices", ()) for token in choice["token_ids"]]
+
+
+def test_streams_outlive_ranks_that_die_and_freeze_as_long_as_there_are_any(tmp_path: Path) -> None:
+    checkpoint = checkpoint_with_texts(tmp_path / "qwen3")
+    oracle = reference_model(checkpoint)
+    expected = [greedy_continuation(oracle, prompt, LONG) for prompt in PROMPTS]
+    plan = planned(tmp_path / "plan", checkpoint, "local:2", "tp1_dp2_ep2")
+    with served(plan, checkpoint, "--max-restarts", "2") as server:
+        drawn = server.complete([1, 2], LONG, temperature=1.0, seed=3)
+        for number in (signal.SIGKILL, signal.SIGSTOP):
+            epoch = server.epoch()
+            survivor, victim = (each["pid"] for each in server.ranks())
+            readers = [Reader(server, prompt, LONG) for prompt in PROMPTS]
+            sampled = Reader(server, [1, 2], LONG, temperature=1.0, seed=3)
+            awaited(lambda readers=readers: all(each.tokens for each in readers))
+            send(victim, number)
+            for each in (*readers, sampled):
+                each.join(timeout=240.0)
+            assert [each.tokens for each in readers] == expected
+            assert sampled.tokens == drawn
+            assert all(each.is_complete and each.error is None for each in (*readers, sampled))
+            assert server.epoch() > epoch
+            assert is_gone(victim), "a frozen rank that wakes up could do harm"
+            awaited(lambda: [each["state"] for each in server.ranks()] == ["ready", "ready"])
+            assert survivor in [each["pid"] for each in server.ranks()]
+            assert server.metric("moiety_epoch") == server.epoch()
+        last = [Reader(server, PROMPTS[0], MOST) for _ in range(12)]
+        awaited(lambda: all(each.tokens for each in last))
+        send(server.ranks()[0]["pid"], signal.SIGKILL)
+        awaited(lambda: len(server.ranks()) == 1)
+        (alone,) = server.ranks()
+        assert alone["experts"] == list(range(8))
+        send(alone["pid"], signal.SIGKILL)
+        code, errors = ended(server)
+        for each in last:
+            each.join(timeout=60.0)
+        assert code == 2
+        assert "Traceback" not in errors
+        message = errors.splitlines()[-1]
+        assert message.startswith("moiety: error: no rank is left")
+        assert f"(pid {alone['pid']}) was killed by SIGKILL" in message
+        assert "--max-restarts" in message
+        assert any(each.error is not None and not each.is_complete for each in last)
+        assert all(each.tokens[:LONG] == expected[0][: len(each.tokens)] for each in last)
+
+
+def test_where_no_rank_is_left_all_are_started_anew(tmp_path: Path) -> None:
+    checkpoint = checkpoint_with_texts(tmp_path / "qwen3")
+    expected = greedy_continuation(reference_model(checkpoint), PROMPTS[0], LONG)
+    plan = planned(tmp_path / "plan", checkpoint, "local:1", "tp1")
+    with served(plan, checkpoint) as server:
+        epoch, reader = server.epoch(), Reader(server, PROMPTS[0], LONG)
+        awaited(lambda: bool(reader.tokens))
+        send(server.ranks()[0]["pid"], signal.SIGKILL)
+        reader.join(timeout=120.0)
+        assert reader.tokens == expected
+        assert server.epoch() > epoch
+        send(server.process.pid, signal.SIGTERM)
+        assert ended(server)[0] == 0
+
+
+def test_a_server_with_a_key_and_without_texts_drains_when_told_to_end(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint("qwen3_moe", tmp_path / "qwen3")
+    plan = planned(tmp_path / "plan", checkpoint, "local:1", "tp1")
+    key = {"Authorization": "Bearer secret"}
+    with served(plan, checkpoint, "--json", key="secret") as server:
+        with server.client as client:
+            assert client.get("/v1/models").status_code == 401
+            assert client.get("/v1/models", headers={"Authorization": "Bearer no"}).json()["error"]["code"]
+            assert client.get("/health").status_code == 200
+            for path, body in (
+                ("completions", {"prompt": "a text"}),
+                ("completions", {"prompt": [1], "stop": "a"}),
+                ("chat/completions", {"messages": [{"role": "user", "content": "a"}]}),
+            ):
+                refused = client.post(f"/v1/{path}", json=body, headers=key)
+                assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_tokenizer")
+            rank = client.get("/ranks", headers=key).json()["ranks"][0]["pid"]
+            body = {"prompt": [1], "max_tokens": 400, "stream": True}
+            with client.stream("POST", "/v1/completions", json=body, headers=key) as answer:
+                lines = answer.iter_lines()
+                found = [next(lines)]
+                send(server.process.pid, signal.SIGTERM)
+                with server.client as other:
+                    awaited(lambda: other.get("/health").json()["status"] == "draining")
+                    late = other.post("/v1/completions", json={"prompt": [1]}, headers=key)
+                    assert (late.status_code, late.headers["retry-after"]) == (503, "1")
+                found += list(lines)
+        tokens = [json.loads(line.removeprefix("data: "))["choices"][0]["token_ids"] for line in found if "{" in line]
+        assert len([token for part in tokens for token in part]) == 400
+        assert found[-2:] == ["data: [DONE]", ""] or found[-1] == "data: [DONE]"
+        assert ended(server)[0] == 0
+        assert is_gone(rank)
