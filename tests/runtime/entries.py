@@ -93,7 +93,8 @@ def lost(post: Post) -> Report:
 def _arrive(post: Post) -> None:
     """Leave this rank's pid in the job's folder, and wait until every rank has done so."""
     notes = Path(post.job.checkpoint)
+    if post.world.rank == 0:  # before its pid, so that whoever knows the pids can read it
+        (notes / "port").write_text(str(post.world.port))
     (notes / f"{post.world.rank}.pid").write_text(str(os.getpid()))
-    (notes / "port").write_text(str(post.world.port))
     while len(list(notes.glob("*.pid"))) < post.world.size:
         time.sleep(0.01)
