@@ -46,7 +46,7 @@ def packed_attention(  # noqa: PLR0913 - the arguments are transformers'
     assert isinstance(layer, int), "transformers numbers its layers"
     sinks = s_aux.to(query.dtype) if s_aux is not None else None
     if batch.is_decode:
-        keys, values = (_rows(each, batch) for each in cache.layer(layer))
+        keys, values = (_rows(each, batch).to(query.dtype) for each in cache.layer(layer))
         seen = _seen(batch, sliding_window)
         if cache.is_latent(layer):
             asked = query[0].transpose(0, 1)
@@ -62,7 +62,9 @@ def packed_attention(  # noqa: PLR0913 - the arguments are transformers'
         if cache.is_latent(layer):
             keys, values = (each[:, :, before : before + segment.end] for each in (key, value))
         else:
-            keys, values = (each[segment.slot : segment.slot + 1, :, : segment.end] for each in cache.layer(layer))
+            keys, values = (
+                each[segment.slot : segment.slot + 1, :, : segment.end].to(query.dtype) for each in cache.layer(layer)
+            )
         parts.append(_sequence(new, keys, values, segment.start, scaling, sliding_window, sinks))
         before += segment.end
     out = torch.cat(parts, dim=2).transpose(1, 2)

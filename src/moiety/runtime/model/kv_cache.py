@@ -6,10 +6,24 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moiety.errors import InputError
+from moiety.runtime.conversion import WIRE_DTYPES
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from moiety.dtypes import Dtype
     from moiety.runtime.model.batch import Batch
+    from moiety.runtime.seat import Seat
+
+
+def cache_dtype(name: Dtype) -> torch.dtype:
+    """Return the number format that a plan's `kv_cache` names; raise InputError for one that no cache is kept in."""
+    if name not in WIRE_DTYPES:
+        formats = ", ".join(WIRE_DTYPES)
+        remedy = "plan with another one: moiety plan ... --set dtypes.kv_cache=fp8"
+        raise InputError(f"is kept in {formats}", field="options.dtypes.kv_cache", value=name, remedy=remedy)
+    return WIRE_DTYPES[name]
 
 
 class KvCache:
@@ -19,13 +33,25 @@ class KvCache:
     (multi-head latent attention) keeps the compressed vectors and, for prompts, gives back those of every sequence,
     packed, to be expanded. Else the new ones come back, and the attention reads the rest with `layer`; while decoding
     a latent cache gives one of them, as transformers expands what it gets and nobody looks at it.
+
+    `dtype` is what the values are kept in (None: as they come); who reads them converts them back. FP8 has the static
+    scale 1 and saturates.
     """
 
-    def __init__(self, num_slots: int, capacity: int, latent_layers: Collection[int] = ()) -> None:
-        self._num_slots, self._capacity = num_slots, capacity
+    def __init__(
+        self, num_slots: int, capacity: int, latent_layers: Collection[int] = (), dtype: torch.dtype | None = None
+    ) -> None:
+        self._num_slots, self._capacity, self._dtype = num_slots, capacity, dtype
         self._latent = frozenset(latent_layers)
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._batch: Batch | None = None
+
+    @classmethod
+    def for_seat(cls, seat: Seat, num_slots: int, capacity: int) -> KvCache:
+        """Return an empty cache of the rank's layers in the plan's format; InputError for one that it cannot have."""
+        layers = seat.plan.model.layers
+        latent = [index for index in seat.layers if layers[index].attention.kind == "mla"]
+        return cls(num_slots, capacity, latent, cache_dtype(seat.plan.options.dtypes.kv_cache))
 
     @property
     def size_bytes(self) -> int:
@@ -54,7 +80,8 @@ class KvCache:
         if layer_idx not in self._layers:
             self._layers[layer_idx] = (self._room(keys), self._room(values))
         stored = self._layers[layer_idx]
-        for cache, new in zip(stored, (keys, values), strict=True):
+        for cache, given in zip(stored, (keys, values), strict=True):
+            new = _kept(given, cache.dtype)
             if batch.is_decode:
                 cache[batch.slots, :, batch.ends - 1] = new[0].transpose(0, 1)
                 continue
@@ -66,9 +93,17 @@ class KvCache:
         if batch.is_decode:
             return keys[:, :, :1], values[:, :, :1]
         gathered = [
-            torch.cat([cache[each.slot, :, : each.end] for each in batch.segments], dim=1)[None] for cache in stored
+            torch.cat([cache[each.slot, :, : each.end] for each in batch.segments], dim=1)[None].to(keys.dtype)
+            for cache in stored
         ]
         return gathered[0], gathered[1]
 
     def _room(self, new: torch.Tensor) -> torch.Tensor:
-        return new.new_zeros(self._num_slots, new.shape[1], self._capacity, new.shape[3])
+        dtype = self._dtype or new.dtype
+        return new.new_zeros(self._num_slots, new.shape[1], self._capacity, new.shape[3], dtype=dtype)
+
+
+def _kept(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return values in the cache's format, the largest of it where they are beyond."""
+    largest = torch.finfo(dtype).max
+    return (values if largest >= torch.finfo(values.dtype).max else values.clamp(-largest, largest)).to(dtype)
