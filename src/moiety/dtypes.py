@@ -19,3 +19,5 @@ BYTES_PER_ELEMENT: dict[Dtype, float] = {
 """Of weights, and of all that has no scales."""
 ROW_BYTES_PER_ELEMENT: dict[Dtype, float] = {**BYTES_PER_ELEMENT, "fp8": 1.0 + 4.0 / 128}
 """Of rows of tokens, which are quantised one by one: in FP8 an FP32 scale per 128 values of a row (DeepEP)."""
+CACHE_BYTES_PER_ELEMENT: dict[Dtype, float] = {**BYTES_PER_ELEMENT, "fp8": 1.0}
+"""Of KV caches: FP8 has a static scale, as vLLM's default."""

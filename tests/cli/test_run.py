@@ -93,6 +93,13 @@ def test_what_a_rank_finds_wrong_is_one_message(runnable_checkpoint: Path, runna
     assert message.startswith(f"{incomplete}/model.safetensors: model.norm.weight: the tensor is missing")
 
 
+def test_a_cache_that_ranks_cannot_keep_is_refused(runnable_checkpoint: Path, work: Path) -> None:
+    where = ("--cluster", "local:1", "--strategy", "tp1", "--set", "dtypes.kv_cache=int4", "--quiet")
+    assert moiety("plan", runnable_checkpoint, *where, "--out", work / "plan").code == 0
+    message = refused(moiety("run", work / "plan", "--checkpoint", runnable_checkpoint))
+    assert message.startswith("options.dtypes.kv_cache = int4: is kept in fp32, bf16, fp16, fp8")
+
+
 def test_tables_show_the_tokens_the_figures_and_the_memory(runnable_checkpoint: Path, work: Path) -> None:
     alone = planned(work / "alone", runnable_checkpoint, "local:1", "tp1")
     command = ("run", alone, "--checkpoint", runnable_checkpoint, "--max-new-tokens", "2", "--rank-output", "logs")

@@ -85,6 +85,7 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
     check_prompts(prompts or (), model, wish.max_new_tokens)
     folding = choice.folding()
     running = choice.plan if folding is None else folding.plan
+    _check_cache(running)
     made_up = prompts is None
     if prompts is None:
         prompts = _made_up(running, model, wish)
@@ -105,6 +106,13 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
     notes = _notes(folding, len(prompts) if made_up else 0)
     used = choice.calibration if folding is None else folding.calibration
     return Preparation(job, folding, prompts, tokenizer, notes, used, choice.path.parent)
+
+
+def _check_cache(plan: Plan) -> None:
+    """Raise InputError for a plan whose KV cache has a format that ranks do not keep."""
+    from moiety.runtime.model.kv_cache import cache_dtype
+
+    cache_dtype(plan.options.dtypes.kv_cache)
 
 
 def _check_numbers(wish: Wish) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moiety.cost.arena import graph_lifetimes, live_peak, plan_arena
 from moiety.cost.training_memory import stored_activations, training_state_bytes, vocabulary_elements
-from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
 from moiety.graph.op import Collective, Gemm
 from moiety.model.attention import GroupedQueryAttention, LinearAttention
 from moiety.plan import MemoryPlan
@@ -112,7 +112,7 @@ def cache_bytes_per_token(attention: Attention, tp: int, element_bytes: float) -
 def cache_bytes(graph: Graph, layers: range, tokens: int, sequences: int) -> int:
     """Return the bytes of KV cache and attention state of `layers` on one GPU; a window caps a sequence's share."""
     layout = graph.layout
-    element = BYTES_PER_ELEMENT[layout.options.dtypes.kv_cache]
+    element = CACHE_BYTES_PER_ELEMENT[layout.options.dtypes.kv_cache]
     total = 0.0
     for layer in layers:
         attention = graph.model.blocks[graph.block_of(layer)].attention

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Literal
 
-from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
 from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass, Op, Tensor
 from moiety.model.attention import GroupedQueryAttention, LinearAttention, MultiHeadLatentAttention
 
@@ -183,7 +183,7 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
 ) -> list[Op]:
     """Return the attention proper: causal over the prompt tokens, over the cache for the decoded ones, or both."""
     schedule, dtypes = layout.schedule, layout.options.dtypes
-    act_bytes, cache_bytes = BYTES_PER_ELEMENT[dtypes.activations], BYTES_PER_ELEMENT[dtypes.kv_cache]
+    act_bytes, cache_bytes = BYTES_PER_ELEMENT[dtypes.activations], CACHE_BYTES_PER_ELEMENT[dtypes.kv_cache]
     inputs = (after,) if isinstance(after, str) else after
     ops: list[Op] = []
     if schedule.prefill_tokens:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
 from moiety.model.attention import LinearAttention
 from moiety.report.operator_text import tier_text
 from moiety.units import format_si
@@ -23,10 +23,11 @@ def cache_roles(plan: Plan) -> tuple[tuple[int, ...], tuple[int, ...]]:
 def prompt_cache_bytes(plan: Plan) -> float:
     """Return the bytes of cache and state that one prompt leaves behind in all layers."""
     tokens = plan.workload.input_tokens
+    element = CACHE_BYTES_PER_ELEMENT[plan.options.dtypes.kv_cache]
     total = 0.0
     for block in plan.model.layers:
         attention = block.attention
-        total += tokens * attention.cache_elements_per_token() * BYTES_PER_ELEMENT[plan.options.dtypes.kv_cache]
+        total += tokens * attention.cache_elements_per_token() * element
         if isinstance(attention, LinearAttention):
             total += attention.state_elements() * BYTES_PER_ELEMENT["fp32"]
     return total

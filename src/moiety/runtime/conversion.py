@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 COMPUTED_DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """The number formats of a plan that ranks compute in."""
 WIRE_DTYPES: dict[Dtype, torch.dtype] = {**COMPUTED_DTYPES, "fp8": torch.float8_e4m3fn}
-"""Those that tokens travel in to their experts."""
+"""Those that tokens travel in to their experts, and that caches are kept in."""
 
 
 def integers(tensor: torch.Tensor) -> list[int]:

@@ -122,7 +122,7 @@ class Engine:
 
     def new_cache(self, num_slots: int, capacity: int) -> KvCache:
         """Return an empty cache for so many sequences of so many tokens."""
-        return KvCache(max(num_slots, 1), capacity, self._latent_layers())
+        return KvCache.for_seat(self._model.seat, max(num_slots, 1), capacity)
 
     @torch.inference_mode()
     def timed_step(self, batches: Sequence[Batch], cache: KvCache, *, overlapped: bool) -> float:
@@ -145,10 +145,6 @@ class Engine:
             jobs = [lambda batch=batch: self._through_stage(batch, cache) for batch in batches[first : first + pair]]
             found += self._turns.run(jobs)
         return found
-
-    def _latent_layers(self) -> tuple[int, ...]:
-        layers = self._model.seat.plan.model.layers
-        return tuple(index for index in self._model.seat.layers if layers[index].attention.kind == "mla")
 
     def _busiest(self, tokens: int) -> int:
         """Return the most tokens that a rank of the stage has for this step; while there are any, all must step."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
 from moiety.model.attention import GroupedQueryAttention, MultiHeadLatentAttention
 from moiety.model.feed_forward import MoeFeedForward
 
@@ -99,7 +99,7 @@ def expert_weights(block: Block, hidden_size: int, slots: float, etp: int) -> fl
 
 def cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtype: Dtype) -> float:
     """Return a layer's KV cache on each GPU: 2 kv d b a token, the latent's width for MLA, a fixed state if linear."""
-    attention, element = block.attention, BYTES_PER_ELEMENT[dtype]
+    attention, element = block.attention, CACHE_BYTES_PER_ELEMENT[dtype]
     if isinstance(attention, GroupedQueryAttention):
         kept = min(tokens, sequences * (attention.sliding_window or tokens))
         return 2 * max(attention.num_kv_heads / tp, 1) * attention.head_dim * element * kept

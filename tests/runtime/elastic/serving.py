@@ -80,9 +80,7 @@ class Worker:
         """Step until the generation ends."""
         sequences: dict[int, Known] = {}
         if not generation.keeps_cache or self._cache is None:
-            layers = generation.plan.model.layers
-            latent = [index for index in generation.seat.layers if layers[index].attention.kind == "mla"]
-            self._cache, self._cached = KvCache(NUM_SLOTS, CAPACITY, latent), {}
+            self._cache, self._cached = KvCache.for_seat(generation.seat, NUM_SLOTS, CAPACITY), {}
         while True:
             for payload in generation.receive(0.0):
                 self._obey(generation, payload, sequences)

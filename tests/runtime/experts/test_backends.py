@@ -16,6 +16,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 from moiety.errors import InputError
 from moiety.placement.serving.rule import serving_table
 from moiety.runtime.dispatch.serving import SlotChooser
+from moiety.runtime.dispatch.wire import Rows
 from moiety.runtime.experts import backends
 from moiety.runtime.experts.backends import BACKENDS, backend_for, is_silu_gate
 from moiety.runtime.experts.grouped import ExpertWeights
@@ -49,10 +50,12 @@ def gelu_gate(middle: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.gelu(gate) * up
 
 
-def weights_of(gate: Callable[[torch.Tensor], torch.Tensor] = silu_gate) -> ExpertWeights:
+def weights_of(
+    gate: Callable[[torch.Tensor], torch.Tensor] = silu_gate, width: int = 24, dtype: torch.dtype = torch.float32
+) -> ExpertWeights:
     generator = torch.Generator().manual_seed(0)
-    gate_up = torch.randn(4, 48, 32, generator=generator) / 6
-    down = torch.randn(4, 32, 24, generator=generator) / 5
+    gate_up = (torch.randn(4, 2 * width, 32, generator=generator) / 6).to(dtype)
+    down = (torch.randn(4, 32, width, generator=generator) / 5).to(dtype)
     return ExpertWeights(gate_up.transpose(1, 2), down.transpose(1, 2), None, None, gate)
 
 
@@ -119,4 +122,29 @@ def test_a_layer_gives_the_same_sums_by_every_back_end() -> None:
     sums = [
         routed(hidden, experts, given, HeldLayer(0, chooser, weights, backend_for(weights, name))) for name in BACKENDS
     ]
-    torch.testing.assert_close(sums[0], sums[1], rtol=1e-4, atol=1e-6)
+    for each in sums[1:]:
+        torch.testing.assert_close(sums[0], each, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("width", [3, 12, 24])
+def test_every_width_is_computed_and_has_gradients(width: int, dtype: torch.dtype) -> None:
+    weights = weights_of(width=width, dtype=dtype)
+    gate_up, down = (each.clone().requires_grad_() for each in (weights.gate_up, weights.down))
+    weights = replace(weights, gate_up=gate_up, down=down)
+    backend = backend_for(weights, trains=True)
+    assert backend.name == ("matmul" if width * weights.down.element_size() % 16 else "grouped_mm")
+    generator = torch.Generator().manual_seed(2)
+    hidden = torch.randn(40, 32, generator=generator).to(dtype)
+    slots = torch.randint(1, 4, (40, 1), generator=generator)  # none for the first
+    rows = Rows(hidden, torch.arange(40), slots, torch.ones(40, 1))
+    out = backend.outputs(rows, weights, Silent(), 0)
+    out.sum().backward()
+    expected = torch.stack(
+        [silu_gate(row @ gate_up[slot]) @ down[slot] for row, slot in zip(hidden, slots[:, 0], strict=True)]
+    )
+    rounding = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 2e-3}[dtype]
+    torch.testing.assert_close(out, expected.float(), rtol=rounding, atol=rounding)
+    assert gate_up.grad is not None
+    assert not gate_up.grad[0].any()
+    assert gate_up.grad[1:].any(dim=(1, 2)).all()

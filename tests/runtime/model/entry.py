@@ -55,6 +55,7 @@ def run_cases(post: Post) -> Report:
             {
                 "outputs": outputs,
                 "logits": first_logits(model, case["prompts"][0]),
+                "cache_bytes": engine.cache_bytes,
                 "weight_bytes": dict(model.weight_bytes),
                 "bytes_read": model.bytes_read,
                 "counts": {index: layer.counts.tolist() for index, layer in model.expert_layers.items()},
@@ -71,7 +72,5 @@ def first_logits(model: RankModel, prompt: list[int]) -> list[float] | None:
     if model.seat.strategy.pp > 1:
         return None
     batch = packed([Segment(0, 0, tuple(prompt), emits=True)], model.device)
-    layers = model.seat.plan.model.layers
-    latent = [index for index in model.seat.layers if layers[index].attention.kind == "mla"]
-    hidden = model.hidden(batch, KvCache(1, len(prompt), latent), None)
+    hidden = model.hidden(batch, KvCache.for_seat(model.seat, 1, len(prompt)), None)
     return model.logits(hidden, batch)[0].tolist()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import torch
 
 from moiety.errors import InputError
-from moiety.runtime.experts.grouped import partial_outputs
+from moiety.runtime.experts.grouped import one_by_one, partial_outputs, suits_grouped_mm
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,15 +37,18 @@ class Backend:
     """Why weights cannot be computed this way; None where they can."""
     is_preferred: Callable[[ExpertWeights], bool]
     """Whether a layer gets this way unless told otherwise, where nothing is in its way."""
+    has_gradients: bool = True
+    """Whether gradients come back through it."""
 
 
-def backend_for(weights: ExpertWeights, name: str | None = None) -> Backend:
-    """Return the back end called `name`, or the first in the table that suits the weights.
+def backend_for(weights: ExpertWeights, name: str | None = None, *, trains: bool = False) -> Backend:
+    """Return the back end called `name`, or the first in the table that suits the weights and, if it trains, training.
 
     Raises InputError for a name that is not in the table, or whose back end cannot compute these weights.
     """
     if name is None:
-        return next(each for each in BACKENDS.values() if each.is_preferred(weights) and each.obstacle(weights) is None)
+        known = (each for each in BACKENDS.values() if each.has_gradients or not trains)
+        return next(each for each in known if each.is_preferred(weights) and each.obstacle(weights) is None)
     if name not in BACKENDS:
         raise InputError(f"a back end of experts is one of {', '.join(BACKENDS)}", field="expert_backend", value=name)
     reason = BACKENDS[name].obstacle(weights)
@@ -82,6 +86,10 @@ def _triton_obstacle(weights: ExpertWeights) -> str | None:
     return None
 
 
+def _grouped_mm_obstacle(weights: ExpertWeights) -> str | None:
+    return None if suits_grouped_mm(weights) else "torch's grouped product takes rows of multiples of 16 bytes"
+
+
 def _is_interpreted() -> bool:
     from moiety.runtime.kernels.configs import INTERPRETED  # noqa: PLC0415 - as above
 
@@ -95,8 +103,9 @@ def _suits_tensor_cores(weights: ExpertWeights) -> bool:
 BACKENDS = {
     each.name: each
     for each in (
-        Backend("triton", _triton_outputs, _triton_obstacle, _suits_tensor_cores),
-        Backend("grouped_mm", partial_outputs, lambda _: None, lambda _: True),
+        Backend("triton", _triton_outputs, _triton_obstacle, _suits_tensor_cores, has_gradients=False),
+        Backend("grouped_mm", partial_outputs, _grouped_mm_obstacle, lambda _: True),
+        Backend("matmul", partial(partial_outputs, multiply=one_by_one), lambda _: None, lambda _: True),
     )
 }
 """In the order of preference."""

@@ -46,11 +46,6 @@ class ExpertUse:
     backend: str | None = None
     """What computes them (`backends.py`); None: the best for their weights and their use."""
 
-    @property
-    def backend_name(self) -> str | None:
-        """The back end that is asked for: of those that have a backward pass in training."""
-        return self.backend or ("grouped_mm" if self.trains else None)
-
 
 FOR_INFERENCE = ExpertUse()
 
@@ -82,7 +77,7 @@ def expert_layers(
         prefix, module = modules[index]
         experts = placement.experts_of_rank(row, seat.coordinates["ep"])
         weights = supply.experts(seat, index, prefix, module, experts)
-        held = HeldLayer(index, choosers[index], weights, backend_for(weights, use.backend_name))
+        held = HeldLayer(index, choosers[index], weights, backend_for(weights, use.backend, trains=use.trains))
         found[index] = ExpertLayer(held, routed, partial=seat.strategy.tp > 1)
     return found
 

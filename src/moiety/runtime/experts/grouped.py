@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,11 +14,11 @@ from moiety.runtime.conversion import integers
 from moiety.runtime.dispatch.reduction import segment_sum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from moiety.runtime.dispatch.wire import Rows
     from moiety.runtime.telemetry import Recorder
 
+Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Rows [rows, inner] sorted by slot, weights [slots, inner, outer] and the slots' rows [slots] -> [rows, outer]."""
 KEY_BITS = 48
 """Of a row's key: its number in its rank in the lower 32, above them the rank's in the stage."""
 _FEW_ROWS = 6
@@ -25,6 +26,8 @@ _FEW_ROWS = 6
 _MOST_INNER = 1024
 """... the inner size up to which they are faster as weights times columns."""
 _PAIR = 2
+_LINE_BYTES = 16
+"""That torch's grouped product wants the rows of its operands to be multiples of."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,7 +59,27 @@ class ExpertWeights:
         return sum(each.nbytes for each in held if each is not None)
 
 
-def partial_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer: int) -> torch.Tensor:
+def suits_grouped_mm(weights: ExpertWeights) -> bool:
+    """Return whether torch's grouped product takes these weights: all rows lie in lines of 16 bytes."""
+    line = _LINE_BYTES // weights.down.element_size()
+    return not any(size % line for size in (*weights.gate_up.shape[1:], *weights.down.shape[1:]))
+
+
+def grouped(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Return the product of each slot's rows with its weights, in one call."""
+    if rows.shape[0] == 0:  # grouped_mm has no backward pass for that
+        return rows @ weights[0]
+    return grouped_mm(rows, weights, offs=counts.cumsum(0).to(torch.int32))
+
+
+def one_by_one(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
+    """Return the same by a product for each slot, of any width."""
+    return torch.cat([part @ weights[slot] for slot, part in enumerate(torch.split(rows, integers(counts)))])
+
+
+def partial_outputs(
+    rows: Rows, weights: ExpertWeights, recorder: Recorder, layer: int, multiply: Multiply = grouped
+) -> torch.Tensor:
     """Return for each row the weighted sum of the outputs of its slots here, [rows, hidden] float32.
 
     Rows of a slot are computed in the order of their keys, whichever way they came, and a row's slots are added in the
@@ -67,7 +90,7 @@ def partial_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, laye
     order = torch.argsort((slot << KEY_BITS) + rows.keys[row])
     counts = torch.bincount(slot, minlength=weights.num_slots)
     taken = row[order]
-    outputs = _products(rows.hidden.index_select(0, taken), slot[order], counts, weights, recorder, layer)
+    outputs = _products(rows.hidden.index_select(0, taken), slot[order], counts, weights, recorder, layer, multiply)
     outputs = outputs.float() * rows.weights[taken, column[order]][:, None]
     if torch.is_grad_enabled():
         sums = cast("torch.Tensor", cast("Any", _RowSums).apply(outputs, order, row, taken, rows))
@@ -121,10 +144,12 @@ def _products(
     weights: ExpertWeights,
     recorder: Recorder,
     layer: int,
+    multiply: Multiply,
 ) -> torch.Tensor:
     """Return the experts' outputs of rows sorted by slot, [rows, hidden]."""
     is_few = hidden.device.type == "cpu" and hidden.shape[0] <= _FEW_ROWS * weights.num_slots
-    multiply = _by_slot if is_few and not torch.is_grad_enabled() else _grouped
+    if is_few and not torch.is_grad_enabled():
+        multiply = _by_slot
     middle = multiply(hidden, weights.gate_up, counts)
     if weights.gate_up_bias is not None:
         middle += weights.gate_up_bias[slot]
@@ -136,15 +161,8 @@ def _products(
     return out
 
 
-def _grouped(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return the product of each slot's rows with its weights, in one call."""
-    if rows.shape[0] == 0:  # grouped_mm has no backward pass for that
-        return rows @ weights[0]
-    return grouped_mm(rows, weights, offs=counts.cumsum(0).to(torch.int32))
-
-
 def _by_slot(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return the same slot by slot, for few rows on a CPU: empty slots cost nothing, the others their best product."""
+    """Return the same for few rows on a CPU: empty slots cost nothing, the others their best product."""
     out = rows.new_empty(rows.shape[0], weights.shape[2])
     low = 0
     for slot, count in enumerate(integers(counts)):

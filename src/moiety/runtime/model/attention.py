@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention, softmax
 
+from moiety.errors import InputError
 from moiety.runtime.model.latent_attention import latent_decode
 
 if TYPE_CHECKING:
@@ -38,16 +39,17 @@ def packed_attention(  # noqa: PLR0913 - the arguments are transformers'
     """Return the attention output of packed tokens, [1, tokens, heads, value width], each over its own sequence.
 
     `query` is [1, heads, tokens, width]. Keys and values of the sequences so far come from `cache`, or from `key` and
-    `value` where the cache is latent and prompts are computed: then they hold every sequence's, packed.
+    `value` where prompts are computed and the cache gives all that they see, packed (latent and windowed layers).
     `sliding_window` is how many tokens a query sees, itself included; `s_aux` [heads] are sink logits that take part in
     the softmax alone (gpt-oss).
     """
     layer = module.layer_idx
     assert isinstance(layer, int), "transformers numbers its layers"
     sinks = s_aux.to(query.dtype) if s_aux is not None else None
+    _check_window(cache.window(layer), sliding_window, layer)
     if batch.is_decode:
-        keys, values = (_rows(each, batch) for each in cache.layer(layer))
-        seen = _seen(batch, sliding_window)
+        keys, values = (_rows(each, batch).to(query.dtype) for each in cache.layer(layer))
+        seen = _seen(batch, None if cache.window(layer) else sliding_window, cache.layer(layer)[0].shape[2])
         if cache.is_latent(layer):
             asked = query[0].transpose(0, 1)
             decoded = latent_decode(module, asked, keys[:, 0], values[:, 0], seen, scaling=scaling, recorder=recorder)
@@ -59,12 +61,16 @@ def packed_attention(  # noqa: PLR0913 - the arguments are transformers'
     before = 0
     for segment, low in zip(batch.segments, batch.offsets, strict=False):
         new = query[:, :, low : low + len(segment.token_ids)]
-        if cache.is_latent(layer):
-            keys, values = (each[:, :, before : before + segment.end] for each in (key, value))
+        start = cache.num_before(segment, layer)
+        if cache.gives_sequences(layer):
+            end = before + start + len(segment.token_ids)
+            keys, values = (each[:, :, before:end] for each in (key, value))
+            before = end
         else:
-            keys, values = (each[segment.slot : segment.slot + 1, :, : segment.end] for each in cache.layer(layer))
-        parts.append(_sequence(new, keys, values, segment.start, scaling, sliding_window, sinks))
-        before += segment.end
+            keys, values = (
+                each[segment.slot : segment.slot + 1, :, : segment.end].to(query.dtype) for each in cache.layer(layer)
+            )
+        parts.append(_sequence(new, keys, values, start, scaling, sliding_window, sinks))
     out = torch.cat(parts, dim=2).transpose(1, 2)
     recorder.mark("attention", layer)
     return out, None
@@ -130,20 +136,28 @@ def _sequence(
     return out[..., :width] if missing else out
 
 
+def _check_window(kept: int | None, seen: int | None, layer: int) -> None:
+    """Raise InputError where the cache keeps a window and the layer's tokens see another, or all."""
+    if kept not in {None, seen}:
+        rule = f"is planned, and transformers' attention sees {'all' if seen is None else seen}"
+        remedy = f"give prompts that end within {kept} tokens"
+        raise InputError(rule, field=f"sliding window of layer {layer}", value=kept, remedy=remedy)
+
+
 def _rows(cached: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Return what a cache [slots, heads, capacity, width] holds of the batch's sequences, up to the longest's end."""
-    longest = max(each.end for each in batch.segments)
+    """Return what a cache [slots, heads, kept, width] holds of the batch's sequences, up to the longest's end."""
+    longest = min(max(each.end for each in batch.segments), cached.shape[2])
     first = batch.segments[0].slot
     if all(each.slot == first + index for index, each in enumerate(batch.segments)):
         return cached[first : first + len(batch.segments), :, :longest]
     return cached[batch.slots, :, :longest]
 
 
-def _seen(batch: Batch, window: int | None) -> torch.Tensor | None:
-    """Return which cached tokens each sequence's new one sees, [sequences, 1, longest]; None where it sees all."""
-    longest = max(each.end for each in batch.segments)
+def _seen(batch: Batch, window: int | None, kept: int) -> torch.Tensor | None:
+    """Return which of `kept` cached tokens each sequence's new one sees, [sequences, 1, longest]; None: it sees all."""
+    longest = min(max(each.end for each in batch.segments), kept)
     shortest = min(each.end for each in batch.segments)
-    if shortest == longest and (window is None or window >= longest):
+    if shortest >= longest and (window is None or window >= longest):
         return None
     to = torch.arange(longest, device=batch.ends.device)[None]
     seen = to < batch.ends[:, None]
