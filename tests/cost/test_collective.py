@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moiety.cost.collective import collective_transfer, fan_out
+from moiety.cost.collective_library import protocols_of
 from tests.scenarios import CALIBRATION, tiered
 
 if TYPE_CHECKING:
@@ -22,10 +23,25 @@ KINDS: list[CollectiveKind] = ["all_reduce", "all_gather", "reduce_scatter", "se
 
 def test_a_ring_inside_a_node_by_hand() -> None:
     size = 32e6
-    transfer = collective_transfer("all_reduce", size, tuple(range(8)), CLUSTER, CALIBRATION)
+    ring = CALIBRATION.model_copy(update={"collectives": CONSTANTS.model_copy(update={"protocols": ()})})
+    transfer = collective_transfer("all_reduce", size, tuple(range(8)), CLUSTER, ring)
     expected = CONSTANTS.latency_s[2] + 2 * 7 / 8 * size / (300e9 * CONSTANTS.link_efficiency[2])
     assert transfer.seconds == pytest.approx(expected)
     assert transfer.tier_bytes == (2 * 7 / 8 * size, 0.0)
+
+
+def test_inside_a_node_the_fastest_protocol_counts() -> None:
+    size = 32e6
+    known = protocols_of(CONSTANTS, "all_gather", CLUSTER.device.architecture)
+    assert known is not None
+    times = [
+        each.start_s
+        + 7 * each.step_s
+        + 7 / 8 * size / (300e9 * each.share * (8 / known.largest_group) ** known.share_exponent)
+        for each in known.protocols
+    ]
+    transfer = collective_transfer("all_gather", size, tuple(range(8)), CLUSTER, CALIBRATION)
+    assert transfer.seconds == pytest.approx(min(times))
 
 
 def test_a_ring_over_nodes_by_hand() -> None:

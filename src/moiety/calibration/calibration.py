@@ -54,6 +54,34 @@ class Roofline(Sourced):
     """What products with weights of a format reach of both efficiencies; of formats that are not named, all."""
 
 
+LibraryCollective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+"""What a library of collectives is asked for."""
+
+
+class Protocol(Record):
+    """One way in which a library moves bytes: `start_s + step_s x steps + bytes / (share x bandwidth)`."""
+
+    start_s: Seconds
+    step_s: Seconds
+    share: Efficiency
+    """Of the link's bandwidth, in the largest group."""
+
+
+class CollectiveProtocols(Record):
+    """A library's protocols for collectives inside one domain of links; the fastest one counts.
+
+    NCCL has three (LL, LL128, Simple): the quicker one starts, the less of the link it uses.
+    """
+
+    collectives: tuple[LibraryCollective, ...] = Field(min_length=1)
+    architectures: tuple[str, ...] = Field(min_length=1)
+    largest_group: Annotated[int, Field(gt=1, le=1_048_576)]
+    """Of the groups that were measured; larger ones are taken to start as quickly."""
+    share_exponent: Annotated[float, Field(ge=-2, le=2)]
+    """A group of n reaches `share x (n / largest_group) ^ share_exponent` of the bandwidth."""
+    protocols: tuple[Protocol, ...] = Field(min_length=1)
+
+
 class CollectiveConstants(Sourced):
     """Ring collectives inside one domain of links, by group size; and over the network between domains."""
 
@@ -69,6 +97,8 @@ class CollectiveConstants(Sourced):
     """How much faster a large all-reduce is where the switch of the domain reduces (NVLink SHARP)."""
     network_latency_s: Seconds
     network_efficiency: Efficiency
+    protocols: tuple[CollectiveProtocols, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Of devices and collectives that are not named, the line above counts: `latency_s` and `link_efficiency`."""
 
     @model_validator(mode="after")
     def _is_a_table(self) -> Self:

@@ -7,10 +7,18 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from moiety.cost.collective_library import library_times, protocols_of
+
 if TYPE_CHECKING:
-    from moiety.calibration.calibration import Calibration, CollectiveConstants
+    from moiety.calibration.calibration import Calibration, CollectiveConstants, LibraryCollective
     from moiety.cluster.cluster import Cluster
     from moiety.graph.op import CollectiveKind
+
+_IN_LIBRARY: dict[CollectiveKind, LibraryCollective] = {
+    "all_reduce": "all_reduce",
+    "all_gather": "all_gather",
+    "reduce_scatter": "reduce_scatter",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +56,11 @@ def collective_transfer(
     """Return the time of a ring collective over `ranks`, step by step over the tiers.
 
     On tier t with fan-out f the ring moves (f - 1) / f of what the tiers below have not yet divided, twice for an
-    all-reduce: `a + 2 (f - 1) / f S / B` (Thakur et al. 2005; NCCL's ring). A large all-reduce inside a domain whose
-    switch reduces is faster by a measured factor.
+    all-reduce: `a + 2 (f - 1) / f S / B` (Thakur et al. 2005; NCCL's ring). Inside a domain the fastest protocol of
+    the library counts where it was measured; an engine's own kernel reduces small tensors sooner, and a switch that
+    reduces large ones by a measured factor.
     """
     constants = calibration.collectives
-    passes = 2.0 if kind == "all_reduce" else 1.0
     remaining = payload_bytes
     seconds, tier_seconds, tier_bytes = 0.0, [0.0] * len(cluster.tiers), [0.0] * len(cluster.tiers)
     if kind == "send":
@@ -64,19 +72,54 @@ def collective_transfer(
     for tier, parts in enumerate(fan_out(ranks, tuple(each.num_gpus for each in cluster.tiers))):
         if parts == 1:
             continue
-        moved = passes * (parts - 1) / parts * remaining
-        reduced_by_switch = kind == "all_reduce" and cluster.tiers[tier].in_network_reduction
-        rate = cluster.bandwidth_per_gpu(tier) * _efficiency(
-            parts, remaining, tier, constants, gain=constants.in_network_gain if reduced_by_switch else 1.0
-        )
-        if kind == "all_reduce" and remaining <= constants.small_bytes and tier == 0:
-            latency = constants.small_latency_s
-        else:
-            latency = _latency(cluster, tier, parts, constants)
-        tier_seconds[tier], tier_bytes[tier] = moved / rate, moved
-        seconds += latency + moved / rate
+        latency, wire_s = _ring(kind, remaining, parts, tier, cluster, constants)
+        if tier == 0 and kind in _IN_LIBRARY:
+            latency, wire_s = _in_domain(kind, remaining, parts, cluster, constants, (latency, wire_s))
+        tier_seconds[tier], tier_bytes[tier] = wire_s, _moved(kind, remaining, parts)
+        seconds += latency + wire_s
         remaining /= parts
     return Transfer(seconds, tuple(tier_seconds), tuple(tier_bytes))
+
+
+def _in_domain(
+    kind: CollectiveKind,
+    size_bytes: float,
+    parts: int,
+    cluster: Cluster,
+    constants: CollectiveConstants,
+    ring: tuple[float, float],
+) -> tuple[float, float]:
+    """Return (start-up, wire) seconds inside a domain of links: the library's where they are known."""
+    asked = _IN_LIBRARY[kind]
+    known = protocols_of(constants, asked, cluster.device.architecture)
+    if known is None:
+        return ring
+    library = library_times(known, asked, size_bytes, parts, cluster.bandwidth_per_gpu(0))
+    other_ways = kind == "all_reduce" and not constants.small_bytes < size_bytes <= constants.mid_bytes
+    return min(library, ring, key=sum) if other_ways else library
+
+
+def _ring(
+    kind: CollectiveKind,
+    size_bytes: float,
+    parts: int,
+    tier: int,
+    cluster: Cluster,
+    constants: CollectiveConstants,
+) -> tuple[float, float]:
+    """Return (start-up, wire) seconds on one tier by the line of the group's size."""
+    moved = _moved(kind, size_bytes, parts)
+    reduced_by_switch = kind == "all_reduce" and cluster.tiers[tier].in_network_reduction
+    gain = constants.in_network_gain if reduced_by_switch else 1.0
+    rate = cluster.bandwidth_per_gpu(tier) * _efficiency(parts, size_bytes, tier, constants, gain=gain)
+    if kind == "all_reduce" and size_bytes <= constants.small_bytes and tier == 0:
+        return constants.small_latency_s, moved / rate
+    return _latency(cluster, tier, parts, constants), moved / rate
+
+
+def _moved(kind: CollectiveKind, size_bytes: float, parts: int) -> float:
+    """Return the bytes that each member of a ring sends."""
+    return (2.0 if kind == "all_reduce" else 1.0) * (parts - 1) / parts * size_bytes
 
 
 def _latency(cluster: Cluster, tier: int, parts: int, constants: CollectiveConstants) -> float:

@@ -219,6 +219,7 @@ def _family(
             "link_efficiency": (efficiency,) * sizes,
             "large_efficiency": efficiency,
             "in_network_gain": 1.0,
+            "protocols": (),
             "small_bytes": 0,
             "source": source,
             "range": "all-reduce of activations in one domain of links",

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 
 from moiety.calibration.catalog import calibration_for
 from moiety.calibration.serving_catalog import load_serving
-from moiety.cluster.catalog import catalog_devices, load_device
-from moiety.cost.collective import collective_transfer
 from moiety.cost.power import power_w
 from moiety.cost.roofline import compute_seconds
 from moiety.dtypes import BYTES_PER_ELEMENT
@@ -16,25 +14,19 @@ from moiety.graph.model_flops import model_flops_per_token
 from moiety.graph.op import AttentionCore, Gemm
 from moiety.projection.serving import offline_throughput
 from moiety.validation.predict import ServingPredictor
-from moiety.validation.serving_case import SkippedRow, row_cluster, row_model, serving_case
+from moiety.validation.serving_case import SkippedRow, row_model, serving_case
 from moiety.validation.serving_row import ServingRow
+from moiety.validation.transfer_case import predict_transfer, row_device
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moiety.cluster.device import Device
-    from moiety.graph.op import CollectiveKind
     from moiety.validation.system_row import SystemRow
 
 _DENSE = re.compile(r"dense GEMM M(\d+) N(\d+) K(\d+)$")
 _GROUPED = re.compile(r"grouped GEMM (\d+) experts h(\d+) i(\d+)")
 _GQA = re.compile(r"GQA decode (\d+)q/(\d+)kv d(\d+)$")
 _MLA = re.compile(r"FlashMLA/FlashInfer MLA decode h(\d+)$")
-_COLLECTIVES: dict[str, CollectiveKind] = {
-    "all_reduce": "all_reduce",
-    "all_gather": "all_gather",
-    "reduce_scatter": "reduce_scatter",
-}
 _LATENT, _VALUE = 576, 512
 """Elements of a cached latent with its rope part, and of those that values are read from (DeepSeek)."""
 
@@ -55,8 +47,8 @@ def predict_system(row: SystemRow) -> dict[str, float]:
             match = pattern.match(row.model)
             if match:
                 return predicted(row, tuple(int(part) for part in match.groups()))
-    if row.kind == "comm" and row.model in _COLLECTIVES:
-        return _collective(row)
+    if row.kind == "comm":
+        return predict_transfer(row)
     if row.kind == "e2e" and row.phase == "mixed" and row.batch == _ALL_QUEUED:
         return _offline(row)
     if row.kind == "energy":
@@ -67,15 +59,8 @@ def predict_system(row: SystemRow) -> dict[str, float]:
 _ALL_QUEUED = "max load (all requests queued)"
 
 
-def _device(row: SystemRow) -> Device:
-    name = re.split(r"[-_ (]", row.hardware.lower().removeprefix("nvidia "))[0]
-    if name not in catalog_devices():
-        raise SkippedRow(f"hardware {row.hardware!r} is not in the catalogue")
-    return load_device(name)
-
-
 def _microseconds(row: SystemRow, work: Gemm | AttentionCore) -> float:
-    device = _device(row)
+    device = row_device(row)
     return compute_seconds(work, device, calibration_for(device.architecture)) * 1e6
 
 
@@ -131,20 +116,6 @@ def _batch(row: SystemRow) -> int:
     return int(row.batch)
 
 
-def _collective(row: SystemRow) -> dict[str, float]:
-    """Return a collective over all GPUs of the row; `bytes` is what a GPU holds before or after, the larger."""
-    size, gpus = _metric(row, "bytes"), row.n_gpus or 0
-    if not size or gpus < 2:  # noqa: PLR2004 - one GPU has nobody to talk to
-        raise SkippedRow("bytes or the number of GPUs is not stated")
-    device = _device(row)
-    cluster = row_cluster(device.name, gpus)
-    if gpus > cluster.tiers[0].num_gpus:
-        raise SkippedRow("which domains of links the GPUs lie in is not stated")
-    calibration = calibration_for(device.architecture)
-    found = collective_transfer(_COLLECTIVES[row.model], size, tuple(range(gpus)), cluster, calibration)
-    return {"us": found.seconds * 1e6}
-
-
 def _serving_row(
     row: SystemRow, backend: str, concurrency: int, input_tokens: float, output_tokens: float
 ) -> ServingRow:
@@ -157,7 +128,7 @@ def _serving_row(
         {
             "id": row.id,
             "model": row.model,
-            "system": _device(row).name,
+            "system": row_device(row).name,
             "backend": backend,
             "mode": "agg",
             "measured": {},
@@ -190,7 +161,7 @@ def _power(row: SystemRow) -> dict[str, float]:
     rate, step_ms, gpus = _metric(row, "output_tok_s_total"), _metric(row, "median_itl_ms"), row.n_gpus
     if not rate or not step_ms or not gpus or not row.osl:
         raise SkippedRow("throughput, time between tokens or output length is not stated")
-    model, device = row_model(row.model), _device(row)
+    model, device = row_model(row.model), row_device(row)
     case = serving_case(_serving_row(row, "vllm", _batch(row), 1, row.osl))
     pool = ServingPredictor(load_serving()).pool(case, case.decode)
     flops = model_flops_per_token(model, context_tokens=row.osl / 2, emitted_share=1.0, training=False)
