@@ -53,8 +53,8 @@ def request_metrics(before: Scrape, after: Scrape) -> RequestMetrics | None:
     """Return output tokens a second, and the mean time per token, between two readings.
 
     None where no engine counted tokens in both. A counter that has fallen was reset: what it shows has come since. A
-    series that was not there before says nothing yet. Tokens that waiting requests will need are not seen: the demand is
-    what was served.
+    series that was not there before says nothing yet. What waiting requests will need is not seen: the demand is what
+    was served.
     """
     elapsed_s = after.time_s - before.time_s
     tokens = [_increase(before, after, name) for name in GENERATED]

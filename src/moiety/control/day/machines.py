@@ -79,10 +79,10 @@ def temperature_c(power_w: float, device: Device, conditions: Conditions, *, poo
 def serves(state: State) -> bool:
     """Return whether requests can be served: every expert is somewhere, and nobody stands back.
 
-    Slots that wait for their experts do not matter.
+    Ranks that leave serve until they have gone; slots that wait for their experts do not matter.
     """
     if state.standing_back:
         return False
-    held = state.slot_map[:, state.ranks.working].reshape(len(state.slot_map), -1)
+    held = state.slot_map[:, state.ranks.members].reshape(len(state.slot_map), -1)
     experts = np.arange(state.deployment.num_experts)
     return all(bool(np.isin(experts, row).all()) for row in held)
