@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from moiety.cli.catalog import catalog
+from moiety.cli.control import control
 from moiety.cli.output import complain
 from moiety.cli.place import place
 from moiety.cli.plan import plan
@@ -48,6 +49,7 @@ app.command()(validate)
 app.command()(run)
 app.command()(train)
 app.command()(serve)
+app.add_typer(control, name="control")
 app.command()(routing)
 app.command()(catalog)
 

@@ -36,9 +36,11 @@ class Deployment:
     """Slots of a layer that a rank's memory can hold."""
     links: CopyLinks
     layer_step_s: float
-    """Seconds that a layer's experts take in a step at perfect balance."""
+    """Seconds by which a layer's step grows when its fullest rank gets a mean load more."""
     step_s: float
     phase: Phase
+    gpus_per_rank: int = 1
+    """GPUs that share a rank's experts (expert tensor parallelism); they fail, heat and move as one."""
     group_ranks: int = 1
     """Consecutive ranks that stop together (tensor parallelism)."""
     has_checkpoint: bool = True

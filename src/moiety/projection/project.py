@@ -47,8 +47,11 @@ def judge_pool(scenario: Scenario, pool: Pool, plan: Plan, *, timing: Timing) ->
     return PHASES[pool.role](case, pool.schedule, timing=timing)
 
 
-def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome) -> Projection:
-    """Return the projection of one pool by itself."""
+def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_share: float = 1.0) -> Projection:
+    """Return the projection of one pool by itself.
+
+    `clock_share` is f / fmax where the SMs run at a lower clock; the device's peaks are then those at that clock.
+    """
     model, device = scenario.model, scenario.cluster.device
     outcome, schedule = phase.outcome, phase.schedule
     flops = flops_per_token(scenario, pool)
@@ -57,7 +60,12 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome) -> Project
     mfu = achieved / peak
     mbu = min(outcome.memory_traffic_bytes / (phase.step_s * device.memory_bandwidth_bytes_per_s), 1.0)
     watts = power_w(
-        device, scenario.calibration, mfu=achieved / device.peak("bf16"), mbu=mbu, is_moe=model.moe is not None
+        device,
+        scenario.calibration,
+        mfu=achieved / device.peak("bf16"),
+        mbu=mbu,
+        is_moe=model.moe is not None,
+        clock_share=clock_share,
     )
     share = min(outcome.step_s / phase.step_s, 1.0) if schedule.num_microbatches >= pool.strategy.pp else 1.0
     return Projection(

@@ -1,0 +1,1 @@
+"""A simulated day: the policy at work against traffic, faults and heat, without a clock of its own."""

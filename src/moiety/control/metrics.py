@@ -1,0 +1,96 @@
+"""The state in Prometheus' text format, under conventional names (https://prometheus.io/docs/practices/naming/)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from moiety.control.state import Status
+from moiety.control.working import is_covered, relative_loads, working_map, working_problem
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.core import Metric
+
+    from moiety.control.state import State
+
+
+def metrics_text(state: State) -> str:
+    """Return the metrics of a state; what is not known (a GPU's watts, balance while experts move) is left out."""
+    return generate_latest(_StateCollector(state)).decode()  # pyright: ignore[reportArgumentType] - only asked to collect
+
+
+class _StateCollector(Collector):
+    """Gives the metrics of one state, always in the same order."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        """Give the metrics."""
+        yield from _counters(self._state)
+        yield from _gauges(self._state)
+        yield _ranks(self._state)
+        yield _power(self._state)
+        yield _loads(self._state)
+        if is_covered(self._state) and len(self._state.forecast.history):
+            yield _balance(self._state)
+
+
+def _counters(state: State) -> Iterator[Metric]:
+    for name, text, value in (
+        ("moiety_expert_moves", "Experts moved.", state.moves),
+        ("moiety_recoveries", "Times that ranks were fenced.", state.recoveries),
+        ("moiety_stale_messages", "Messages of an old epoch or a fenced rank, ignored.", state.zombie_words),
+    ):
+        yield CounterMetricFamily(name, text, value=value)
+
+
+def _gauges(state: State) -> Iterator[Metric]:
+    for name, text, value in (
+        ("moiety_epoch", "Number of the membership that is in force.", state.epoch),
+        ("moiety_expert_moves_pending", "Moves asked for and not reported yet.", len(state.pending)),
+        ("moiety_experts_refused", "Experts that no rank holds and none can be given.", len(state.refused)),
+        ("moiety_standing_back", "1 while this controller decides nothing.", int(state.standing_back)),
+    ):
+        yield GaugeMetricFamily(name, text, value=value)
+
+
+def _ranks(state: State) -> Metric:
+    family = GaugeMetricFamily("moiety_ranks", "Ranks by what they are to the others.", labels=["status"])
+    for status in Status:
+        family.add_metric([status.name.lower()], float((state.ranks.status == status).sum()))
+    return family
+
+
+def _power(state: State) -> Metric:
+    family = GaugeMetricFamily("moiety_power_watts", "Last reading of a rank's GPU.", labels=["rank"])
+    for rank, watts in enumerate(state.ranks.power_w.tolist()):
+        if np.isfinite(watts):
+            family.add_metric([str(rank)], watts)
+    return family
+
+
+def _loads(state: State) -> Metric:
+    text = "Share of its layer's tokens that an expert is expected to get in the next window."
+    family = GaugeMetricFamily("moiety_expert_load", text, labels=["layer", "expert"])
+    if len(state.forecast.history):
+        for layer, row in enumerate(state.forecast.shares.tolist()):
+            for expert, share in enumerate(row):
+                family.add_metric([str(layer), str(expert)], share)
+    return family
+
+
+def _balance(state: State) -> Metric:
+    """Return mean over fullest rank's load of each layer in the last window."""
+    problem = working_problem(state, state.forecast.history[-1:])
+    peaks = relative_loads(problem, working_map(state))[0].max(axis=1)
+    family = GaugeMetricFamily("moiety_balancedness", "Mean over fullest rank's load, last window.", labels=["layer"])
+    for layer, peak in enumerate(peaks.tolist()):
+        family.add_metric([str(layer)], 1 / peak)
+    return family
