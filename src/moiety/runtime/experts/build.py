@@ -15,7 +15,6 @@ from moiety.runtime.dispatch.exchange import StageShape
 from moiety.runtime.dispatch.serving import slot_choosers
 from moiety.runtime.dispatch.table import exchange_over
 from moiety.runtime.experts.backends import backend_for
-from moiety.runtime.experts.grouped import ExpertWeights
 from moiety.runtime.experts.layer import (
     ExchangedExperts,
     ExpertLayer,
@@ -23,6 +22,7 @@ from moiety.runtime.experts.layer import (
     HeldLayer,
     LocalExperts,
 )
+from moiety.runtime.experts.weights import ExpertWeights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
