@@ -43,8 +43,12 @@ _WITH_NUMBER: dict[Any, Callable[..., Any]] = {
 """Elementwise ops of a tensor and a number, which PyTorch makes a tensor of at every call."""
 
 _QUICK = frozenset(
-    """_softmax add addmm baddbmm bmm cat clamp clamp_min clamp_max cos cumsum div eq exp gather ge gt index_select
-    le lt maximum minimum mm mul ne neg pow reciprocal rsqrt searchsorted sigmoid sin sqrt sub sum tanh topk where""".split()  # noqa: SIM905 - fewer lines
+    {
+        *("_softmax", "add", "addmm", "baddbmm", "bmm", "cat", "clamp", "clamp_min", "clamp_max", "cos", "cumsum"),
+        *("div", "eq", "exp", "gather", "ge", "gt", "index_select", "le", "lt", "maximum", "minimum", "mm", "mul"),
+        *("ne", "neg", "pow", "reciprocal", "rsqrt", "searchsorted", "sigmoid", "sin", "sqrt", "sub", "sum", "tanh"),
+        *("topk", "where"),
+    }
 )
 """Ops whose function in `torch` takes the arguments of their overloads, and `out`."""
 
@@ -84,7 +88,7 @@ def calls_into(  # noqa: C901, PLR0911 - one way for each kind of op
         return [Call(torch.Tensor.fill_, (out, _FILLED[packet]), {})]
     if packet in {aten.full, aten.full_like, aten.new_full}:
         return [Call(torch.Tensor.fill_, (out, arguments[1 if packet is not aten.new_full else 2]), {})]
-    if packet is aten.mean and len(arguments) > 1:
+    if op is aten.mean.dim:
         return _mean(out, *arguments)
     if packet is aten.embedding:
         weight, index = arguments[:2]
@@ -142,7 +146,7 @@ def _out_variant(op: Any) -> tuple[Any, list[str]] | None:  # noqa: ANN401 - as 
         outs = [each.name for each in arguments if each.is_out]
         if not outs or [(each.name, str(each.type)) for each in arguments if not each.is_out] != wanted:
             continue
-        if torch._C._dispatch_has_kernel_for_dispatch_key(overload.name(), "CPU"):  # noqa: SLF001 - as above
+        if cast("Any", torch)._C._dispatch_has_kernel_for_dispatch_key(overload.name(), "CPU"):  # noqa: SLF001 - as above
             return overload, outs
     return None
 

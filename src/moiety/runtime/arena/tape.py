@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map_only
@@ -85,10 +85,10 @@ def _placed(value: Any, sizes: Mapping[int, int]) -> Any:  # noqa: ANN401 - as a
     """Return `value` with the tensors whose memory the step asked for replaced by their places."""
 
     def place(tensor: torch.Tensor) -> torch.Tensor | _Place:
-        address = tensor.untyped_storage()._cdata  # noqa: SLF001 - what tells storages apart
+        address = cast("Any", tensor.untyped_storage())._cdata  # noqa: SLF001 - what tells storages apart
         if address not in sizes:
             return tensor
-        offset = tensor.storage_offset() * tensor.element_size()
+        offset = int(tensor.storage_offset()) * tensor.element_size()
         return _Place(address, tensor.dtype, tuple(tensor.shape), tensor.stride(), offset)
 
     return tree_map_only(torch.Tensor, place, value)

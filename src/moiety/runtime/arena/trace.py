@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +25,7 @@ class Trace(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
         self.passages: list[tuple[list[Call], Any]] = []
         """Parts of the step that were noted one after the other: the calls of each, and what it returned."""
         self.made: dict[int, torch.UntypedStorage] = {}
@@ -114,7 +114,7 @@ def called(function: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN
 
 
 def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata  # noqa: SLF001 - what tells storages apart, empty ones too
+    return cast("Any", tensor.untyped_storage())._cdata  # noqa: SLF001 - what tells storages apart, empty ones too
 
 
 def _looks_at_content(op: Any, arguments: tuple[Any, ...]) -> bool:  # noqa: ANN401 - an overload of PyTorch
