@@ -18,8 +18,8 @@ from moiety.placement.serving.rule import serving_table
 from moiety.runtime.dispatch.serving import SlotChooser
 from moiety.runtime.experts import backends
 from moiety.runtime.experts.backends import BACKENDS, backend_for, is_silu_gate
-from moiety.runtime.experts.grouped import ExpertWeights
 from moiety.runtime.experts.layer import HeldLayer, LocalExperts
+from moiety.runtime.experts.weights import ExpertWeights
 from moiety.runtime.telemetry import Silent
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ class SlotChooser:
     def choose(self, experts: torch.Tensor) -> torch.Tensor:
         """Return the slot that serves each of the tokens' `experts` [tokens, k], int64 of the same shape."""
         if self.only is not None:
-            return self.only[experts]
+            return self.only.index_select(0, experts.reshape(-1)).view(experts.shape)
         columns = np.ascontiguousarray(experts.t().cpu().numpy())
         tokens = self.first_token + self.token_step * np.arange(columns.shape[1], dtype=np.int64)
         home = np.full(columns.shape[1], self.home, dtype=np.int64)

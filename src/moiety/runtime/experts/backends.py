@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moiety.runtime.dispatch.wire import Rows
-    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.telemetry import Recorder
 
 _TENSOR_CORE_DTYPES = torch.bfloat16, torch.float16
