@@ -12,6 +12,14 @@ CheckpointOption = Annotated[
     str,
     typer.Option(metavar="DIR", help="Folder with the model's config.json and safetensors.", show_default=False),
 ]
+DispatchOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="flat|dedup|hierarchical",
+        help="How tokens travel to their experts, instead of the plan's way.",
+        show_default=False,
+    ),
+]
 TransportOption = Annotated[
     str,
     typer.Option(

@@ -11,6 +11,7 @@ import typer
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 from moiety.cli.rank_options import (  # typer reads them when the program runs
     CheckpointOption,  # noqa: TC001
+    DispatchOption,  # noqa: TC001
     FoldOption,  # noqa: TC001
     RankOutputOption,  # noqa: TC001
     TransportOption,  # noqa: TC001
@@ -48,14 +49,7 @@ def run(
     ignore_eos: Annotated[
         bool, typer.Option("--ignore-eos", help="Go on to --max-new-tokens, whatever token comes.")
     ] = False,
-    dispatch: Annotated[
-        str | None,
-        typer.Option(
-            metavar="flat|dedup|hierarchical",
-            help="How tokens travel to their experts, instead of the plan's way.",
-            show_default=False,
-        ),
-    ] = None,
+    dispatch: DispatchOption = None,
     transport: TransportOption = "sockets",
     fold: FoldOption = None,
     bench: Annotated[

@@ -12,6 +12,7 @@ import typer
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 from moiety.cli.rank_options import (  # typer reads them when the program runs
     CheckpointOption,  # noqa: TC001
+    DispatchOption,  # noqa: TC001
     FoldOption,  # noqa: TC001
     RankOutputOption,  # noqa: TC001
     TransportOption,  # noqa: TC001
@@ -65,14 +66,7 @@ def serve(
     max_restarts: Annotated[
         int, typer.Option(min=0, max=1_000_000, help="Processes started within 10 minutes in place of lost ranks.")
     ] = 5,
-    dispatch: Annotated[
-        str | None,
-        typer.Option(
-            metavar="flat|dedup|hierarchical",
-            help="How tokens travel to their experts, instead of the plan's way.",
-            show_default=False,
-        ),
-    ] = None,
+    dispatch: DispatchOption = None,
     transport: TransportOption = "sockets",
     fold: FoldOption = None,
     rank_output: RankOutputOption = None,
