@@ -11,6 +11,7 @@ from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 from moiety.errors import InputError
 
 if TYPE_CHECKING:
+    from moiety.calibration.calibration import Calibration
     from moiety.placement.problem import Loads
     from moiety.plan import Plan
 
@@ -50,15 +51,16 @@ def simulate(
 
     output = Output(json, quiet)
     loaded, path = load_plan(plan)
-    deployment = deployment_of(loaded, calibration_of(loaded, str(path)))
+    calibration, pool = calibration_of(loaded, str(path)), pool_of(loaded)
+    deployment = deployment_of(loaded, calibration)
     conditions = Conditions()
     if hours * 3600 < window:
         raise InputError("is longer than the day", field="--window", value=window)
     faults = parse_faults(fail or (), deployment, hours)
     day = simulate_day(
         deployment,
-        slot_map_of(pool_of(loaded)),
-        expert_shares(loaded),
+        slot_map_of(pool),
+        expert_shares(loaded, calibration),
         loaded.cluster.device,
         Policy(window_s=window),
         conditions,
@@ -67,22 +69,21 @@ def simulate(
         faults=faults,
         seed=seed,
     )
-    document = {"plan": loaded.name, "pool": pool_of(loaded).role, "day": asdict(day), "conditions": asdict(conditions)}
+    document = {"plan": loaded.name, "pool": pool.role, "day": asdict(day), "conditions": asdict(conditions)}
     output.document(lambda: json_text(document))
-    output.tables(day_sections(loaded.name, pool_of(loaded).role, day, conditions))
+    output.tables(day_sections(loaded.name, pool.role, day, conditions))
 
 
-def expert_shares(plan: Plan) -> Loads:
+def expert_shares(plan: Plan, calibration: Calibration) -> Loads:
     """Return each expert's share of the tokens, [MoE layers, experts]: measured, or by the workload's law."""
     import numpy as np
 
-    from moiety.cli.plan_file import calibration_of
     from moiety.control.deployment import pool_of
     from moiety.projection.load import expert_share
     from moiety.projection.scenario import scenario_of
 
     placement = pool_of(plan).placement
     assert placement is not None, "`pool_of` gives pools with experts"
-    scenario = scenario_of(plan, calibration_of(plan, plan.name))
+    scenario = scenario_of(plan, calibration)
     rows = range(len(placement.layers))
     return np.array([expert_share(scenario, row, placement.num_logical_experts) for row in rows], dtype=np.float64)

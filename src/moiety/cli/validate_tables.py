@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moiety.cli.table import table
-from moiety.validation.score import group_scores, metric_scores, percent, plan_choice, skipped_reasons, worst_groups
+from moiety.validation.score import (
+    error_percents,
+    group_scores,
+    metric_scores,
+    plan_choice,
+    skipped_reasons,
+    worst_groups,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -14,7 +21,6 @@ if TYPE_CHECKING:
 
     from moiety.validation.compare import Compared
     from moiety.validation.rows import ReadRows
-    from moiety.validation.score import Score
 
 _WORST, _LEAST_ROWS = 8, 5
 
@@ -33,7 +39,7 @@ def validation_sections(files: Sequence[ReadRows], compared: Sequence[Compared])
                 name,
                 f"{each.score.num_rows:,}",
                 f"{each.coverage:.1%}",
-                *_errors(each.score),
+                *error_percents(each.score),
                 "" if each.spearman is None else f"{each.spearman:.3f}",
             )
             for name, each in metrics.items()
@@ -41,7 +47,9 @@ def validation_sections(files: Sequence[ReadRows], compared: Sequence[Compared])
     )
     for grouping, values in group_scores(compared).items():
         found = [
-            (value, name, f"{s.num_rows:,}", *_errors(s)) for value, by in values.items() for name, s in by.items()
+            (value, name, f"{s.num_rows:,}", *error_percents(s))
+            for value, by in values.items()
+            for name, s in by.items()
         ]
         yield table(
             f"By {grouping}, the worst first", (grouping, "metric", ">rows", ">MAPE", ">median", ">bias"), found
@@ -49,7 +57,7 @@ def validation_sections(files: Sequence[ReadRows], compared: Sequence[Compared])
     for name in metrics:
         worst = worst_groups(compared, name, _LEAST_ROWS)[:_WORST]
         if worst:
-            cells = [(f"{s.num_rows:,}", *_errors(s), group) for group, s in worst]
+            cells = [(f"{s.num_rows:,}", *error_percents(s), group) for group, s in worst]
             yield table(f"Worst groups in {name}", (">rows", ">MAPE", ">median", ">bias", "group"), cells)
     choice = plan_choice(compared)
     if choice is not None:
@@ -61,7 +69,3 @@ def validation_sections(files: Sequence[ReadRows], compared: Sequence[Compared])
     skipped = skipped_reasons(compared)
     if skipped:
         yield table("Not predicted", (">rows", "why"), [(f"{count:,}", reason) for reason, count in skipped.items()])
-
-
-def _errors(score: Score) -> tuple[str, str, str]:
-    return percent(score.mape), percent(score.median), percent(score.bias, signed=True)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moiety.validation.score import metric_scores, percent, plan_choice, skipped_reasons, worst_groups
+from moiety.validation.score import error_percents, metric_scores, percent, plan_choice, skipped_reasons, worst_groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from moiety.validation.compare import Compared
-    from moiety.validation.score import Score
 
 _WORST, _LEAST_ROWS = 12, 5
 _TITLES = {"agg": "prefill and decode on the same GPUs", "disagg": "prefill and decode apart"}
@@ -80,7 +79,7 @@ def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) ->
         parts.append(f"## {phase}: {_TITLES[phase]}\n" if phase in _TITLES else f"## {phase}\n")
         for name in scores:
             worst = worst_groups(rows, name, _LEAST_ROWS)[:_WORST]
-            cells = [(group, str(score.num_rows), *_errors(score)) for group, score in worst]
+            cells = [(group, str(score.num_rows), *error_percents(score)) for group, score in worst]
             parts.append(_table((f"worst in {name}", "rows", "MAPE", "median", "bias"), cells))
         parts.append(
             _table(
@@ -90,7 +89,7 @@ def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) ->
                         name,
                         str(each.score.num_rows),
                         percent(each.coverage),
-                        *_errors(each.score),
+                        *error_percents(each.score),
                         "" if each.spearman is None else f"{each.spearman:.3f}",
                     )
                     for name, each in scores.items()
@@ -118,10 +117,6 @@ def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) ->
             "## Not predicted\n\n" + _table(("why", "rows"), [(why, str(count)) for why, count in skipped.items()])
         )
     return "\n".join([*parts, _FORMAT])
-
-
-def _errors(score: Score) -> tuple[str, str, str]:
-    return percent(score.mape), percent(score.median), percent(score.bias, signed=True)
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

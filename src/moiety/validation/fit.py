@@ -39,7 +39,7 @@ from moiety.validation.fit_terms import FORMATS, GROUPED, latency_weight, row_te
 from moiety.validation.least_squares import minimise, robust
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.rows import read_rows
-from moiety.validation.score import percent, score_of
+from moiety.validation.score import error_percents, score_of
 from moiety.validation.serving_case import SkippedRow, serving_case
 from moiety.validation.serving_row import ServingRow
 
@@ -307,8 +307,7 @@ def _line(tpot: NDArray[np.float64], ttft: NDArray[np.float64]) -> str:
     parts = [f"{len(tpot)} rows"]
     for name, found in (("TPOT", tpot), ("TTFT", ttft)):
         score = score_of([float(each) for each in found if not np.isnan(each)])
-        shares = (percent(score.mape), percent(score.median), percent(score.bias, signed=True))
-        parts.append("{} MAPE {}, median {}, bias {}".format(name, *shares))
+        parts.append("{} MAPE {}, median {}, bias {}".format(name, *error_percents(score)))
     return "; ".join(parts)
 
 

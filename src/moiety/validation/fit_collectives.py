@@ -22,7 +22,7 @@ from moiety.cost.collective_library import library_times
 from moiety.files import write_all
 from moiety.validation.least_squares import minimise, robust
 from moiety.validation.rows import read_rows
-from moiety.validation.score import percent, score_of
+from moiety.validation.score import error_percents, score_of
 from moiety.validation.serving_case import SkippedRow, row_cluster
 from moiety.validation.system_row import SystemRow
 from moiety.validation.transfer_case import COLLECTIVES, row_device
@@ -158,8 +158,7 @@ def _line(fitted: dict[Key, CollectiveProtocols], rows: Sequence[Timed]) -> str:
         if architecture == each.architecture and each.row.model in names
     ]
     score = score_of(errors)
-    shares = (percent(score.mape), percent(score.median), percent(score.bias, signed=True))
-    return "{} rows; MAPE {}, median {}, bias {}".format(score.num_rows, *shares)
+    return "{} rows; MAPE {}, median {}, bias {}".format(score.num_rows, *error_percents(score))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

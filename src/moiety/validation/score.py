@@ -179,6 +179,11 @@ def percent(share: float, *, signed: bool = False) -> str:
     return f"{share:{'+' if signed else ''}.{digits}%}"
 
 
+def error_percents(score: Score) -> tuple[str, str, str]:
+    """Return the mean size, the median size and the bias of errors for people."""
+    return percent(score.mape), percent(score.median), percent(score.bias, signed=True)
+
+
 def as_document(score: Score) -> Mapping[str, float | int]:
     """Return a score for a JSON document."""
     return {"num_rows": score.num_rows, "mape": score.mape, "median": score.median, "bias": score.bias}

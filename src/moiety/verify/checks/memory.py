@@ -229,19 +229,12 @@ def _training_state(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
     model = plan.model
     blocks = [model.blocks[model.layer_blocks[i]] for i in stage_layers(model.num_layers, strategy.pp)[memory.stage]]
     total_parameters = sum(block.num_parameters(model.hidden_size) for block in blocks)
-    routed = sum(
-        (part.num_experts + plan.options.redundant_experts) * part.expert_parameters(model.hidden_size)
-        for part in (block.feed_forward for block in blocks)
-        if part.kind == "moe"
-    )
+    mixtures = [part for part in (block.feed_forward for block in blocks) if part.kind == "moe"]
+    once = sum(part.num_experts * part.expert_parameters(model.hidden_size) for part in mixtures)
+    copies = sum(plan.options.redundant_experts * part.expert_parameters(model.hidden_size) for part in mixtures)
     tables = _tables(inspection, pool, memory) * model.vocab_size * model.hidden_size
-    once = sum(
-        part.num_experts * part.expert_parameters(model.hidden_size)
-        for part in (block.feed_forward for block in blocks)
-        if part.kind == "moe"
-    )
     dense = (total_parameters - once + tables) / strategy.tp
-    experts = routed / (strategy.ep * strategy.etp)
+    experts = (once + copies) / (strategy.ep * strategy.etp)
     sharded = plan.options.dense_parameter_sharding
     gradients = dense / strategy.attn_dp if sharded else dense
     computed = inspection.plan.options.dtypes.activations
