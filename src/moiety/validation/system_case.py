@@ -1,4 +1,4 @@
-"""What the cost model says of rows that are no serving runs: kernels, collectives, offline throughput, power."""
+"""What the cost model says of rows that are no serving runs: kernels, transfers, throughput, training, power."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from moiety.projection.serving import offline_throughput
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import SkippedRow, row_model, serving_case
 from moiety.validation.serving_row import ServingRow
+from moiety.validation.training_case import predict_training
 from moiety.validation.transfer_case import predict_transfer, row_device
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def predict_system(row: SystemRow) -> dict[str, float]:
         return predict_transfer(row)
     if row.kind == "e2e" and row.phase == "mixed" and row.batch == _ALL_QUEUED:
         return _offline(row)
+    if row.kind == "e2e" and row.phase == "training":
+        return predict_training(row)
     if row.kind == "energy":
         return _power(row)
     raise SkippedRow(f"{row.kind} rows of this form are not predicted")

@@ -1,0 +1,138 @@
+"""What a row of a training run describes, and what the cost model says of it."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING
+
+from moiety.calibration.catalog import calibration_for
+from moiety.calibration.training import load_training
+from moiety.cluster.cluster import Cluster
+from moiety.plan import DtypePolicy, Options
+from moiety.projection.training_run import TrainingRun, training_parts
+from moiety.strategy.legality import broken_rules
+from moiety.strategy.strategy import Strategy
+from moiety.validation.serving_case import SkippedRow, row_cluster, row_model
+from moiety.validation.transfer_case import row_device
+
+if TYPE_CHECKING:
+    from moiety.dtypes import Dtype
+    from moiety.validation.system_row import SystemRow
+
+_MODELS = {
+    "deepseekv3": "deepseek-v3",
+    "gpt oss 120b": "gpt-oss-120b",
+    "kimi_k2": "kimi-k2",
+    "llama3_8b": "llama-3.1-8b",
+    "llama3_70b": "llama-3.1-70b",
+    "llama3.1_405b": "llama-3.1-405b",
+    "qwen3_30b_a3b": "qwen3-30b-a3b",
+    "qwen3_235b_a22b": "qwen3-235b-a22b",
+}
+"""What frameworks call models of the catalogue."""
+_REMARK = re.compile(r" *\(.*\)$")
+_GLOBAL, _MICRO = re.compile(r"GBS (\d+)"), re.compile(r"MBS (\d+)")
+_RACK_GPUS = 64
+"""GPUs of a rack that a job of whole multiples of so many uses, where a domain of links has some to spare."""
+_SPLIT_EXPERTS = {"MCore", "TP+EP+DP"}
+"""Methods that divide experts over the attention's tensor-parallel ranks (Parallel Folding, arXiv 2504.14960)."""
+
+
+def predict_training(row: SystemRow) -> dict[str, float]:
+    """Return the predicted metrics of a training row; raise SkippedRow with the reason where there are none."""
+    run = training_run(row)
+    parts = training_parts(run, calibration_for(run.cluster.device.architecture))
+    step_s = parts.step_s(load_training())
+    tokens = run.tokens_per_step / step_s / run.strategy.num_gpus
+    tflops = tokens * run.flops_per_token / 1e12
+    predicted = {"step_s": step_s, "tok_s_per_gpu": tokens}
+    predicted |= dict.fromkeys(("model_tflops_per_gpu", "tflops_per_gpu", "tflops_forced_balance"), tflops)
+    return predicted | dict.fromkeys(("mfu", "mfu_bf16"), 1e12 * tflops / run.cluster.device.peak("bf16"))
+
+
+def training_run(row: SystemRow) -> TrainingRun:
+    """Return what `row` describes; raise SkippedRow with the reason where something is missing or not modelled."""
+    degrees = {name: value for name, value in row.parallel.items() if isinstance(value, int | float)}
+    if "same_as" in row.parallel:
+        raise SkippedRow("the degrees are stated by reference to another row only")
+    if degrees.get("fsdp") or "FSDP" in str(row.parallel.get("method")):
+        raise SkippedRow("fully sharded training runs (FSDP) are not predicted")
+    if degrees.get("cp", 1) > 1:
+        raise SkippedRow("context parallelism is not modelled")
+    if not row.n_gpus or not row.isl:
+        raise SkippedRow("the number of GPUs or the sequence length is not stated")
+    name = _REMARK.sub("", row.model.lower())
+    model = row_model(_MODELS.get(name, name))
+    dtype = _format(row)
+    tp, pp = int(degrees.get("tp", 1)), int(degrees.get("pp", 1))
+    ep = int(degrees.get("ep", 1)) if model.moe is not None else 1
+    split = tp if model.moe is None or row.parallel.get("method") in _SPLIT_EXPERTS else 1
+    strategy = _strategy(tp, pp, ep, int(degrees.get("etp", split)), row.n_gpus)
+    if broken_rules(model, strategy):
+        raise SkippedRow(f"the degrees do not divide {model.name}")
+    sequences, microbatch = _GLOBAL.match(row.batch or ""), _MICRO.search(row.batch or "")
+    if not sequences:
+        raise SkippedRow("the global batch is not stated")
+    size = int(microbatch[1]) if microbatch else 1
+    count, rest = divmod(int(sequences[1]), size * strategy.attn_dp * strategy.instances)
+    if rest or not count:
+        raise SkippedRow("the global batch does not divide over the data-parallel groups")
+    return TrainingRun(
+        model=model,
+        cluster=_cluster(row),
+        strategy=strategy,
+        options=Options(
+            two_batch_overlap=False,
+            activation_checkpointing=False,
+            fused_kernels=False,
+            dtypes=DtypePolicy(weights=dtype, experts=dtype),
+        ),
+        sequence_tokens=int(row.isl),
+        microbatch_sequences=size,
+        num_microbatches=count,
+        virtual_stages=int(degrees.get("vp", 1)),
+        recomputes="recompute full" in row.notes,
+    )
+
+
+def _format(row: SystemRow) -> Dtype:
+    """Return the format of the products' operands; master weights and gradients are wider."""
+    stated = (row.precision or "").lower()
+    formats: tuple[Dtype, ...] = ("bf16", "fp8", "fp4")
+    for dtype in formats:
+        if dtype in stated:
+            return dtype
+    raise SkippedRow(f"precision {row.precision!r} is not known")
+
+
+def _strategy(tp: int, pp: int, ep: int, etp: int, num_gpus: int) -> Strategy:
+    """Return the strategy whose stages are as small as both meshes allow; the rest are data-parallel copies."""
+    stage = math.lcm(tp, ep * etp)
+    instances, rest = divmod(num_gpus, stage * pp)
+    if rest or not instances:
+        raise SkippedRow(f"stages of {stage} GPUs x pp {pp} do not divide {num_gpus} GPUs")
+    if stage != ep * etp:
+        raise SkippedRow("the experts' mesh is narrower than the attention's")
+    return Strategy(tp=tp, pp=pp, attn_dp=stage // tp, ep=ep, etp=etp, instances=instances)
+
+
+def _cluster(row: SystemRow) -> Cluster:
+    """Return the row's GPUs; of racks that hold more, 64 of each where those make up the job."""
+    count = row.n_gpus or 1
+    name = row_device(row.model_copy(update={"hardware": row.hardware.upper().removeprefix("DGX-")})).name
+    whole = row_cluster(name, count)
+    rack = whole.tiers[0]
+    if rack.num_gpus <= _RACK_GPUS or count % _RACK_GPUS:
+        return whole
+    tiers = [rack.model_copy(update={"num_gpus": _RACK_GPUS})]
+    tiers += [tier.model_copy(update={"num_gpus": count}) for tier in whole.tiers[1:2]] if count > _RACK_GPUS else []
+    return Cluster(
+        name=f"{name}x{count}, {_RACK_GPUS} of each rack",
+        device=whole.device,
+        num_nodes=count // whole.gpus_per_node,
+        gpus_per_node=whole.gpus_per_node,
+        tiers=tuple(tiers),
+        source=whole.source,
+        assumed=whole.assumed,
+    )
