@@ -137,3 +137,32 @@ def test_a_plan_that_cannot_run_is_refused(small_folder: Path, work: Path) -> No
     (work / "p.json").write_text(json.dumps(stored))
     assert "cannot run" in refused(moiety("simulate", "p.json"))
     assert [path.name for path in work.iterdir()] == ["p.json"]
+
+
+def test_other_routing_a_price_and_interruptions_are_answered(small_folder: Path, work: Path) -> None:
+    asked = (
+        "--skew",
+        "0.8",
+        "--price",
+        "2",
+        "--repair-hours",
+        "24",
+        "--fail",
+        "slow:0:1.5",
+        "--trace",
+        work / "t.json",
+    )
+    document = simulated(small_folder, *asked)
+    rate = document["projection"]["throughput_tokens_per_s"]
+    assert document["skewed"]["throughput_tokens_per_s"] <= rate
+    price = document["price"]
+    assert price["per_million_tokens"] == pytest.approx(1e6 * price["per_hour"] / 3600 / rate)
+    assert 0 < document["interruptions"]["throughput_share"] <= 1
+    assert document["failure"]["degraded"]["throughput_share"] < 1
+
+
+@pytest.mark.parametrize(
+    "option", [("--skew", "9"), ("--price", "-1"), ("--repair-hours", "nan"), ("--fail", "slow:0:0")]
+)
+def test_impossible_what_ifs_are_refused(option: tuple[str, str], small_folder: Path) -> None:
+    assert option[0] in refused(moiety("simulate", small_folder, *option))

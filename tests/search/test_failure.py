@@ -100,8 +100,34 @@ def test_failures_are_read() -> None:
         "link:nvlink:1.5",
         "link:nvlink:1.2.3",
         "rack:1",
+        "slow:16",
+        "slow:3:0.5",
+        "slow:3:nan",
+        "rail:nvlink",
+        "rail:ethernet",
     ],
 )
 def test_failures_of_what_is_not_there_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--fail"):
         parse_failures([text], CLUSTER)
+
+
+def test_a_slow_gpu_sets_the_pace_of_its_instance_alone() -> None:
+    two, one = plan_of("tp8_x2"), plan_of("ep16_tp1")
+    slow = degrade(two, ["slow:3:2"], CALIBRATION).throughput_share
+    assert 0.75 <= slow < 0.95  # half of the plan at half its pace or, where it waits for links, a better one
+    assert degrade(two, ["slow:3:2", "slow:5:1.5"], CALIBRATION).throughput_share == pytest.approx(slow)
+    assert (
+        degrade(one, ["slow:3:4"], CALIBRATION).throughput_share
+        < degrade(one, ["slow:3:2"], CALIBRATION).throughput_share
+    )
+    assert degrade(two, ["slow:3:1"], CALIBRATION).throughput_share == pytest.approx(1.0)
+    # gone is gone, however slow it was
+    lost = degrade(two, ["gpu:3"], CALIBRATION).throughput_share
+    assert degrade(two, ["gpu:3", "slow:3:9"], CALIBRATION).throughput_share == pytest.approx(lost)
+    assert degrade(two, ["gpu:3", "slow:9:2"], CALIBRATION).throughput_share == pytest.approx(slow - (1 - lost))
+
+
+def test_a_rail_is_one_of_a_nodes_cards() -> None:
+    failures = parse_failures(["rail:infiniband"], CLUSTER)
+    assert failures.link_shares == ((1, pytest.approx(7 / 8)),)

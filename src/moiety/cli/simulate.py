@@ -26,7 +26,8 @@ def simulate(
         list[str] | None,
         typer.Option(
             metavar="WHAT",
-            help="What fails: gpu:17, node:3, link:infiniband (half its bandwidth), link:nvlink:0.25. Repeat it.",
+            help="What fails: gpu:17, node:3, link:infiniband (half its bandwidth), link:nvlink:0.25, "
+            "rail:infiniband, or slow:17:1.5 (a GPU that takes so many times as long). Repeat it.",
             show_default=False,
         ),
     ] = None,
@@ -47,6 +48,25 @@ def simulate(
             metavar="32,64,...", help="Strong and weak scaling over these numbers of GPUs.", show_default=False
         ),
     ] = None,
+    skew: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=4, help="Experts loaded by a Zipf law of this exponent, placed as they are.", show_default=False
+        ),
+    ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(min=0, max=1e6, help="Price of a GPU and hour, for that of a million tokens.", show_default=False),
+    ] = None,
+    repair_hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=10_000,
+            help="Interruptions of a month and what they cost, if a lost GPU is gone for so long.",
+            show_default=False,
+        ),
+    ] = None,
     json: JsonSwitch = False,
     quiet: QuietSwitch = False,
 ) -> None:
@@ -54,7 +74,7 @@ def simulate(
     from moiety.cli.json_text import json_text
     from moiety.cli.plan_file import calibration_of, load_plan
     from moiety.cli.verification import refuse_unsound
-    from moiety.cli.what_if import WhatIf
+    from moiety.cli.what_if import Answers, WhatIf
     from moiety.files import write_all
     from moiety.projection.project import evaluate
     from moiety.search.failure import parse_failures
@@ -68,18 +88,21 @@ def simulate(
     target = Path(trace) if trace is not None else path.parent / f"{loaded.name}_trace.json"
     evaluation = evaluate(loaded, calibration)
     case = WhatIf(evaluation.plan, calibration, output)
-    failure = case.failure(fail) if fail else None
-    resized = case.resized(gpus) if gpus is not None else None
-    worth = case.ablation() if ablate else None
-    points = case.scaling(sizes) if sizes else None
-    (written,) = write_all(target.parent, {target.name: trace_text(evaluation)})
-    output.document(
-        lambda: json_text(case.document(evaluation, failure, resized, worth, points) | {"trace": str(written)})
+    answers = Answers(
+        failure=case.failure(fail) if fail else None,
+        resized=case.resized(gpus) if gpus is not None else None,
+        ablation=case.ablation() if ablate else None,
+        scaling=case.scaling(sizes) if sizes else None,
+        skewed=case.skewed(skew) if skew is not None else None,
+        price=case.price(price) if price is not None else None,
+        interruptions=case.interruptions(repair_hours) if repair_hours is not None else None,
     )
+    (written,) = write_all(target.parent, {target.name: trace_text(evaluation)})
+    output.document(lambda: json_text(case.document(evaluation, answers) | {"trace": str(written)}))
     if output.shows_tables:
         from moiety.cli.simulation_tables import simulation_sections
 
-        output.tables(simulation_sections(loaded, evaluation, failure, resized, worth, points, str(written)))
+        output.tables(simulation_sections(loaded, evaluation, answers, str(written)))
 
 
 def gpu_counts(text: str | None) -> tuple[int, ...]:

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from moiety.cli.what_if import Failure
-    from moiety.plan import Plan
+    from moiety.cli.what_if import Answers, Failure
+    from moiety.plan import Plan, Projection
     from moiety.projection.project import Evaluation
     from moiety.search.ablation import OptionWorth
     from moiety.search.failure import DegradedPool
+    from moiety.search.operation import Interruptions, Price
     from moiety.search.scaling import ScalePoint
     from moiety.sim.timeline import Timeline
 
@@ -29,10 +30,7 @@ _UNCHANGED = 1e-9
 def simulation_sections(
     stored: Plan,
     evaluation: Evaluation,
-    failure: Failure | None,
-    resized: Plan | None,
-    worth: Sequence[OptionWorth] | None,
-    points: Sequence[ScalePoint] | None,
+    answers: Answers,
     trace: str,
 ) -> Iterator[RenderableType]:
     """Yield everything that `moiety simulate` shows, in order."""
@@ -44,14 +42,20 @@ def simulation_sections(
     yield Text(_reproduced(stored, plan))
     yield projection_section(plan)
     yield timeline_section(evaluation)
-    if failure is not None:
-        yield failure_section(plan, failure)
-    if resized is not None:
-        yield resized_section(plan, resized)
-    if worth is not None:
-        yield ablation_section(worth)
-    if points is not None:
-        yield scaling_section(points)
+    if answers.failure is not None:
+        yield failure_section(plan, answers.failure)
+    if answers.resized is not None:
+        yield resized_section(plan, answers.resized)
+    if answers.ablation is not None:
+        yield ablation_section(answers.ablation)
+    if answers.scaling is not None:
+        yield scaling_section(answers.scaling)
+    if answers.skewed is not None:
+        yield skew_section(plan.projection, answers.skewed)
+    if answers.price is not None:
+        yield price_section(answers.price)
+    if answers.interruptions is not None:
+        yield interruptions_section(answers.interruptions)
     yield listing("Files", [f"{trace} (open it at ui.perfetto.dev)"])
 
 
@@ -189,3 +193,39 @@ def scaling_section(points: Sequence[ScalePoint]) -> RenderableType:
     ]
     columns = ("scaling", ">GPUs", "strategy", ">tokens/s", ">efficiency", ">exposed", "what stops it")
     return table("Scaling: the same load (strong), the same load per GPU (weak)", columns, rows)
+
+
+def skew_section(planned: Projection, skewed: Projection) -> RenderableType:
+    """Return the plan beside itself under other loads of its experts."""
+    rows = [
+        (
+            name,
+            f"{each.throughput_tokens_per_s:,.0f}",
+            f"{each.throughput_tokens_per_s / planned.throughput_tokens_per_s:.1%}",
+            " / ".join(format_duration(s) if s is not None else "-" for s in (each.ttft_s, each.tpot_s)),
+            format_duration(each.step_s),
+        )
+        for name, each in (("as planned", planned), ("skewed", skewed))
+    ]
+    columns = ("routing", ">tokens/s", ">of planned", ">TTFT / TPOT", ">step")
+    return table("Under another law of the experts' loads, in the same places", columns, rows)
+
+
+def price_section(price: Price) -> RenderableType:
+    """Return what the plan costs, in the currency that was meant."""
+    rows = [(f"{price.per_gpu_hour:g}", f"{price.per_hour:,.2f}", f"{price.per_million_tokens:.4g}")]
+    return table("Price", (">a GPU and hour", ">an hour", ">a million tokens"), rows)
+
+
+def interruptions_section(found: Interruptions) -> RenderableType:
+    """Return the interruptions to expect, and what they cost."""
+    rows = [
+        (
+            f"{found.per_month:.2f}",
+            f"{found.repair_hours:g} h",
+            f"{found.lost_share:.1%}",
+            f"{found.throughput_share:.3%}",
+        )
+    ]
+    columns = (">a month", ">until repaired", ">lost meanwhile", ">throughput left in the mean")
+    return table("Interruptions to expect, at the rate that Llama 3's training saw", columns, rows)

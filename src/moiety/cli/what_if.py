@@ -10,6 +10,7 @@ from moiety.errors import InputError
 from moiety.projection.scenario import scenario_of
 from moiety.search.ablation import ablate
 from moiety.search.failure import degrade, parse_failures, with_links
+from moiety.search.operation import interruptions, priced, skewed
 from moiety.search.planner import replan
 from moiety.search.scaling import scale
 
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
     from moiety.cli.output import Output
     from moiety.cluster.cluster import Cluster
-    from moiety.plan import Plan
+    from moiety.plan import Plan, Projection
     from moiety.projection.project import Evaluation
     from moiety.search.ablation import OptionWorth
     from moiety.search.failure import Degradation, Failures
+    from moiety.search.operation import Interruptions, Price
     from moiety.search.scaling import ScalePoint
     from moiety.sim.timeline import Timeline
 
@@ -35,6 +37,38 @@ class Failure:
     replanned: Plan | None
     why_not_replanned: str
     """Why nothing can be planned on what is left; empty where it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What was asked about a plan; None where it was not."""
+
+    failure: Failure | None = None
+    resized: Plan | None = None
+    ablation: tuple[OptionWorth, ...] | None = None
+    scaling: tuple[ScalePoint, ...] | None = None
+    skewed: Projection | None = None
+    price: Price | None = None
+    interruptions: Interruptions | None = None
+
+    def document(self) -> dict[str, object]:
+        """Return the answers for a JSON document; what was not asked for is null."""
+        failure = self.failure
+        return {
+            "failure": None
+            if failure is None
+            else {
+                "degraded": failure.degradation.model_dump(mode="json"),
+                "replanned": summary(failure.replanned),
+                "why_not_replanned": failure.why_not_replanned,
+            },
+            "resized": summary(self.resized),
+            "ablation": None if self.ablation is None else [each.model_dump(mode="json") for each in self.ablation],
+            "scaling": None if self.scaling is None else [each.model_dump(mode="json") for each in self.scaling],
+            "skewed": _dumped(self.skewed),
+            "price": _dumped(self.price),
+            "interruptions": _dumped(self.interruptions),
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +137,21 @@ class WhatIf:
         with self.output.progress(f"planning anew for {len(sizes)} sizes"):
             return scale(self.plan, sizes, self.calibration)
 
-    def document(
-        self,
-        evaluation: Evaluation,
-        failure: Failure | None,
-        resized_plan: Plan | None,
-        worth: Sequence[OptionWorth] | None,
-        points: Sequence[ScalePoint] | None,
-    ) -> dict[str, object]:
-        """Return everything that was asked for as one JSON document; what was not asked for is null."""
+    def skewed(self, skew: float) -> Projection:
+        """Return the projection where the experts' loads follow a Zipf law of this exponent."""
+        return skewed(self.plan, skew, self.calibration)
+
+    def price(self, per_gpu_hour: float) -> Price:
+        """Return what the plan's tokens cost."""
+        return priced(self.plan, per_gpu_hour)
+
+    def interruptions(self, repair_hours: float) -> Interruptions:
+        """Return what failures cost where each lost GPU is gone for so many hours."""
+        with self.output.progress("counting interruptions"):
+            return interruptions(self.plan, repair_hours, self.calibration)
+
+    def document(self, evaluation: Evaluation, answers: Answers) -> dict[str, object]:
+        """Return the plan as simulated, and the answers, as one JSON document."""
         plan = self.plan
         return {
             "plan": plan.name,
@@ -127,16 +167,7 @@ class WhatIf:
                 }
                 for pool, phase in zip(plan.pools, evaluation.phases, strict=True)
             ],
-            "failure": None
-            if failure is None
-            else {
-                "degraded": failure.degradation.model_dump(mode="json"),
-                "replanned": summary(failure.replanned),
-                "why_not_replanned": failure.why_not_replanned,
-            },
-            "resized": summary(resized_plan),
-            "ablation": None if worth is None else [each.model_dump(mode="json") for each in worth],
-            "scaling": None if points is None else [each.model_dump(mode="json") for each in points],
+            **answers.document(),
         }
 
 

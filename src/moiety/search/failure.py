@@ -1,4 +1,4 @@
-"""What-if: GPUs, nodes or links fail, and the plan goes on with what is left."""
+"""What-if: GPUs, nodes, links or rails fail, or a GPU is slow, and the plan goes on with what is left."""
 
 from __future__ import annotations
 
@@ -19,15 +19,22 @@ if TYPE_CHECKING:
     from moiety.cluster.cluster import Cluster
     from moiety.plan import Plan, Pool
 
-_FAILURE = re.compile(r"^(gpu|node):([0-9]{1,7})$|^link:([a-z0-9_-]+)(?::([0-9.]+))?$")
+_FAILURE = re.compile(
+    r"^(?P<part>gpu|node):(?P<number>[0-9]{1,7})$|^slow:(?P<slow>[0-9]{1,7})(?::(?P<factor>[0-9.]+))?$"
+    r"|^link:(?P<link>[a-z0-9_-]+)(?::(?P<share>[0-9.]+))?$|^rail:(?P<rail>[a-z0-9_-]+)$"
+)
+_SLOWEST = 100.0
 
 
 @dataclass(frozen=True, slots=True)
 class Failures:
-    """Ranks that are gone, and the share of its bandwidth that each tier of links keeps."""
+    """What broke: ranks that are gone, links that carry less, ranks that are slow."""
 
     ranks: frozenset[int]
     link_shares: tuple[tuple[int, float], ...]
+    """(tier, share of its bandwidth that it keeps)."""
+    slow: tuple[tuple[int, float], ...] = ()
+    """(rank, how many times as long everything takes it)."""
 
 
 class DegradedPool(Record):
@@ -59,13 +66,15 @@ class Degradation(Record):
 
 
 def parse_failures(texts: Sequence[str], cluster: Cluster) -> Failures:
-    """Return what `gpu:17`, `node:3`, `link:infiniband` (half its bandwidth) or `link:nvlink:0.25` (a quarter) break.
+    """Return what `gpu:17`, `node:3`, `slow:17:1.5`, `link:infiniband`, `link:nvlink:0.25` or `rail:infiniband` break.
 
+    A slow GPU takes twice as long where no factor is given; a link keeps half of its bandwidth where no share is. A
+    rail is one of the cards that every GPU of a node has: without it the others of the node carry its traffic too.
     Raises InputError for anything else, and for GPUs, nodes and links that the cluster does not have.
     """
     ranks: set[int] = set()
     shares: list[tuple[int, float]] = []
-    names = [tier.name for tier in cluster.tiers]
+    slow: list[tuple[int, float]] = []
     for text in texts:
         match = _FAILURE.match(text)
         if not match:
@@ -73,20 +82,49 @@ def parse_failures(texts: Sequence[str], cluster: Cluster) -> Failures:
                 "is not a failure",
                 field="--fail",
                 value=text,
-                remedy="write gpu:17, node:3, link:infiniband or link:nvlink:0.25",
+                remedy="write gpu:17, node:3, slow:17:1.5, link:infiniband, link:nvlink:0.25 or rail:infiniband",
             )
-        if match[1]:
-            number, most = int(match[2]), cluster.num_gpus if match[1] == "gpu" else cluster.num_nodes
-            if number >= most:
-                raise InputError(f"there are {most} of them, counted from 0", field="--fail", value=text)
-            width = 1 if match[1] == "gpu" else cluster.gpus_per_node
+        if match["part"]:
+            width = 1 if match["part"] == "gpu" else cluster.gpus_per_node
+            number = _counted(match["number"], cluster.num_gpus // width, text)
             ranks.update(range(number * width, (number + 1) * width))
-            continue
-        if match[3] not in names:
-            raise InputError("no such tier of links", field="--fail", value=text, remedy=nearest(match[3], names))
-        share = _share(match[4], text)
-        shares.append((names.index(match[3]), share))
-    return Failures(frozenset(ranks), tuple(shares))
+        elif match["slow"]:
+            slow.append((_counted(match["slow"], cluster.num_gpus, text), _factor(match["factor"], text)))
+        elif match["link"]:
+            shares.append((_tier(match["link"], cluster, text), _share(match["share"], text)))
+        else:
+            tier = _tier(match["rail"], cluster, text)
+            rails = cluster.gpus_per_node
+            if tier == 0 or cluster.tiers[tier].per != "gpu" or rails == 1:
+                rule = "only links between nodes with a card for every GPU, and several GPUs a node, have rails to lose"
+                raise InputError(rule, field="--fail", value=text, remedy="write link:NAME:SHARE")
+            shares.append((tier, 1 - 1 / rails))
+    return Failures(frozenset(ranks), tuple(shares), tuple(slow))
+
+
+def _counted(digits: str, most: int, text: str) -> int:
+    number = int(digits)
+    if number >= most:
+        raise InputError(f"there are {most} of them, counted from 0", field="--fail", value=text)
+    return number
+
+
+def _tier(name: str, cluster: Cluster, text: str) -> int:
+    names = [tier.name for tier in cluster.tiers]
+    if name not in names:
+        raise InputError("no such tier of links", field="--fail", value=text, remedy=nearest(name, names))
+    return names.index(name)
+
+
+def _factor(text: str | None, whole: str) -> float:
+    try:
+        factor = 2.0 if text is None else float(text)
+    except ValueError:
+        factor = 0.0
+    if not 1 <= factor <= _SLOWEST:
+        rule = f"a slow GPU takes from 1 to {_SLOWEST:g} times as long"
+        raise InputError(rule, field="--fail", value=whole, remedy="e.g. slow:17:1.5")
+    return factor
 
 
 def _share(text: str | None, whole: str) -> float:
@@ -108,13 +146,23 @@ def with_links(cluster: Cluster, shares: Sequence[tuple[int, float]]) -> Cluster
     return cluster.model_copy(update={"tiers": tuple(tiers)})
 
 
+def with_slow_device(cluster: Cluster, factor: float) -> Cluster:
+    """Return the cluster with devices that take `factor` times as long for everything they compute or move."""
+    device = cluster.device
+    peaks = {dtype: peak / factor for dtype, peak in device.peak_flops_per_s.items()}
+    rate = device.memory_bandwidth_bytes_per_s / factor
+    slower = device.model_copy(update={"peak_flops_per_s": peaks, "memory_bandwidth_bytes_per_s": rate})
+    return cluster.model_copy(update={"device": slower})
+
+
 def degrade(plan: Plan, texts: Sequence[str], calibration: Calibration) -> Degradation:
     """Return what an evaluated plan does after failures, before it is planned anew.
 
     An attention group without one of its GPUs stops; the other groups of its instance go on where experts are spread
     (expert parallelism over attention groups, one stage): by the rules of `placement/recovery.py`, which the control
     plane follows too, survivors load the experts without a copy and fill what slots are left with copies, and their
-    steps grow longer. Other instances stop with any of their GPUs.
+    steps grow longer. Other instances stop with any of their GPUs. An instance with a slow GPU waits for it in every
+    layer, so it is as if all of its GPUs were as slow.
     """
     failures = parse_failures(texts, plan.cluster)
     before = plan.projection
@@ -151,13 +199,15 @@ def _degraded_pool(plan: Plan, pool: Pool, failures: Failures, calibration: Cali
     by_instance: dict[int, list[int]] = {}
     for rank in local:
         by_instance.setdefault(rank // strategy.gpus_per_instance, []).append(rank % strategy.gpus_per_instance)
-    share, lost_instances = float(strategy.instances - len(by_instance)), 0
+    paces = _paces(plan, pool, failures, calibration)
+    share = strategy.instances - len(by_instance) - sum(1 - p for i, p in paces.items() if i not in by_instance)
+    lost_instances = 0
     reloaded, reload_bytes, fits, worst = 0, 0, True, 1.0
-    for lost in by_instance.values():
+    for instance, lost in by_instance.items():
         worst = min(worst, instance_coverage(plan.model, pool, lost))
         if goes_on(strategy, lost):
             after = surviving_instance(plan, pool, lost, calibration)
-            share += after.share
+            share += after.share * paces.get(instance, 1.0)
             fits = fits and after.fits
             reloaded, reload_bytes = max(reloaded, after.reloaded), max(reload_bytes, after.reload_bytes)
         else:
@@ -174,3 +224,19 @@ def _degraded_pool(plan: Plan, pool: Pool, failures: Failures, calibration: Cali
         throughput_tokens_per_s=rate,
         throughput_share=share / strategy.instances,
     )
+
+
+def _paces(plan: Plan, pool: Pool, failures: Failures, calibration: Calibration) -> dict[int, float]:
+    """Return the share of its throughput that each instance with slow GPUs keeps, at the pace of the slowest."""
+    slowest: dict[int, float] = {}
+    for rank, factor in failures.slow:
+        local = rank - pool.first_rank
+        if rank not in failures.ranks and 0 <= local < pool.num_gpus:
+            instance = local // pool.strategy.gpus_per_instance
+            slowest[instance] = max(slowest.get(instance, 1.0), factor)
+    index = plan.pools.index(pool)
+    kept: dict[float, float] = {}
+    for factor in set(slowest.values()):
+        slower = plan.model_copy(update={"cluster": with_slow_device(plan.cluster, factor)})
+        kept[factor] = min(_rate(evaluate(slower, calibration).plan.pools[index]) / _rate(pool), 1.0)
+    return {instance: kept[factor] for instance, factor in slowest.items()}
