@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from moiety.plan import Plan, Pool
     from moiety.projection.scenario import Scenario
 
-CLOCK_SHARES = tuple(share / 100 for share in range(100, 39, -2))
-"""Of the highest clock, highest first: those that are weighed."""
+CLOCK_SHARES = tuple(share / 100 for share in range(100, 49, -2))
+"""Of the highest clock, highest first: those that are weighed. Below half of it memory does not keep its pace."""
 
 
 def pool_of(plan: Plan) -> Pool:
