@@ -21,6 +21,7 @@ the mean of the errors. Written by
 ```sh
 python -m moiety.validation.fit ROWS.jsonl --cross-validate > left-out.txt
 python -m moiety.validation.fit_collectives ROWS.jsonl --cross-validate >> left-out.txt
+python -m moiety.validation.fit_power ROWS.jsonl --cross-validate >> left-out.txt
 python -m moiety.validation.fit_training ROWS.jsonl --cross-validate >> left-out.txt
 moiety validate ROWS.jsonl ... --page docs/accuracy.md --left-out left-out.txt
 ```
