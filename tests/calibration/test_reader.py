@@ -37,7 +37,8 @@ def test_a_calibration_comes_back_equal_from_its_json(name: str) -> None:
         (lambda c: c["collectives"].update(latency_s=[1e-6]), "collectives", "each of the 3 group_sizes"),
         (lambda c: c["collectives"].update(group_sizes=[8, 4, 2]), "collectives", "must grow"),
         (lambda c: c["collectives"].update(mid_bytes=2**40), "collectives", "below large_bytes"),
-        (lambda c: c["power"]["moe"].update(base_w=-1.0), "power.moe.base_w", "greater"),
+        (lambda c: c["power"]["devices"][0]["moe"].update(base_w=-1.0), "power.devices.0.moe.base_w", "greater"),
+        (lambda c: c["power"]["devices"][0].update(idle_w=500.0), "power.devices.0", "must not be below idle_w"),
     ],
 )
 def test_a_calibration_that_cannot_be_is_refused_with_its_field(

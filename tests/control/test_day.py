@@ -95,6 +95,14 @@ def test_the_clock_and_fewer_nodes_save_energy() -> None:
     assert 0 < locked.energy_saved_share < 1
 
 
+def test_a_gpu_that_is_cooled_badly_loses_load() -> None:
+    poor = Conditions(demand_noise=0.0, scatter=0.0, walk_spread=0.0, hot_rise=5.0, hot_from=0.0, hot_until=0.02)
+    hot = day_of(deployment(), conditions=poor, hours=1.0)
+    assert hot.moves["heat"] > 0
+    assert "heat" not in day_of(deployment(), hours=1.0).moves
+    assert hot.served_share == 1
+
+
 @pytest.mark.parametrize("text", ["gpu:99", "gpu", "node:2", "gpu:1@24", "gpu:1@x", "link:nvlink", ""])
 def test_faults_that_cannot_be_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="--fail"):

@@ -20,7 +20,7 @@ def test_power_stays_within_the_limits_and_rises_with_work(
     device = load_device(name)
 
     def watts(compute: float, memory: float, clock_share: float) -> float:
-        return power_w(device, CALIBRATION, mfu=compute, mbu=memory, is_moe=is_moe, clock_share=clock_share)
+        return power_w(device, CALIBRATION.power, mfu=compute, mbu=memory, is_moe=is_moe, clock_share=clock_share)
 
     found = watts(mfu, mbu, clock)
     assert device.idle_power_w <= found <= device.max_power_w
@@ -30,6 +30,24 @@ def test_power_stays_within_the_limits_and_rises_with_work(
 
 
 def test_the_formula_by_hand() -> None:
-    h100 = load_device("h100")
-    dense = power_w(h100, CALIBRATION, mfu=0.2, mbu=0.3, is_moe=False)
-    assert dense == pytest.approx((382 + 875 * 0.2 + 141 * 0.3) * h100.max_power_w / 700)
+    h100, law = load_device("h100"), CALIBRATION.power
+    known = law.of("hopper")
+    curve, phi = known.dense, 0.8**law.clock_exponent
+    watts = power_w(h100, law, mfu=0.04, mbu=0.3, is_moe=False, clock_share=0.8)
+    active = (curve.base_w - known.idle_w + 0.2 * curve.compute_w) * phi
+    assert law.compute_exponent == 0.5
+    assert watts == pytest.approx(known.idle_w + active + 0.3 * curve.memory_w)
+
+
+def test_architectures_have_their_own_constants_and_others_those_of_the_first() -> None:
+    law = CALIBRATION.power
+    assert law.of("blackwell") is not law.of("hopper")
+    assert law.of("of another kind") is law.devices[0]
+    b200 = load_device("b200")
+    assert power_w(b200, law, mfu=0, mbu=0, is_moe=True) == law.of("blackwell").moe.base_w
+
+
+def test_no_clock_goes_below_what_memory_and_idle_draw() -> None:
+    h100, known = load_device("h100"), CALIBRATION.power.of("hopper")
+    watts = power_w(h100, CALIBRATION.power, mfu=0.1, mbu=0.5, is_moe=True, clock_share=1e-3)
+    assert watts == pytest.approx(known.idle_w + 0.5 * known.moe.memory_w, rel=1e-3)

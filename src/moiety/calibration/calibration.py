@@ -143,20 +143,44 @@ class EngineConstants(Sourced):
 
 
 class PowerCurve(Record):
-    """`base + compute x MFU + memory x MBU` watts."""
+    """`base + compute x MFU^exponent + memory x MBU` watts at the highest clock."""
 
     base_w: Watts
     compute_w: Watts
     memory_w: Watts
 
 
-class PowerConstants(Sourced):
-    """Power of a GPU of `reference_max_power_w`; others are scaled by their maximum power."""
+class DevicePower(Record):
+    """Power of the GPUs of some architectures, of one of `max_power_w`; others are scaled by their maximum power."""
 
-    reference_max_power_w: Annotated[float, Field(ge=1e-3, le=1e6)]
+    architectures: tuple[str, ...] = Field(min_length=1)
+    max_power_w: Annotated[float, Field(ge=1e-3, le=1e6)]
+    idle_w: Watts
+    """With a model loaded and nothing running: what no clock lowers."""
     dense: PowerCurve
     moe: PowerCurve
+
+    @model_validator(mode="after")
+    def _is_above_idle(self) -> Self:
+        least = min(self.dense.base_w, self.moe.base_w)
+        if least < self.idle_w:
+            msg = f"base_w, {least:g}, must not be below idle_w, {self.idle_w:g}"
+            raise ValueError(msg)
+        return self
+
+
+class PowerConstants(Sourced):
+    """Power by architecture; the first stands for those that are not named."""
+
+    devices: tuple[DevicePower, ...] = Field(min_length=1)
+    compute_exponent: Annotated[float, Field(gt=0, le=1)]
+    """Of MFU: small batches compute padding, so that power grows more slowly than useful work."""
     clock_exponent: Annotated[float, Field(ge=0, le=10)]
+    """Of the clock: frequency times the square of the voltage that it needs."""
+
+    def of(self, architecture: str) -> DevicePower:
+        """Return the constants of an architecture."""
+        return next((each for each in self.devices if architecture in each.architectures), self.devices[0])
 
 
 class Calibration(Record):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moiety.control.energy import limit_choice
 from moiety.control.policy import ClockPoint, Deployment
 from moiety.cost.price import Pricer
 from moiety.errors import InputError
@@ -17,12 +18,13 @@ from moiety.projection.scenario import scenario_of
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
+    from moiety.control.energy import LimitChoice
     from moiety.placement.problem import SlotMap
     from moiety.plan import Plan, Pool
     from moiety.projection.scenario import Scenario
 
-CLOCK_SHARES = tuple(share / 100 for share in range(100, 39, -2))
-"""Of the highest clock, highest first: those that are weighed."""
+CLOCK_SHARES = tuple(share / 100 for share in range(100, 49, -2))
+"""Of the highest clock, highest first: those that are weighed. Below half of it memory does not keep its pace."""
 
 
 def pool_of(plan: Plan) -> Pool:
@@ -98,6 +100,26 @@ def clock_points(plan: Plan, pool: Pool, calibration: Calibration) -> tuple[Cloc
         )
         points.append(ClockPoint(share * device.max_clock_hz, projection.step_s, projection.power_w_per_gpu))
     return tuple(points)
+
+
+def limit_choices(plan: Plan, calibration: Calibration, most_slowdown: float) -> tuple[LimitChoice, ...]:
+    """Return what each pool of the plan is to run at, under the workload's objective."""
+    scenario = scenario_of(plan, calibration)
+    slo = plan.workload.slo
+    choices: list[LimitChoice] = []
+    for pool in plan.pools:
+        outcome = judge_pool(scenario, pool, plan, timing="simulated")
+        prefill = pool.role == "prefill"
+        choices.append(
+            limit_choice(
+                clock_points(plan, pool, calibration),
+                pool.role,
+                most_slowdown,
+                latency_s=outcome.ttft_s if prefill else outcome.tpot_s,
+                latency_limit_s=slo.ttft_s if prefill else slo.tpot_s,
+            )
+        )
+    return tuple(choices)
 
 
 def _links(scenario: Scenario, expert_bytes: float) -> CopyLinks:

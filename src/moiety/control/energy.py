@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,8 +38,68 @@ def choose_limit(state: State, now: float) -> tuple[Command, ...]:  # noqa: ARG0
     limit = best.clock_hz if clocked else best.power_w
     if limit == state.limit or (state.limit is None and best is points[0]):
         return ()
-    ranks = tuple(np.flatnonzero(state.ranks.members).tolist())
-    return (LockClock(ranks, limit),) if clocked else (CapPower(ranks, limit),)
+    return (limit_command(best, deployment.phase, tuple(np.flatnonzero(state.ranks.members).tolist())),)
+
+
+def limit_command(point: ClockPoint, phase: Phase, ranks: tuple[int, ...]) -> LockClock | CapPower:
+    """Return the command that has ranks work at a point: locked clocks for decoding, caps for what runs into them."""
+    return LockClock(ranks, point.clock_hz) if phase in _CLOCKED else CapPower(ranks, point.power_w)
+
+
+@dataclass(frozen=True, slots=True)
+class LimitChoice:
+    """What a phase is to run at, and what that is worth by the planner's figures."""
+
+    phase: Phase
+    highest: ClockPoint
+    point: ClockPoint
+    reason: str
+
+    @property
+    def lowers(self) -> bool:
+        """Whether there is anything to set."""
+        return self.point.clock_hz < self.highest.clock_hz
+
+    @property
+    def saved_share(self) -> float:
+        """Of the power at the highest clock."""
+        return 1 - self.point.power_w / self.highest.power_w
+
+    @property
+    def longer_share(self) -> float:
+        """Of the step at the highest clock."""
+        return self.point.step_s / self.highest.step_s - 1
+
+    @property
+    def energy_saved_share(self) -> float:
+        """Of the joules of a step, and so of a token."""
+        return 1 - (1 - self.saved_share) * (1 + self.longer_share)
+
+
+def limit_choice(
+    points: Sequence[ClockPoint],
+    phase: Phase,
+    most_slowdown: float,
+    *,
+    latency_s: float | None = None,
+    latency_limit_s: float | None = None,
+) -> LimitChoice:
+    """Return the choice of a phase that nobody has measured yet, and why it is that.
+
+    `latency_s` is what the objective limits, at the highest clock; it is taken to grow with the step.
+    """
+    best = best_point(points, most_slowdown, current=points[0], tpot_s=latency_s, tpot_limit_s=latency_limit_s)
+    bound = f"a step at most {most_slowdown:.1%} longer"
+    if latency_s is not None and latency_limit_s is not None:
+        bound += f" and {_ROOM:.0%} of the objective's latency"
+    allowed = [point for point in points if point.step_s <= (1 + most_slowdown) * points[0].step_s]
+    if best is not points[0]:
+        reason = f"draws least of the clocks with {bound}"
+    elif len(allowed) > 1 and min(point.power_w for point in allowed) == points[0].power_w:
+        reason = f"draws as much, the device's limit, at every clock with {bound}"
+    else:
+        reason = f"no lower clock has {bound}"
+    return LimitChoice(phase, points[0], best, reason)
 
 
 def best_point(

@@ -5,21 +5,26 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moiety.calibration.calibration import Calibration
+    from moiety.calibration.calibration import PowerConstants
     from moiety.cluster.device import Device
 
 
 def power_w(
-    device: Device, calibration: Calibration, *, mfu: float, mbu: float, is_moe: bool, clock_share: float = 1.0
+    device: Device, constants: PowerConstants, *, mfu: float, mbu: float, is_moe: bool, clock_share: float = 1.0
 ) -> float:
-    """Return watts of one GPU: `P0 + (kc MFU phi(f) + km MBU)`, phi = (f / fmax)^2.5, scaled by the device's maximum.
+    """Return watts of one GPU: `idle + (base - idle + kc MFU^e) phi(f) + km MBU`, phi = (f / fmax)^2.5.
 
-    `mfu` is the share of the matrix peak, `mbu` the share of the memory bandwidth, `clock_share` f / fmax. Never more
-    than the device's power limit, never less than its idle power.
+    `clock_share` is f / fmax, `mfu` the share of the matrix peak at that clock, `mbu` that of the memory bandwidth. The
+    constants are those of the architecture, scaled by the device's maximum power. Never more than the power limit,
+    never less than idle.
+
+    What SMs draw beyond idle follows frequency and voltage whether or not they compute (Guerreiro et al., "GPGPU Power
+    Modeling for Multi-Domain Voltage-Frequency Scaling", HPCA 2018: the core domain has a term in V^2 f without any
+    utilization); memory has a clock of its own, and idle power is taken for constant.
     """
-    constants = calibration.power
-    curve = constants.moe if is_moe else constants.dense
-    scale = device.max_power_w / constants.reference_max_power_w
+    known = constants.of(device.architecture)
+    curve = known.moe if is_moe else known.dense
     phi = clock_share**constants.clock_exponent
-    watts = scale * (curve.base_w + curve.compute_w * mfu * phi + curve.memory_w * mbu)
+    cores = curve.base_w - known.idle_w + curve.compute_w * mfu**constants.compute_exponent
+    watts = (known.idle_w + cores * phi + curve.memory_w * mbu) * device.max_power_w / known.max_power_w
     return min(max(watts, device.idle_power_w), device.max_power_w)

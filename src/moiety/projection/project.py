@@ -61,7 +61,7 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_s
     mbu = min(outcome.memory_traffic_bytes / (phase.step_s * device.memory_bandwidth_bytes_per_s), 1.0)
     watts = power_w(
         device,
-        scenario.calibration,
+        scenario.calibration.power,
         mfu=achieved / device.peak("bf16"),
         mbu=mbu,
         is_moe=model.moe is not None,

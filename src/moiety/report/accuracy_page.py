@@ -21,6 +21,7 @@ the mean of the errors. Written by
 ```sh
 python -m moiety.validation.fit ROWS.jsonl --cross-validate > left-out.txt
 python -m moiety.validation.fit_collectives ROWS.jsonl --cross-validate >> left-out.txt
+python -m moiety.validation.fit_power ROWS.jsonl --cross-validate >> left-out.txt
 python -m moiety.validation.fit_training ROWS.jsonl --cross-validate >> left-out.txt
 moiety validate ROWS.jsonl ... --page docs/accuracy.md --left-out left-out.txt
 ```
@@ -60,7 +61,8 @@ _KNOWN = """## What no law here explains
   recomputes nothing it does not name and hides nothing, with three constants for all models and devices. gpt-oss is
   predicted too fast throughout; fully sharded and context-parallel runs are skipped by name.
 - Of ML.ENERGY rows the prompt's length is not published: power is predicted at the measured throughput, from the
-  law of power alone. B200 is scaled from H100 by its maximum power.
+  law of power alone. Steps with prompts are taken to run at the power limit; their share of the time is what a token
+  takes on average beyond the median.
 """
 _FORMAT = """## Rows
 

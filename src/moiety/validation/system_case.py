@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 from moiety.calibration.catalog import calibration_for
 from moiety.calibration.serving_catalog import load_serving
-from moiety.cost.power import power_w
 from moiety.cost.roofline import compute_seconds
 from moiety.dtypes import BYTES_PER_ELEMENT
-from moiety.graph.model_flops import model_flops_per_token
 from moiety.graph.op import AttentionCore, Gemm
 from moiety.projection.serving import offline_throughput
+from moiety.validation.power_case import predict_power
 from moiety.validation.predict import ServingPredictor
-from moiety.validation.serving_case import SkippedRow, row_model, serving_case
-from moiety.validation.serving_row import ServingRow
+from moiety.validation.serving_case import SkippedRow, serving_case
+from moiety.validation.stated import batch, deployment, metric
 from moiety.validation.training_case import predict_training
 from moiety.validation.transfer_case import predict_transfer, row_device
 
@@ -55,7 +54,7 @@ def predict_system(row: SystemRow) -> dict[str, float]:
     if row.kind == "e2e" and row.phase == "training":
         return predict_training(row)
     if row.kind == "energy":
-        return _power(row)
+        return predict_power(row)
     raise SkippedRow(f"{row.kind} rows of this form are not predicted")
 
 
@@ -76,7 +75,7 @@ def _dense(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
 def _grouped(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
     """Return the two products of all experts a GPU holds; each expert gets `tokens_per_expert` rows."""
     experts, hidden, width = shape
-    rows = _metric(row, "tokens_per_expert") * experts
+    rows = metric(row, "tokens_per_expert") * experts
     if not rows:
         raise SkippedRow("tokens_per_expert is not stated")
     up = Gemm(rows, 2 * width, hidden, "fp8", "fp8", experts, experts=True)
@@ -86,14 +85,14 @@ def _grouped(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
 
 def _gqa_decode(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
     heads, kv_heads, dim = shape
-    sequences, seen = _batch(row), row.isl or 0
+    sequences, seen = batch(row), row.isl or 0
     flops = 4.0 * sequences * seen * heads * dim
     moved = 2.0 * (2 * sequences * seen * kv_heads * dim + 2 * sequences * heads * dim)
     return {"us": _microseconds(row, AttentionCore("decode", "gqa", flops, moved, "bf16"))}
 
 
 def _mla_decode(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
-    heads, sequences, seen = shape[0], _batch(row), row.isl or 0
+    heads, sequences, seen = shape[0], batch(row), row.isl or 0
     flops = 2.0 * sequences * seen * heads * (_LATENT + _VALUE)
     moved = BYTES_PER_ELEMENT["bf16"] * (sequences * seen * _LATENT + sequences * heads * (_LATENT + _VALUE))
     return {"us": _microseconds(row, AttentionCore("decode", "mla", flops, moved, "bf16"))}
@@ -107,70 +106,12 @@ _KERNELS: tuple[tuple[re.Pattern[str], Callable[[SystemRow, tuple[int, ...]], di
 )
 
 
-def _metric(row: SystemRow, name: str) -> float:
-    """Return a measured number; 0 where it was not measured."""
-    value = row.metrics.get(name)
-    return value if isinstance(value, float) else 0.0
-
-
-def _batch(row: SystemRow) -> int:
-    if row.batch is None or not row.batch.isdigit():
-        raise SkippedRow("the batch is not stated as a number")
-    return int(row.batch)
-
-
-def _serving_row(
-    row: SystemRow, backend: str, concurrency: int, input_tokens: float, output_tokens: float
-) -> ServingRow:
-    """Return the deployment that a row describes, as a serving row."""
-    parallel = row.parallel
-    tp = parallel.get("attn_tp") or parallel.get("tp") or 1
-    precision = {"bfloat16": "bf16", "mxfp4": "fp4"}.get(row.precision or "", row.precision)
-    moe_ep = parallel.get("ep") or 1
-    return ServingRow.model_validate(
-        {
-            "id": row.id,
-            "model": row.model,
-            "system": row_device(row).name,
-            "backend": backend,
-            "mode": "agg",
-            "measured": {},
-            "num_gpus": row.n_gpus,
-            "precision": precision if precision in {"bf16", "fp16", "fp8", "fp4"} else None,
-            "isl": max(round(input_tokens), 1),
-            "osl": max(round(output_tokens), 1),
-            "concurrency": concurrency,
-            "tp": tp,
-            "attention_dp": parallel.get("dp") or 1,
-            "moe_tp": parallel.get("moe_tp") or 1,
-            "moe_ep": moe_ep,
-        }
-    )
-
-
 def _offline(row: SystemRow) -> dict[str, float]:
     """Return output tokens a second when all requests are there from the start."""
     if not row.isl or not row.osl:
         raise SkippedRow("the lengths are not stated")
-    case = serving_case(_serving_row(row, "trtllm", 1, row.isl, row.osl))
+    case = serving_case(deployment(row, "trtllm", 1, row.isl, row.osl))
     if (row.parallel.get("ep") is None) and case.model.moe is not None:
         raise SkippedRow("how the experts are divided is not stated")
     rate = offline_throughput(ServingPredictor(load_serving()).pool(case, case.decode))
     return {"output_tok_s_total": rate, "output_tok_s_per_gpu": rate / (row.n_gpus or 1)}
-
-
-def _power(row: SystemRow) -> dict[str, float]:
-    """Return watts a GPU at the measured throughput: the law of power alone is on trial, the lengths are not stated."""
-    rate, step_ms, gpus = _metric(row, "output_tok_s_total"), _metric(row, "median_itl_ms"), row.n_gpus
-    if not rate or not step_ms or not gpus or not row.osl:
-        raise SkippedRow("throughput, time between tokens or output length is not stated")
-    model, device = row_model(row.model), row_device(row)
-    case = serving_case(_serving_row(row, "vllm", _batch(row), 1, row.osl))
-    pool = ServingPredictor(load_serving()).pool(case, case.decode)
-    flops = model_flops_per_token(model, context_tokens=row.osl / 2, emitted_share=1.0, training=False)
-    mfu = rate * flops / gpus / device.peak("bf16")
-    sequences = max(round(_batch(row) / pool.num_groups), 1)
-    moved = pool.decode_bytes(sequences, round(row.osl / 2))
-    mbu = min(moved / (step_ms * 1e-3 * device.memory_bandwidth_bytes_per_s), 1.0)
-    watts = power_w(device, calibration_for(device.architecture), mfu=mfu, mbu=mbu, is_moe=model.moe is not None)
-    return {"gpu_power_W_per_gpu": watts}

@@ -79,8 +79,9 @@ def _laws(case: AuditCase) -> tuple[Callable[[float], float], Callable[[float], 
 
     def watts(clock: float) -> float:
         done = speed(clock)
+        busy = mfu * done / clock  # of what that clock could do
         is_moe = plan.model.moe is not None
-        return power_w(device, case.calibration, mfu=mfu * done, mbu=mbu * done, is_moe=is_moe, clock_share=clock)
+        return power_w(device, case.calibration.power, mfu=busy, mbu=mbu * done, is_moe=is_moe, clock_share=clock)
 
     return watts, speed, bound
 

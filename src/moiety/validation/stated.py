@@ -1,0 +1,52 @@
+"""What a row that is no serving run states: a metric, a batch, a deployment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moiety.validation.serving_case import SkippedRow
+from moiety.validation.serving_row import ServingRow
+from moiety.validation.transfer_case import row_device
+
+if TYPE_CHECKING:
+    from moiety.validation.system_row import SystemRow
+
+
+def metric(row: SystemRow, name: str) -> float:
+    """Return a measured number; 0 where it was not measured."""
+    value = row.metrics.get(name)
+    return value if isinstance(value, float) else 0.0
+
+
+def batch(row: SystemRow) -> int:
+    """Return the requests in flight; raise SkippedRow where they are not stated as a number."""
+    if row.batch is None or not row.batch.isdigit():
+        raise SkippedRow("the batch is not stated as a number")
+    return int(row.batch)
+
+
+def deployment(row: SystemRow, backend: str, concurrency: int, input_tokens: float, output_tokens: float) -> ServingRow:
+    """Return the deployment that a row describes, as a serving row."""
+    parallel = row.parallel
+    tp = parallel.get("attn_tp") or parallel.get("tp") or 1
+    precision = {"bfloat16": "bf16", "mxfp4": "fp4"}.get(row.precision or "", row.precision)
+    moe_ep = parallel.get("ep") or 1
+    return ServingRow.model_validate(
+        {
+            "id": row.id,
+            "model": row.model,
+            "system": row_device(row).name,
+            "backend": backend,
+            "mode": "agg",
+            "measured": {},
+            "num_gpus": row.n_gpus,
+            "precision": precision if precision in {"bf16", "fp16", "fp8", "fp4"} else None,
+            "isl": max(round(input_tokens), 1),
+            "osl": max(round(output_tokens), 1),
+            "concurrency": concurrency,
+            "tp": tp,
+            "attention_dp": parallel.get("dp") or 1,
+            "moe_tp": parallel.get("moe_tp") or 1,
+            "moe_ep": moe_ep,
+        }
+    )
