@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moiety.cli.control_watch import watch
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 from moiety.errors import InputError
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from moiety.plan import Plan
 
 control = typer.Typer(help="The control plane on its own.", no_args_is_help=True)
+control.command()(watch)
 _MOST_HOURS = 24 * 31
 _MOST_SEED = 2**63 - 1
 
