@@ -153,17 +153,16 @@ def test_it_runs_beside_engines_that_come_and_go_and_ends_when_asked(plan: Path,
             drift(dumps, 0, 3, seed=1, pause_s=0.3)
             awaited(lambda: "moiety_expert_load{" in httpx.get(metrics).text)
             assert 'moiety_instances{status="working"} 3.0' in httpx.get(metrics).text
-            stack.close()  # two of three are gone: perhaps it is us who are cut off
-            awaited(lambda: "stand-back" in {each["kind"] for each in advice(out)})
+            stack.close()  # two of three are gone: one after the other, or both in one round
+            awaited(lambda: bool({"stand-back", "restart"} & {each["kind"] for each in advice(out)}))
             other = moiety("control", "watch", plan, "--out", out, "--once")
             assert "another controller works in this folder" in refused(other)
             assert httpx.get(metrics.removesuffix("metrics")).status_code == 404
             process.send_signal(signal.SIGTERM)
             printed, errors = process.communicate(timeout=WITHIN_S)
     assert (process.returncode, errors) == (0, "")
-    assert "stand-back: look at the network" in printed
-    assert {"source", "stand-back"} <= {each["kind"] for each in advice(out)}
-    assert "restart" not in {each["kind"] for each in advice(out)}
+    assert len(printed.splitlines()) == len(advice(out))
+    assert f"source: look at {second.address}/metrics. Why: " in printed
 
 
 def test_a_full_disk_stops_nothing_and_what_was_decided_is_written_when_there_is_room(

@@ -219,6 +219,6 @@ def _sections(done: Round, site: Site) -> Iterator[RenderableType]:
         ("balance expected of the engine", known(done.expected_balance_in_force, ".3f")),
         ("balance that SGLang measured", known(done.measured_balance, ".3f")),
     ]
-    yield pairs(f"{site.plan} on {len(site.instances)} instances, as seen now", rows)
+    yield pairs(f"{site.plan}, as seen now", rows)
     if done.unread:
         yield pairs("Could not be read", list(done.unread.items()))
