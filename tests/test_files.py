@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moiety.errors import InputError, OutputError
-from moiety.files import read_bytes, read_text, resolve_input, write_all
+from moiety.files import read_bytes, read_text, remove_leftovers, resolve_input, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -260,3 +260,13 @@ def test_folder_without_permission(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="Permission denied"):
         write_all(tmp_path, {"x": "new"})
     tmp_path.chmod(0o700)
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    kept = {"a.json", f".moiety-{os.getpid()}-0badcafe-0.part", ".moiety-notes-of-mine.txt"}
+    for name in (*kept, f".moiety-{gone.pid}-0badcafe-0.part", f".moiety-{gone.pid}-0badcafe-1.old"):
+        (tmp_path / name).write_text("x")
+    remove_leftovers(tmp_path)
+    assert set(snapshot(tmp_path)) == kept

@@ -148,6 +148,25 @@ def write_all(folder: Path | str, contents: Mapping[str, str | bytes]) -> tuple[
     return tuple(target_folder / name for name in contents)
 
 
+def remove_leftovers(folder: Path | str) -> None:
+    """Remove what `write_all` has left in the folder unfinished, where its process was killed."""
+    for path in Path(folder).glob(".moiety-*-*-*"):
+        pid = path.name.split("-")[1]
+        if path.suffix in {".part", ".old"} and pid.isdecimal() and not _lives(int(pid)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 @contextlib.contextmanager
 def replacing_folder(folder: Path | str) -> Generator[Path]:
     """Give an empty folder beside `folder`, whose name it takes when the block ends well.

@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moiety.cli.place_files import expert_location, gpu_speeds
+from moiety.cli.place_files import gpu_speeds
 from moiety.cli.place_machine import machine_of
 from moiety.errors import InputError
 from moiety.model.catalog import load_catalog_model
+from moiety.placement.engine_map import expert_location
 from tests.cli.command import Done, moiety, refused
 
 if TYPE_CHECKING:

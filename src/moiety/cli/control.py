@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli.control_power import gpus, power, restore_limits
+from moiety.cli.control_watch import watch
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 from moiety.errors import InputError
 
@@ -20,6 +21,7 @@ control = typer.Typer(help="The control plane on its own.", no_args_is_help=True
 control.command()(gpus)
 control.command()(power)
 control.command("restore")(restore_limits)
+control.command()(watch)
 _MOST_HOURS = 24 * 31
 _MOST_SEED = 2**63 - 1
 

@@ -192,7 +192,7 @@ def _check_files(out: str | None, to: str, picture: str | None, layer: int | Non
 def _contents(placed: Placed, out: str | None, to: str, picture: str | None, layer: int | None) -> dict[Path, str]:
     """Return the text of each file to write."""
     from moiety.cli.json_text import json_text
-    from moiety.cli.place_files import expert_location
+    from moiety.placement.engine_map import expert_location
 
     contents: dict[Path, str] = {}
     if out is not None:

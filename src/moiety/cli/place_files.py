@@ -12,6 +12,7 @@ import numpy as np
 from moiety.errors import InputError
 from moiety.files import read_bytes, read_text
 from moiety.json_object import read_json_object
+from moiety.placement.engine_map import MAP_KEY, moe_rows
 from moiety.workload.routing import Routing, read_routing
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from moiety.placement.problem import Loads, SlotMap
 
 _MAX_BYTES = 512 * 10**6
-_MAP = "physical_to_logical_map"
 _REMEDY = "give what `moiety place --out` writes, or SGLang's expert location as JSON"
 _MOST = 2**31
 _MOST_FASTER = 10_000
@@ -53,36 +53,19 @@ def load_routing(argument: str, model: Model | None, num_experts: int | None) ->
     return replace(routing, counts=np.ascontiguousarray(routing.counts[:, rows]), topk=topk)
 
 
-def moe_layers(model: Model) -> tuple[int, ...]:
-    """Return the index of each layer of the model that has experts."""
-    return tuple(at for at, block in enumerate(model.layers) if block.feed_forward.kind == "moe")
-
-
-def moe_rows(num_rows: int, model: Model, source: str) -> list[int]:
-    """Return which of a file's rows are MoE layers, where it has a row for each of them or for each layer."""
-    layers = moe_layers(model)
-    if num_rows == len(layers):
-        return list(range(num_rows))
-    if num_rows != model.num_layers:
-        every = f" (of {model.num_layers} layers)" if model.num_layers != len(layers) else ""
-        rule = f"has {num_rows} layers, the model {len(layers)} with experts{every}"
-        raise InputError(rule, source=source, field="layers")
-    return list(layers)
-
-
 def read_previous(argument: str) -> Previous:
     """Return the placement in a file of ours or of SGLang's; raise InputError for anything else."""
     document = read_json_object(read_text(argument, limit=_MAX_BYTES), source=argument, remedy=_REMEDY)
-    if _MAP not in document:
-        raise InputError("holds no placement", source=argument, field=_MAP, remedy=_REMEDY)
-    slot_map = _slot_map(document[_MAP], argument)
+    if MAP_KEY not in document:
+        raise InputError("holds no placement", source=argument, field=MAP_KEY, remedy=_REMEDY)
+    slot_map = _slot_map(document[MAP_KEY], argument)
     num_gpus, num_nodes = _count(document, "num_gpus", argument), _count(document, "num_nodes", argument)
     if num_gpus is not None and num_nodes is not None and num_gpus % num_nodes:
         raise InputError(f"must divide {num_gpus} GPUs", source=argument, field="num_nodes", value=num_nodes)
     highest = int(slot_map.max())
     experts = _count(document, "num_logical_experts", argument) or highest + 1
     if experts <= highest:
-        rule = f"{_MAP} has expert {highest}, numbered from 0"
+        rule = f"{MAP_KEY} has expert {highest}, numbered from 0"
         raise InputError(rule, source=argument, field="num_logical_experts", value=experts)
     shared = _count(document, "expert_tp", argument) or 1
     if shared > 1:
@@ -94,16 +77,16 @@ def read_previous(argument: str) -> Previous:
 def _slot_map(value: object, source: str) -> SlotMap:
     rows = cast("list[object]", value) if isinstance(value, list) else []
     if not rows or not all(isinstance(row, list) for row in rows) or [] in rows:
-        raise InputError("must be a list of layers, each a list of slots", source=source, field=_MAP)
+        raise InputError("must be a list of layers, each a list of slots", source=source, field=MAP_KEY)
     lengths = [len(cast("list[object]", row)) for row in rows]
     for index, length in enumerate(lengths):
         if length != lengths[0]:
             rule = f"has {length} slots, layer 0 has {lengths[0]}"
-            raise InputError(rule, source=source, field=f"{_MAP}[{index}]")
+            raise InputError(rule, source=source, field=f"{MAP_KEY}[{index}]")
     for index, row in enumerate(cast("list[list[object]]", rows)):
         for slot, expert in enumerate(row):
             if type(expert) is not int or not 0 <= expert < _MOST:
-                field = f"{_MAP}[{index}][{slot}]"
+                field = f"{MAP_KEY}[{index}][{slot}]"
                 raise InputError("must be the number of an expert, from 0", source=source, field=field, value=expert)
     return np.array(rows, dtype=np.int64)
 
@@ -124,20 +107,20 @@ def check_previous(previous: Previous, routing: Routing, model: Model | None, nu
         slots = slots[moe_rows(len(slots), model, previous.source)]
     if len(slots) != routing.num_layers:
         rule = f"has {len(slots)} layers, the routing {routing.num_layers}"
-        raise InputError(rule, source=previous.source, field=_MAP)
+        raise InputError(rule, source=previous.source, field=MAP_KEY)
     found, experts = previous.num_experts, routing.num_experts
     if found != experts:
         remedy = f"--experts {found}, if the last ones are never used" if found > experts else None
         rule = f"places {found} experts, the routing has {experts}"
-        raise InputError(rule, source=previous.source, field=_MAP, remedy=remedy)
+        raise InputError(rule, source=previous.source, field=MAP_KEY, remedy=remedy)
     if slots.shape[1] % num_gpus:
         rule = f"has {slots.shape[1]} slots, which do not divide over {num_gpus} GPUs"
-        raise InputError(rule, source=previous.source, field=_MAP)
+        raise InputError(rule, source=previous.source, field=MAP_KEY)
     held = np.zeros((len(slots), experts), dtype=np.bool_)
     held[np.arange(len(slots))[:, None], slots] = True
     if not held.all():
         row, expert = np.argwhere(~held)[0].tolist()
-        raise InputError(f"has no slot with expert {expert}", source=previous.source, field=f"{_MAP}[{row}]")
+        raise InputError(f"has no slot with expert {expert}", source=previous.source, field=f"{MAP_KEY}[{row}]")
     return slots
 
 
@@ -173,18 +156,3 @@ def _number(word: str) -> float | None:
         return float(word)
     except ValueError:
         return None
-
-
-def expert_location(slot_map: SlotMap, model: Model | None) -> dict[str, object]:
-    """Return what SGLang's `--init-expert-location` takes: the map under its key, a row for every layer of the model.
-
-    SGLang finds a layer by its number in the model and passes every key on by name, so there is no other key and layers
-    without experts get rows too, never used (`compute_initial_expert_location_metadata`,
-    python/sglang/srt/eplb/expert_location.py).
-    """
-    if model is None:
-        return {_MAP: slot_map.tolist()}
-    experts = int(slot_map.max()) + 1
-    plain = [slot % experts for slot in range(slot_map.shape[1])]
-    rows: dict[int, list[int]] = dict(zip(moe_layers(model), slot_map.tolist(), strict=True))
-    return {_MAP: [rows.get(layer, plain) for layer in range(model.num_layers)]}

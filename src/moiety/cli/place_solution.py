@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeVar
 
-from moiety.cli.place_files import check_previous, gpu_speeds, load_routing, moe_layers
+from moiety.cli.place_files import check_previous, gpu_speeds, load_routing
 from moiety.cli.place_machine import MOST_SLOTS, Machine, check_memory
 from moiety.cli.place_result import MIGRATION, Moved, Placed
 from moiety.errors import InputError
+from moiety.placement.engine_map import moe_layers
 from moiety.placement.methods.table import METHODS
 from moiety.placement.metrics import measure
 from moiety.placement.migration.cost import CopyLinks, copies_between, port_bytes, port_time_s, settled

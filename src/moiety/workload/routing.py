@@ -27,6 +27,8 @@ class Routing:
     """Experts that each token went to, `[layers, tokens, k]`."""
     sequence: NDArray[np.integer[Any]] | None = None
     """Sequence that each token belongs to, `[tokens]`."""
+    slot_map: NDArray[np.int64] | None = None
+    """Expert of each slot when the dump was written, `[layers of the dump, slots]`; SGLang's `records` have it."""
 
     @property
     def num_windows(self) -> int:
@@ -81,7 +83,7 @@ def read_routing(data: bytes, *, source: str, num_experts: int | None = None, nu
         if expected is not None and found != expected:
             key = "topk" if topk is not None else "counts"
             _refuse(source, key, f"has {found} {what}, the model {expected}")
-    return Routing(counts=counts, topk=topk, sequence=sequence)
+    return Routing(counts=counts, topk=topk, sequence=sequence, slot_map=arrays.get("slot_map"))
 
 
 def windowed(routing: Routing, num_windows: int) -> Routing:

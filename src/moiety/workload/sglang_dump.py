@@ -47,6 +47,8 @@ def gather_passes(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 def arrays_of_records(found: Mapping[str, object], source: str) -> dict[str, NDArray[Any]]:
     """Return `topk` (and `sequence` where it can be known), or `counts`, of a dump's `records`, in logical experts.
 
+    Where the dump says which expert each slot held, that is `slot_map` `[layers, slots]`, for all layers of the dump.
+
     The passes' tokens follow each other. Layers without experts and unused places of the recorder's wide rows, both
     -1 throughout, are left out. Raises InputError for records of another form.
     """
@@ -64,10 +66,11 @@ def arrays_of_records(found: Mapping[str, object], source: str) -> dict[str, NDA
     if len(shapes) > 1:
         _refuse(source, f"records[].{key}", f"differ in shape from pass to pass: {sorted(shapes)[:3]}")
     logical = _logical_of_physical(found.get(_MAP), arrays[0].shape[0], source)
+    result: dict[str, NDArray[Any]] = {} if logical is None else {"slot_map": logical}
     if key == _COUNT:
-        return {"counts": gather_passes(_logical_counts(np.stack(arrays), logical, source))}
+        return {**result, "counts": gather_passes(_logical_counts(np.stack(arrays), logical, source))}
     topk = _logical_topk(np.concatenate(arrays, axis=1), logical, source)
-    result: dict[str, NDArray[Any]] = {"topk": topk}
+    result["topk"] = topk
     if logical is not None:
         result["num_experts"] = np.asarray(int(logical.max()) + 1)
     sequence = _sequences(typed, [each.shape[1] for each in arrays])
