@@ -11,9 +11,10 @@ from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.graph.op import AttentionCore, Collective, Gemm, Op
 from moiety.graph.training import dense_parameters
+from moiety.model.attention import SparseIndexer
 from moiety.model.catalog import catalog_models, load_catalog_model
 from moiety.model.feed_forward import MoeFeedForward
-from moiety.plan import Options, Phase
+from moiety.plan import DtypePolicy, Options, Phase
 from moiety.strategy.strategy import Strategy, parse_strategy
 from tests.scenarios import (
     ATTENTIONS,
@@ -99,6 +100,18 @@ def test_absorbed_decode_reads_the_latent_cache_and_not_the_heads() -> None:
     assert core.flops == 2 * tokens * context * MLA.num_heads * (latent + MLA.kv_lora_rank)
     cache = tokens * context * latent * 2
     assert core.work.bytes == cache + tokens * MLA.num_heads * (latent + MLA.kv_lora_rank) * 2
+
+
+def test_an_indexer_reads_keys_as_the_cache_keeps_them() -> None:
+    tokens, context, indexer = 512, 256, SparseIndexer(num_heads=4, head_dim=32, top_k=64)
+    model = small_model(MLA.model_copy(update={"indexer": indexer}))
+    for kv_cache, element in (("bf16", 2), ("fp8", 1)):  # a cache in FP8 has one static scale, and none by the block
+        options = Options(dtypes=DtypePolicy(kv_cache=kv_cache))
+        scores = next(
+            op for op in graph_of(model, strategy_of("tp1"), "decode", options).layers[0] if op.name == "index_scores"
+        )
+        queries = tokens * indexer.num_heads * indexer.head_dim
+        assert scores.memory_bytes == tokens * context * indexer.head_dim * element + queries
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
