@@ -32,6 +32,11 @@ def check_trainable(plan: Plan, source: str) -> None:
         rule = f"training computes in {' or '.join(_FORMATS)}"
         remedy = "save the checkpoint in BF16 or float32 and plan that"
         raise InputError(rule, source=source, field="options.dtypes.activations", value=activations, remedy=remedy)
+    summed = plan.options.dtypes.critical
+    if plan.options.dense_parameter_sharding and summed not in _FORMATS:
+        rule = f"gradients of sharded parameters are summed in {' or '.join(_FORMATS)}"
+        remedy = "plan with --set dtypes.critical=fp32"
+        raise InputError(rule, source=source, field="options.dtypes.critical", value=summed, remedy=remedy)
     for index, layer in enumerate(plan.model.layers):
         if layer.attention.kind == "linear":
             rule = "linear attention is planned but not executed"
