@@ -4,6 +4,10 @@ Device time is measured: the host is far ahead, as a graph's replay would be; be
 one follows the other, the host's part included. Routing is uniformly random, weights and states are new in every run,
 and caches are flushed before each call.
 
+Each half of the MLP, gate-up and down, stands beside torch's and, where they are installed, FlashInfer's and DeepGEMM's
+products; some rows of everything that is timed are compared with float64 before. The seconds so far are printed on the
+way: compiling and tuning take most of them.
+
 Bars: the fused expert MLP at least 1.2 times as fast as gather, `grouped_mm`, silu * up, `grouped_mm`, weights and sum
 on prefill shapes; 70 % of the measured matrix product from 1,024 rows an expert on; 80 % of the measured bandwidth
 where an expert has at most 8. Without a GPU nothing is measured and nothing fails.
@@ -19,7 +23,6 @@ import os
 import statistics
 import sys
 import time
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from itertools import product
@@ -28,61 +31,35 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.functional import grouped_mm, scaled_dot_product_attention, silu
+from torch.nn.functional import scaled_dot_product_attention
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.nccl_priority import exchange_beside_bulk
 from moiety.runtime.dispatch.quantize import quantized
 from moiety.runtime.dispatch.wire import Rows
-from moiety.runtime.experts.grouped import KEY_BITS, ExpertWeights
+from moiety.runtime.experts.grouped import ExpertWeights
 from moiety.runtime.fp8 import BLOCK, FP8, num_scales
 from moiety.runtime.telemetry import Silent
-from tests.runtime.kernels.routed_rows import DTYPES, Case, case_of, tolerance
+from tests.runtime.kernels.routed_rows import DTYPES, Case, case_of, gated, tolerance
 
 if HAS_TRITON := find_spec("triton") is not None:
+    from benchmarks.expert_products import SHAPES, TOP_K, RoutedExperts
     from moiety.runtime.experts.fused import fused_outputs
-    from moiety.runtime.kernels.expert_mlp import SortedPairs, gated_rows, weighted_outputs
     from moiety.runtime.kernels.quantized_rows import quantize_into
-    from moiety.runtime.kernels.tiles import group_rows
     from moiety.runtime.kernels.token_sums import row_sums
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from benchmarks.expert_products import Shape
+
 LEAST_SPEEDUP, LEAST_OF_PRODUCT, LEAST_OF_BANDWIDTH = 1.2, 0.7, 0.8
 MOST_APART = 0.01
-"""Relative distance of the fused and the unfused sums, which round BF16 differently."""
+"""Relative distance of results in BF16 from float64's."""
 MANY_ROWS, FEW_ROWS = 1024, 8
 """An expert's, on average, at which the second and the third bar hold."""
-TOP_K = 8
 REPEATS, SLEEP_CYCLES, FLUSHED_BYTES = 15, 2_000_000, 256 << 20
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Experts of a rank, and the rows that each has on average."""
-
-    hidden: int
-    width: int
-    experts: int
-    rows: int
-
-
-SHAPES = (
-    Shape(2048, 768, 128, 1024),
-    Shape(4096, 1536, 64, 1024),
-    Shape(4096, 1536, 64, 2048),
-    Shape(7168, 2048, 64, 1024),
-    Shape(2048, 768, 128, 128),
-    Shape(7168, 2048, 64, 256),
-    Shape(2048, 768, 128, 1),
-    Shape(2048, 768, 128, 8),
-    Shape(4096, 1536, 128, 2),
-    Shape(4096, 1536, 64, 4),
-    Shape(7168, 2048, 256, 1),
-    Shape(7168, 2048, 64, 8),
-)
 
 
 class Clock:
@@ -127,56 +104,13 @@ def ceilings(clock: Clock, device: torch.device) -> tuple[float, float]:
     return bandwidth, 2 * size**3 / clock.seconds(lambda: torch.mm(left, right, out=out))
 
 
-def gate(middle: torch.Tensor) -> torch.Tensor:
-    """Return silu(gate) * up."""
-    first, second = middle.chunk(2, dim=-1)
-    return silu(first) * second
-
-
-def routed(shape: Shape, device: torch.device, dtype: torch.dtype = torch.bfloat16) -> tuple[Rows, ExpertWeights]:
-    """Return random tokens with `TOP_K` experts each, and random experts, which lie as checkpoints have them."""
-    tokens, hidden, width = max(1, shape.rows * shape.experts // TOP_K), shape.hidden, shape.width
-    slots = torch.rand(tokens, shape.experts, device=device).topk(TOP_K, dim=1).indices
-    given = torch.rand(tokens, TOP_K, device=device).softmax(dim=1)
-    states = torch.randn(tokens, hidden, dtype=dtype, device=device)
-    gate_up = torch.empty(shape.experts, 2 * width, hidden, dtype=dtype, device=device).normal_(0, hidden**-0.5)
-    down = torch.empty(shape.experts, hidden, width, dtype=dtype, device=device).normal_(0, width**-0.5)
-    rows = Rows(states, torch.arange(tokens, device=device), slots, given)
-    return rows, ExpertWeights(gate_up.transpose(1, 2), down.transpose(1, 2), None, None, gate)
-
-
-def calls(rows: Rows, weights: ExpertWeights) -> tuple[Callable[[], torch.Tensor], Callable[[], torch.Tensor]]:
-    """Return the fused MLP and the unfused one over rows that are sorted already, sums [tokens, hidden] float32."""
-    tokens = rows.slots.shape[0]
-    slot = rows.slots.reshape(-1)
-    row = torch.arange(tokens, device=slot.device).repeat_interleave(TOP_K)
-    keys, order = torch.sort((slot << KEY_BITS) + rows.keys[row])
-    scale = rows.weights.reshape(-1)
-    first = torch.arange(tokens + 1, device=slot.device) * TOP_K
-    offsets = torch.bincount(slot, minlength=weights.num_slots).cumsum(0).to(torch.int32)
-    source, sorted_scale = row[order], scale[order][:, None]
-
-    def fused() -> torch.Tensor:
-        pairs = SortedPairs(order, row, scale, group_rows(keys, weights.num_slots, KEY_BITS))
-        return row_sums(
-            weighted_outputs(gated_rows(rows.hidden, weights.gate_up, pairs), weights.down, pairs), first, TOP_K
-        )
-
-    def unfused() -> torch.Tensor:
-        middle = grouped_mm(rows.hidden.index_select(0, source), weights.gate_up, offs=offsets)
-        outputs = grouped_mm(weights.gate(middle), weights.down, offs=offsets).float() * sorted_scale
-        return torch.empty_like(outputs).index_copy_(0, order, outputs).view(tokens, TOP_K, -1).sum(dim=1)
-
-    return fused, unfused
-
-
 def moved(case: Case, device: torch.device) -> tuple[Rows, ExpertWeights]:
     """Return a case on the device, the rows' gaps and the weights' layout as they are."""
     held, weights = case.rows, case.weights
     states = held.hidden.new_empty(held.hidden.shape[0], held.hidden.stride(0)).to(device)[:, : held.hidden.shape[1]]
     states.copy_(held.hidden)
     rows = Rows(states, held.keys.to(device), held.slots.to(device), held.weights.to(device))
-    return rows, ExpertWeights(weights.gate_up.to(device), weights.down.to(device), None, None, gate)
+    return rows, ExpertWeights(weights.gate_up.to(device), weights.down.to(device), None, None, gated)
 
 
 def wire_room(rows: int, hidden: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,12 +160,12 @@ def wrong_codes(device: torch.device) -> list[str]:
 
 
 def expert_row(shape: Shape, clock: Clock, limits: tuple[float, float], device: torch.device) -> dict[str, Any]:
-    """Return the figures of a shape, and whether its bars hold."""
+    """Return the figures of a shape, what is wrong in it, and whether its bars hold."""
     bandwidth, flops = limits
-    rows, weights = routed(shape, device)
-    fused, unfused = calls(rows, weights)
-    apart = float((fused() - unfused()).norm() / unfused().norm())
-    fused_s, unfused_s = clock.seconds(fused), clock.seconds(unfused)
+    experts = RoutedExperts(shape, device)
+    apart = experts.wrong()  # before anything is timed, which compiles and tunes besides
+    rows, whole = experts.rows, experts.whole()
+    fused_s, unfused_s = (clock.seconds(whole[name].call) for name in ("ours", "torch"))
     pairs, used = rows.slots.numel(), int(rows.slots.unique().numel())
     num_flops = 6 * pairs * shape.hidden * shape.width
     read = used * 3 * shape.hidden * shape.width * 2
@@ -239,20 +173,40 @@ def expert_row(shape: Shape, clock: Clock, limits: tuple[float, float], device: 
     row = {
         **vars(shape),
         "fused_s": fused_s,
-        "fused_host_s": clock.host_seconds(fused),
+        "fused_host_s": clock.host_seconds(whole["ours"].call),
         "unfused_s": unfused_s,
         "speedup": unfused_s / fused_s,
         "of_product": num_flops / fused_s / flops,
         "of_bandwidth": moved_bytes / fused_s / bandwidth,
         "apart": apart,
+        "gate_up_s": {name: clock.seconds(way.call) for name, way in experts.gate_up().items()},
     }
-    met = apart < MOST_APART
+    middle = experts.gate_up()["torch"].call()
+    row["down_s"] = {name: clock.seconds(way.call) for name, way in experts.down(middle).items()}
+    row["gate_up_of_product"] = num_flops * 2 / 3 / row["gate_up_s"]["ours"] / flops
+    row["down_of_product"] = num_flops / 3 / row["down_s"]["ours"] / flops
+    met = max(apart.values()) < MOST_APART
     if shape.rows <= FEW_ROWS:
         met = met and row["of_bandwidth"] >= LEAST_OF_BANDWIDTH
     else:
         met = met and row["speedup"] >= LEAST_SPEEDUP
         met = met and (shape.rows < MANY_ROWS or row["of_product"] >= LEAST_OF_PRODUCT)
     return {**row, "met": met}
+
+
+def expert_lines(row: dict[str, Any]) -> str:
+    """Return a shape's figures: the whole, then each half beside torch's and libraries', then what is wrong."""
+    whole = (
+        f"{row['hidden']:6} {row['width']:5} {row['experts']:7} {row['rows']:4} | {row['fused_s'] * 1e3:6.2f}"
+        f" ({row['fused_host_s'] * 1e3:.2f}) {row['unfused_s'] * 1e3:6.2f} ms {row['speedup']:6.2f}x |"
+        f" {row['of_product']:10.0%} {row['of_bandwidth']:13.0%} | {'met' if row['met'] else 'NOT MET'}"
+    )
+    lines = [whole]
+    for half, name in (("gate_up", "gate-up"), ("down", "down")):
+        figures = ", ".join(f"{way} {seconds * 1e3:.2f}" for way, seconds in row[f"{half}_s"].items())
+        lines.append(f"       {name:7} {figures} ms; ours {row[f'{half}_of_product']:.0%} of the product")
+    lines += [f"       WRONG: {way} is {off:.1%} off" for way, off in row["apart"].items() if off >= MOST_APART]
+    return "\n".join(lines)
 
 
 def wire_rows(clock: Clock, bandwidth: float, device: torch.device) -> dict[str, float]:
@@ -285,13 +239,15 @@ def attention(clock: Clock, flops: float, device: torch.device) -> dict[str, flo
 
 
 def measure(device: torch.device) -> dict[str, Any]:
-    """Measure everything, printing on the way; return the figures and whether the bars hold."""
+    """Measure everything, printing on the way with the seconds so far; return the figures and whether the bars hold."""
+    begin_s = time.monotonic()
     hardware = torch.cuda.get_device_name(device)
     versions = {name: version(name) for name in ("torch", "triton")} | {"cuda": torch.version.cuda}
     today = dt.datetime.now(tz=dt.UTC).date().isoformat()
     print(f"{hardware}, {today}, {', '.join(f'{name} {each}' for name, each in versions.items())}", flush=True)
     wrong = wrongs(device, seed=int(time.time()) % 10_000)
-    print("correctness:", "; ".join(wrong) or "sums, bits in any order, FP8: right")
+    said = "; ".join(wrong) or "sums, bits in any order, FP8: right"
+    print(f"correctness: {said}  [{time.monotonic() - begin_s:.0f} s]", flush=True)
     clock = Clock(device)
     bandwidth, flops = limits = ceilings(clock, device)
     print(f"ceilings: copy {bandwidth / 1e12:.2f} TB/s, BF16 product {flops / 1e12:.0f} TFLOP/s")
@@ -299,14 +255,8 @@ def measure(device: torch.device) -> dict[str, Any]:
     print("hidden width experts rows |    fused (host)   unfused   ratio | of product  of bandwidth | bar")
     table: list[dict[str, Any]] = []
     for shape in SHAPES:
-        row = expert_row(shape, clock, limits, device)
-        table.append(row)
-        print(
-            f"{shape.hidden:6} {shape.width:5} {shape.experts:7} {shape.rows:4} | {row['fused_s'] * 1e3:6.2f}"
-            f" ({row['fused_host_s'] * 1e3:.2f}) {row['unfused_s'] * 1e3:6.2f} ms {row['speedup']:6.2f}x |"
-            f" {row['of_product']:10.0%} {row['of_bandwidth']:13.0%} | {'met' if row['met'] else 'NOT MET'}",
-            flush=True,
-        )
+        table.append(expert_row(shape, clock, limits, device))
+        print(expert_lines(table[-1]), f"  [{time.monotonic() - begin_s:.0f} s]", sep="\n", flush=True)
         torch.cuda.empty_cache()
     wire, attended = wire_rows(clock, bandwidth, device), attention(clock, flops, device)
     print("of bandwidth:", ", ".join(f"{name} {share:.0%}" for name, share in wire.items()))

@@ -62,6 +62,7 @@ def test_losses_are_those_of_transformers_and_a_state_is_gone_on_from(
         held = sum(rank["held_bytes"].values())
         assert whole["peak_bytes"] > held
     assert whole["allocations_per_step"] > 100
+    assert whole["sharding"] is None
     assert (whole["first_step"], whole["batch_size"], whole["num_ranks"]) == (0, 2, 2)
     further = trained(*command, "--steps", "1", "--resume", "state", "--fold", "1")
     assert further["first_step"] == 3

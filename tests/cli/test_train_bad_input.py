@@ -57,6 +57,10 @@ def test_what_is_not_trained_is_refused(runnable_checkpoint: Path, runnable_fold
     (work / "half.json").write_text(json.dumps(stored))
     command = ("--checkpoint", runnable_checkpoint, "--data", "d.jsonl", "--steps", "1")
     assert "training computes in fp32 or bf16" in refused(moiety("train", "half.json", *command))
+    stored["options"]["dtypes"] |= {"activations": "fp32", "critical": "fp16"}
+    stored["options"]["dense_parameter_sharding"] = True
+    (work / "narrow.json").write_text(json.dumps(stored))
+    assert "gradients of sharded parameters are summed in" in refused(moiety("train", "narrow.json", *command))
     load = ("--concurrency", "8", "--input-tokens", "16", "--output-tokens", "16", "--quiet")
     where = ("--cluster", "local:2", "--strategy", "tp1_pp2")
     assert moiety("plan", runnable_checkpoint, *where, *load, "--out", "staged").code == 0

@@ -10,10 +10,11 @@ import pytest
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.graph.op import AttentionCore, Collective, Gemm, Op
-from moiety.graph.training import dense_parameters
+from moiety.graph.training import dense_parameters, is_sharding
+from moiety.model.attention import SparseIndexer
 from moiety.model.catalog import catalog_models, load_catalog_model
 from moiety.model.feed_forward import MoeFeedForward
-from moiety.plan import Options, Phase
+from moiety.plan import DtypePolicy, Options, Phase
 from moiety.strategy.strategy import Strategy, parse_strategy
 from tests.scenarios import (
     ATTENTIONS,
@@ -99,6 +100,18 @@ def test_absorbed_decode_reads_the_latent_cache_and_not_the_heads() -> None:
     assert core.flops == 2 * tokens * context * MLA.num_heads * (latent + MLA.kv_lora_rank)
     cache = tokens * context * latent * 2
     assert core.work.bytes == cache + tokens * MLA.num_heads * (latent + MLA.kv_lora_rank) * 2
+
+
+def test_an_indexer_reads_keys_as_the_cache_keeps_them() -> None:
+    tokens, context, indexer = 512, 256, SparseIndexer(num_heads=4, head_dim=32, top_k=64)
+    model = small_model(MLA.model_copy(update={"indexer": indexer}))
+    for kv_cache, element in (("bf16", 2), ("fp8", 1)):  # a cache in FP8 has one static scale, and none by the block
+        options = Options(dtypes=DtypePolicy(kv_cache=kv_cache))
+        scores = next(
+            op for op in graph_of(model, strategy_of("tp1"), "decode", options).layers[0] if op.name == "index_scores"
+        )
+        queries = tokens * indexer.num_heads * indexer.head_dim
+        assert scores.memory_bytes == tokens * context * indexer.head_dim * element + queries
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -192,11 +205,19 @@ def test_backward_does_twice_the_products_and_reduces_all_gradients(sharded: boo
     products = [sum(op.flops for op in ops if isinstance(op.work, Gemm)) for ops in (forward, backward)]
     assert products[1] == 2 * products[0]
     sent = {op.name: op.work for op in backward if isinstance(op.work, Collective) and op.work.bulk}
-    dense = dense_parameters(model.blocks[0], model.hidden_size) / strategy.tp * 2
+    held = {weight.name: math.prod(weight.shape) for op in forward for weight in op.weights}
+    dense = 2 * (sum(size for name, size in held.items() if not name.startswith("experts.")) + 2 * model.hidden_size)
+    assert dense == pytest.approx(2 * dense_parameters(model.blocks[0], model.hidden_size) / strategy.tp, rel=0.01)
+    tables = 2 * model.vocab_size * model.hidden_size / strategy.tp * 2
     reduced = sent["dense_gradient_reduce"]
-    # sharded gradients are scattered in every micro-batch, others reduced once a step (of 2 micro-batches)
+    # sharded gradients are scattered in every micro-batch, in FP32, others reduced once a step (of 2 micro-batches)
     assert (reduced.kind, reduced.axis) == ("reduce_scatter" if sharded else "all_reduce", "attn_dp")
-    assert reduced.payload_bytes == pytest.approx(dense if sharded else dense / 2)
+    assert reduced.payload_bytes == pytest.approx(2 * dense if sharded else dense / 2)
+    ends = {op.name: op.work for op in graph.update if isinstance(op.work, Collective)}
+    assert ends["vocabulary_gradient_reduce"].payload_bytes == (2 * tables if sharded else tables)
+    assert ends["vocabulary_gradient_all_reduce"].payload_bytes == (tables / 2 if sharded else tables)
+    gathered = {op.name: op.work.payload_bytes for op in (*graph.embedding, *forward) if is_sharding(op)}
+    assert gathered == ({"vocabulary_gather": tables, "dense_gather": dense} if sharded else {})
     between = sent["dense_gradient_all_reduce"]
     assert between.axis == "instance"
     assert between.payload_bytes == pytest.approx(dense / 2 / (strategy.attn_dp if sharded else 1))
@@ -216,7 +237,7 @@ def test_the_optimizer_touches_every_parameter_once() -> None:
     for strategy in (Strategy(tp=2, etp=2), Strategy(attn_dp=4, ep=4, pp=2)):
         for sharded in (False, True):
             graph = graph_of(model, strategy, "training", Options(dense_parameter_sharding=sharded))
-            local = graph.update[0].memory_bytes / 28
+            local = graph.update[-1].memory_bytes / 28
             dense = sum(dense_parameters(block, model.hidden_size) for block in model.layers)
             experts = sum(block.num_parameters(model.hidden_size) for block in model.layers) - dense
             outside = model.num_parameters - dense - experts

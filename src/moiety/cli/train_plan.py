@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
 from moiety.errors import InputError
+from moiety.graph.training import shards_dense
 from moiety.plan import Schedule
 from moiety.projection.project import evaluate
+from moiety.sim.sharding import sharding_bytes, sharding_time
 from moiety.workload.workload import Workload
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
     from moiety.plan import Plan
+    from moiety.projection.project import Evaluation
 
 _FORMATS = "fp32", "bf16"
 
@@ -28,6 +32,11 @@ def check_trainable(plan: Plan, source: str) -> None:
         rule = f"training computes in {' or '.join(_FORMATS)}"
         remedy = "save the checkpoint in BF16 or float32 and plan that"
         raise InputError(rule, source=source, field="options.dtypes.activations", value=activations, remedy=remedy)
+    summed = plan.options.dtypes.critical
+    if plan.options.dense_parameter_sharding and summed not in _FORMATS:
+        rule = f"gradients of sharded parameters are summed in {' or '.join(_FORMATS)}"
+        remedy = "plan with --set dtypes.critical=fp32"
+        raise InputError(rule, source=source, field="options.dtypes.critical", value=summed, remedy=remedy)
     for index, layer in enumerate(plan.model.layers):
         if layer.attention.kind == "linear":
             rule = "linear attention is planned but not executed"
@@ -51,7 +60,32 @@ def batch_of(plan: Plan, asked: int | None, row_tokens: int) -> int:
     return asked
 
 
-def trained(plan: Plan, calibration: Calibration, *, num_rows: int, row_tokens: int) -> Plan:
+@dataclass(frozen=True, slots=True)
+class PlannedSharding:
+    """What a step sends for sharded dense parameters by the plan, on a rank."""
+
+    gathered_bytes: int
+    scattered_bytes: int
+    transfer_s: float
+    exposed_s: float
+    """In which nothing hides it."""
+    step_s: float
+
+
+def planned_sharding(evaluation: Evaluation) -> PlannedSharding | None:
+    """Return what the step of an evaluated plan of training sends for sharded parameters; None if it shards none."""
+    outcome = evaluation.phases[0].outcome
+    if not shards_dense(outcome.graph.layout):
+        return None
+    assert outcome.timeline is not None, "the plan was simulated, not estimated"
+    return PlannedSharding(
+        *sharding_bytes(outcome.graph),
+        *astuple(sharding_time(outcome.timeline, outcome.graph)),
+        step_s=outcome.step_s,
+    )
+
+
+def trained(plan: Plan, calibration: Calibration, *, num_rows: int, row_tokens: int) -> Evaluation:
     """Return the plan as one of training on `num_rows` rows of `row_tokens` a step, in one micro-batch, evaluated anew.
 
     Its memory then says what a step takes, and which layers recompute their activations for want of room.
@@ -78,4 +112,4 @@ def trained(plan: Plan, calibration: Calibration, *, num_rows: int, row_tokens: 
         "comparison": (),
         "search": None,
     }
-    return evaluate(plan.model_copy(update=changes), calibration).plan
+    return evaluate(plan.model_copy(update=changes), calibration)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moiety.cli.run_choice import choose, transport_named
-from moiety.cli.train_plan import batch_of, check_trainable, trained
+from moiety.cli.train_plan import batch_of, check_trainable, planned_sharding, trained
 from moiety.errors import InputError
 from moiety.files import MAX_DATA_BYTES, read_text
 from moiety.runtime.job import TRAINING_ENTRY, Job, Training
@@ -19,6 +19,7 @@ from moiety.runtime.training.state import METADATA
 
 if TYPE_CHECKING:
     from moiety.cli.run_plan import Folding
+    from moiety.cli.train_plan import PlannedSharding
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.world import World
 
@@ -48,6 +49,8 @@ class Preparation:
     folding: Folding | None
     notes: tuple[str, ...]
     """What the user should know before it runs."""
+    sharding: PlannedSharding | None
+    """What a step sends for sharded parameters by the plan; None where it shards none."""
 
 
 def prepare(wish: Wish, world: World | None) -> Preparation:
@@ -74,8 +77,9 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
     check_trainable(plan, str(choice.path))
     batch_size = batch_of(plan, wish.batch_size, len(rows[0]))
     calibration = choice.calibration if folding is None else folding.calibration
+    evaluation = trained(plan, calibration, num_rows=batch_size, row_tokens=len(rows[0]))
     job = Job(
-        plan=trained(plan, calibration, num_rows=batch_size, row_tokens=len(rows[0])),
+        plan=evaluation.plan,
         checkpoint=str(choice.checkpoint.folder.resolve()),
         transport=transport_named(wish.transport),
         training=Training(
@@ -90,7 +94,7 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
         entry=TRAINING_ENTRY,
     )
     notes = () if folding is None else (folding.sentence(),)
-    return Preparation(job, folding, notes)
+    return Preparation(job, folding, notes, planned_sharding(evaluation))
 
 
 def _check_folders(wish: Wish) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from statistics import fmean, median
 from typing import TYPE_CHECKING, cast
 
 from moiety.cli.table import table
 from moiety.cost.training_peak import step_peaks
 from moiety.graph.graph import build_graph
-from moiety.units import format_si
+from moiety.units import format_duration, format_si
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -16,15 +17,27 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from moiety.cli.run_plan import Folding
+    from moiety.cli.train_plan import PlannedSharding
     from moiety.plan import MemoryPlan
     from moiety.runtime.job import Job, Training
     from moiety.runtime.post import Report
 
+_SHARDING_ROWS = (
+    ("gathered_bytes", "gathered"),
+    ("scattered_bytes", "gradients scattered"),
+    ("transfer_s", "under way"),
+    ("exposed_s", "exposed"),
+    ("step_s", "step"),
+)
 _MOST_SHOWN = 20
 """Steps that a table shows; `--json` has all."""
 _KINDS = ("dense_weights", "expert_weights", "embedding_and_head", "gradients", "optimizer_state")
 """Kinds of the memory plan that a rank holds from step to step."""
 _SAVED = "stored_activations"
+_OF_ALL = frozenset({"losses", "rank", "first_step", "load_imbalance", "sharding"})
+"""Parts of a rank's report that are told of all ranks together, or by themselves."""
+_FIRST_QUIET = 2
+"""The first step without anything that is measured or made once, counted from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +47,8 @@ class TrainResult:
     job: Job
     reports: tuple[Report, ...]
     folding: Folding | None = None
+    planned_sharding: PlannedSharding | None = None
+    """What a step sends for sharded parameters by the plan; None where it shards none."""
 
     @property
     def training(self) -> Training:
@@ -65,6 +80,21 @@ class TrainResult:
         plan = self.job.plan
         return step_peaks(build_graph(plan.model, plan.pools[0], plan.options), self.memory)
 
+    @property
+    def measured_sharding(self) -> dict[str, float | None]:
+        """What a step sent for sharded parameters, mean of the ranks; times are None where they are not measured.
+
+        Of the steps that nothing was counted in but this, the median; of the last, where there are none.
+        """
+        steps = [cast("list[dict[str, float | None]]", report["sharding"]) for report in self.reports]
+        counted = [each[_FIRST_QUIET:] or each[-1:] for each in steps]
+        found: dict[str, float | None] = {}
+        for key in counted[0][0]:
+            values = [[step[key] for step in each] for each in counted]
+            known = [[value for value in each if value is not None] for each in values]
+            found[key] = fmean(median(each) for each in known) if all(known) else None
+        return found
+
     def document(self) -> dict[str, object]:
         """Return the training as one JSON document; figures of memory are the largest of all ranks."""
         plan = self.job.plan
@@ -83,6 +113,9 @@ class TrainResult:
             "planned_peak_bytes": self.planned_peaks,
             "allocations_per_step": self._largest("allocations_per_step"),
             "measured": {"ranks": [self._rank(rank, report) for rank, report in enumerate(self.reports)]},
+            "sharding": None
+            if self.planned_sharding is None
+            else {"measured": self.measured_sharding, "planned": asdict(self.planned_sharding)},
             "planned": self.memory.model_dump(mode="json", exclude={"arena"}),
             "load_imbalance": self.reports[0]["load_imbalance"],
             "saved": self.training.save,
@@ -98,9 +131,7 @@ class TrainResult:
 
     @staticmethod
     def _rank(rank: int, report: Report) -> dict[str, object]:
-        whole = {
-            key: value for key, value in report.items() if key not in {"losses", "rank", "first_step", "load_imbalance"}
-        }
+        whole = {key: value for key, value in report.items() if key not in _OF_ALL}
         return {"rank": rank, **whole, **_of_rank(report)}
 
 
@@ -118,6 +149,8 @@ def train_sections(result: TrainResult) -> Iterator[RenderableType]:
         first, last = imbalances[0], imbalances[-1]
         yield f"The most chosen expert had {first:.2f} times the mean load at first, {last:.2f} at last."
     yield memory_section(result)
+    if result.planned_sharding is not None:
+        yield sharding_section(result.planned_sharding, result.measured_sharding)
 
 
 def memory_section(result: TrainResult) -> RenderableType:
@@ -133,6 +166,20 @@ def memory_section(result: TrainResult) -> RenderableType:
     peak += f"planned {_bytes(max(result.planned_peaks.values()))}"
     notes = [kept, peak]
     return table("Memory of the fullest rank", ("kind", ">measured", ">planned"), rows, notes=notes)
+
+
+def sharding_section(planned: PlannedSharding, measured: Mapping[str, float | None]) -> RenderableType:
+    """Return what a step sends for sharded dense parameters, and what of it nothing hides, beside the plan's."""
+    expected = asdict(planned)
+    rows = [(words, *(_amount(key, each[key]) for each in (measured, expected))) for key, words in _SHARDING_ROWS]
+    notes = ["exposed: a rank waits for a gather or a scatter and does nothing else; means of the ranks"]
+    return table("Sharded dense parameters in a step", ("", ">measured", ">planned"), rows, notes=notes)
+
+
+def _amount(key: str, value: float | None) -> str:
+    if value is None:
+        return "not measured"
+    return format_duration(value) if key.endswith("_s") else _bytes(value)
 
 
 def _of_rank(report: Report) -> dict[str, object]:

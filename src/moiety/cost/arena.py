@@ -109,7 +109,7 @@ def graph_lifetimes(graph: Graph) -> list[list[Lifetime]]:
     """Return the buffers of each kind of layer that the model has, of both micro-batches where two overlap."""
     layout = graph.layout
     interleaved = layout.options.two_batch_overlap and layout.schedule.num_microbatches > 1
-    hidden = graph.embedding[0].output
+    hidden = graph.embedding[-1].output
     assert hidden is not None, "the embedding has an output"
     kinds = sorted(set(graph.model.layer_blocks))
     return [layer_lifetimes(graph.layers[kind], hidden.size_bytes, interleaved=interleaved) for kind in kinds]

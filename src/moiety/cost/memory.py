@@ -9,6 +9,7 @@ from moiety.cost.arena import graph_lifetimes, live_peak, plan_arena
 from moiety.cost.training_memory import stored_activations, training_state_bytes, vocabulary_elements
 from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
 from moiety.graph.op import Collective, Gemm
+from moiety.graph.training import shards_dense
 from moiety.model.attention import GroupedQueryAttention, LinearAttention
 from moiety.plan import MemoryPlan
 
@@ -81,7 +82,7 @@ def _weight_bytes(graph: Graph, stage: int, weights: tuple[tuple[int, int], ...]
     layout = graph.layout
     held = [weights[graph.block_of(layer)] for layer in graph.stages[stage]]
     dense, experts = sum(each[0] for each in held), sum(each[1] for each in held)
-    if layout.options.dense_parameter_sharding and layout.strategy.attn_dp > 1:
+    if shards_dense(layout):
         dense = -(-dense // layout.strategy.attn_dp) + 2 * max(each[0] for each in held)
     element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -140,6 +140,18 @@ class Pricer:
         constants = self._calibration.expert_exchange
         taken = constants.decode_communication_sms if self._decode else constants.communication_sms
         return max(1 - taken / self._cluster.device.num_sms, 0.1)
+
+
+def already_gathered(prices: tuple[OpPrice, ...]) -> tuple[OpPrice, ...]:
+    """Return the ops of a layer whose sharded parameters are there already: all but the gathering."""
+    gathers = {price.op.name for price in prices if price.op.prefetch}
+    if not gathers:
+        return prices
+    return tuple(
+        replace(price, op=replace(price.op, inputs=tuple(each for each in price.op.inputs if each not in gathers)))
+        for price in prices
+        if price.op.name not in gathers
+    )
 
 
 def distinct_groups(

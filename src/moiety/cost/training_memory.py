@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.saved import embedding_saved, head_saved, layer_saved, saved_bytes
-from moiety.graph.training import dense_parameters, optimizer_shards, routed_parameters
+from moiety.graph.training import dense_parameters, optimizer_shards, routed_parameters, vocabulary_parameters
 from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
@@ -22,12 +22,8 @@ _MOMENT_BYTES, _MASTER_BYTES = 8, 4
 
 def vocabulary_elements(graph: Graph, stage: int) -> int:
     """Return the elements of embedding and output head on each GPU of a stage: the first and the last have them."""
-    model = graph.model
-    table = graph.layout.share(model.vocab_size) * model.hidden_size
     first, last = stage == 0, stage == len(graph.stages) - 1
-    if first and last:
-        return table * (1 if model.tie_word_embeddings else 2)
-    return table if first or last else 0
+    return vocabulary_parameters(graph.model, graph.layout, first=first, last=last)
 
 
 def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
@@ -36,18 +32,16 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
     The state is FP32; weights that are FP32 themselves need no master beside them.
     """
     layout, model = graph.layout, graph.model
-    strategy = layout.strategy
     blocks = [model.blocks[graph.block_of(layer)] for layer in graph.stages[stage]]
     routed = sum(held_expert_parameters(block, graph) for block in blocks)
-    dense = sum(dense_parameters(block, model.hidden_size) for block in blocks) / strategy.tp
-    dense += vocabulary_elements(graph, stage)
-    gradient_shards = strategy.attn_dp if layout.options.dense_parameter_sharding else 1
+    dense = sum(dense_parameters(block, model.hidden_size) for block in blocks) / layout.strategy.tp
+    dense = (dense + vocabulary_elements(graph, stage)) / optimizer_shards(layout)
     activations = layout.options.dtypes.activations
     element = BYTES_PER_ELEMENT[activations]
     kept = _MOMENT_BYTES + (0 if activations == "fp32" else _MASTER_BYTES)
     return {
-        "gradients": int(element * (dense / gradient_shards + routed)),
-        "optimizer_state": int(kept * (dense / optimizer_shards(layout) + routed)),
+        "gradients": int(element * (dense + routed)),
+        "optimizer_state": int(kept * (dense + routed)),
     }
 
 
@@ -81,7 +75,7 @@ def activation_bytes(graph: Graph, stage: int, checkpointed: Collection[int]) ->
     """
     layout, model = graph.layout, graph.model
     ahead = len(graph.stages) - stage + (1 if layout.options.two_batch_overlap else 0)
-    hidden = graph.embedding[0].output
+    hidden = graph.embedding[-1].output
     assert hidden is not None, "the embedding has an output"
     kept = [saved_bytes(layer_saved(model, block, layout)) for block in model.blocks]
     total = saved_bytes(embedding_saved(layout)) if stage == 0 else 0

@@ -12,7 +12,7 @@ from moiety.cost.training_memory import activation_bytes, held_expert_parameters
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.feed_forward import expert_rows
 from moiety.graph.saved import head_saved, layer_saved, saved_bytes
-from moiety.graph.training import dense_parameters
+from moiety.graph.training import dense_parameters, optimizer_shards
 from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
@@ -51,10 +51,10 @@ def _most_in_backward(graph: Graph, memory: MemoryPlan, kept: int) -> int:
     outputs, which are FP32. Sharded gradients are there whole, and once more in FP32 as they are scattered, for the
     layer at work.
     """
-    model, layout, hidden = graph.model, graph.layout, graph.embedding[0].output
+    model, layout, hidden = graph.model, graph.layout, graph.embedding[-1].output
     assert hidden is not None, "the embedding has an output"
     element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
-    shards = layout.strategy.attn_dp if layout.options.dense_parameter_sharding else 1
+    shards = optimizer_shards(layout)
     gradients = element * vocabulary_elements(graph, 0) / (1 if model.tie_word_embeddings else 2)
     kept -= saved_bytes(head_saved(model, layout))
     most = 0.0
@@ -76,7 +76,7 @@ def _bucket_bytes(graph: Graph) -> int:
     layout, model = graph.layout, graph.model
     strategy = layout.strategy
     blocks = model.layers
-    shards = strategy.attn_dp if layout.options.dense_parameter_sharding else 1
+    shards = optimizer_shards(layout)
     dense = sum(dense_parameters(block, model.hidden_size) for block in blocks) / strategy.tp
     dense += vocabulary_elements(graph, 0)
     shared = [dense / shards] if strategy.attn_dp // shards * strategy.instances > 1 else [0.0]

@@ -127,7 +127,7 @@ def _index(indexer: SparseIndexer, q_rank: int, hidden_size: int, queries: str, 
     prompt = schedule.prefill_tokens * _mean_visible(schedule.prompt_tokens, 2**62) if schedule.prefill_tokens else 0.0
     scored = prompt + schedule.decode_sequences * schedule.context_tokens
     cached = schedule.prefill_tokens + schedule.decode_sequences * schedule.context_tokens
-    moved = cached * dim * BYTES_PER_ELEMENT[layout.options.dtypes.kv_cache] + tokens * heads * dim
+    moved = cached * dim * CACHE_BYTES_PER_ELEMENT[layout.options.dtypes.kv_cache] + tokens * heads * dim
     phase = "prefill" if schedule.prefill_tokens else "decode"
     core = AttentionCore(phase, "gqa", 2.0 * scored * heads * dim, moved, layout.options.dtypes.weights)
     act = layout.options.dtypes.activations

@@ -10,7 +10,7 @@ from moiety.graph.attention import attention_ops
 from moiety.graph.feed_forward import feed_forward_ops
 from moiety.graph.layout import Layout
 from moiety.graph.op import Collective, Gemm, MemoryPass, Op, Tensor
-from moiety.graph.training import backward_ops, dense_parameters, update_ops
+from moiety.graph.training import backward_ops, held_dense_parameters, shards_dense, update_ops, vocabulary_gather
 from moiety.strategy.stages import stage_layers
 
 if TYPE_CHECKING:
@@ -77,23 +77,22 @@ def build_step_graph(
 
 
 def _layer(model: Model, block: Block, layout: Layout) -> tuple[Op, ...]:
-    ops: list[Op] = []
-    attention = attention_ops(block.attention, model.hidden_size, layout)
-    if layout.options.dense_parameter_sharding and layout.strategy.attn_dp > 1:
-        dtype = layout.options.dtypes.weights
-        gathered = Tensor("dense_weights", (dense_parameters(block, model.hidden_size) // layout.strategy.tp,), dtype)
+    ops = attention_ops(block.attention, model.hidden_size, layout)
+    ops += feed_forward_ops(block.feed_forward, model.hidden_size, layout, ops[-1].name)
+    if shards_dense(layout):
+        count = held_dense_parameters(ops, block, model.hidden_size)
+        gathered = Tensor("dense_weights", (count,), layout.options.dtypes.weights)
         work = Collective("all_gather", "attn_dp", gathered.size_bytes, bulk=True)
-        ops.append(Op("dense_gather", work, (), gathered, prefetch=True))
-        attention[0] = replace(attention[0], inputs=("input", "dense_gather"))
-    ops += attention
-    ops += feed_forward_ops(block.feed_forward, model.hidden_size, layout, attention[-1].name)
+        ops[0] = replace(ops[0], inputs=("input", "dense_gather"))
+        ops.insert(0, Op("dense_gather", work, (), gathered, prefetch=True))
     return tuple(ops)
 
 
 def _embedding(model: Model, layout: Layout) -> tuple[Op, ...]:
     act = layout.options.dtypes.activations
     output = Tensor("hidden", (layout.tokens, model.hidden_size), act)
-    ops = [Op("embedding", MemoryPass(2.0 * output.size_bytes), (), output)]
+    ops = list(vocabulary_gather(model, layout, first=True, last=layout.strategy.pp == 1))
+    ops.append(Op("embedding", MemoryPass(2.0 * output.size_bytes), tuple(op.name for op in ops), output))
     if layout.strategy.tp > 1:
         work = Collective("all_reduce", "tp", output.size_bytes)
         ops.append(Op("embedding_all_reduce", work, ("embedding",), output))
@@ -111,8 +110,11 @@ def _head(model: Model, layout: Layout) -> tuple[Op, ...]:
     head = Gemm(rows, columns, model.hidden_size, dtypes.activations, dtypes.activations, times=passes)
     logits = Tensor("logits", (rows, columns), dtypes.activations)
     norm = MemoryPass(2.0 * rows * model.hidden_size * BYTES_PER_ELEMENT[dtypes.activations])
+    gathered = vocabulary_gather(model, layout, first=False, last=True) if layout.strategy.pp > 1 else ()
+    before = tuple(op.name for op in gathered)
     ops = [
-        Op("final_norm", norm, (), Tensor("final", (rows, model.hidden_size), dtypes.activations)),
+        *gathered,
+        Op("final_norm", norm, before, Tensor("final", (rows, model.hidden_size), dtypes.activations)),
         Op(
             "lm_head",
             head,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,8 @@ from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass, Op, Ten
 from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moiety.graph.layout import Layout
     from moiety.graph.op import CollectiveKind
     from moiety.model.model import Block, Model
@@ -35,10 +38,49 @@ def dense_parameters(block: Block, hidden_size: int) -> int:
     return block.num_parameters(hidden_size) - routed_parameters(block, hidden_size)
 
 
+def held_dense_parameters(ops: Sequence[Op], block: Block, hidden_size: int) -> int:
+    """Return the dense parameters of a layer on one GPU, from its forward ops: tensor parallelism divides not all."""
+    held = {
+        weight.name: math.prod(weight.shape)
+        for op in ops
+        if not (isinstance(op.work, Gemm) and op.work.experts)
+        for weight in op.weights
+    }
+    return sum(held.values()) + block.num_norms * hidden_size
+
+
+def vocabulary_parameters(model: Model, layout: Layout, *, first: bool, last: bool) -> int:
+    """Return the parameters of embedding and output head on each GPU of a stage: the first and the last have them."""
+    table = layout.share(model.vocab_size) * model.hidden_size
+    return table * (2 if first and last and not model.tie_word_embeddings else int(first or last))
+
+
+def shards_dense(layout: Layout) -> bool:
+    """Return whether dense parameters are sharded: where several attention groups would hold copies of them."""
+    return layout.options.dense_parameter_sharding and layout.strategy.attn_dp > 1
+
+
+def is_sharding(op: Op) -> bool:
+    """Return whether an op gathers sharded parameters, or scatters their gradients as it sums them."""
+    work = op.work
+    return isinstance(work, Collective) and work.bulk and work.kind in {"all_gather", "reduce_scatter"}
+
+
+def vocabulary_gather(model: Model, layout: Layout, *, first: bool, last: bool) -> tuple[Op, ...]:
+    """Return what gathers a stage's embedding and head before their use in training; nothing where they are whole."""
+    count = vocabulary_parameters(model, layout, first=first, last=last)
+    if not (layout.training and shards_dense(layout) and count):
+        return ()
+    gathered = Tensor("vocabulary_weights", (count,), layout.options.dtypes.activations)
+    return (Op("vocabulary_gather", Collective("all_gather", "attn_dp", gathered.size_bytes, bulk=True), (), gathered),)
+
+
 def optimizer_shards(layout: Layout) -> int:
-    """Return over how many ranks the optimizer's state of the dense parameters is divided."""
-    strategy = layout.strategy
-    return strategy.attn_dp * strategy.instances if layout.options.dense_parameter_sharding else 1
+    """Return over how many ranks gradients and optimizer's state of the dense parameters are divided.
+
+    Those of an instance: instances hold copies of the shards, and sum their gradients.
+    """
+    return layout.strategy.attn_dp if shards_dense(layout) else 1
 
 
 def backward_ops(forward: tuple[Op, ...], block: Block, hidden_size: int, layout: Layout) -> tuple[Op, ...]:
@@ -53,7 +95,7 @@ def backward_ops(forward: tuple[Op, ...], block: Block, hidden_size: int, layout
         for name in op.inputs:
             users.setdefault(name, []).append(f"{op.name}.backward")
     ops = [_backward_op(op, tuple(users.get(op.name, ())) or begin) for op in reversed(forward) if not op.prefetch]
-    reductions = _gradient_reductions(block, hidden_size, layout, ops[-1].name)
+    reductions = _gradient_reductions(forward, block, hidden_size, layout, ops[-1].name)
     return (*gathered, *ops, *reductions)
 
 
@@ -71,33 +113,48 @@ def _backward_op(op: Op, inputs: tuple[str, ...]) -> Op:
     return Op(f"{op.name}.backward", work, inputs, op.output, (), prefetch=op.prefetch)
 
 
-def _gradient_reductions(block: Block, hidden_size: int, layout: Layout, last: str) -> list[Op]:
+def _gradient_reductions(
+    forward: tuple[Op, ...], block: Block, hidden_size: int, layout: Layout, last: str
+) -> list[Op]:
     """Return the transfers that add a layer's gradients up, in the background.
 
-    Sharded gradients are scattered over the attention groups in every micro-batch (ZeRO-2 and 3). All others add up
-    over the micro-batches first and are reduced once a step, of which this is one micro-batch's share.
+    Sharded gradients are scattered over the attention groups in every micro-batch (ZeRO-2 and 3), in the format of
+    reductions. All others add up over the micro-batches first and are reduced once a step, of which this is one
+    micro-batch's share.
     """
-    strategy, options = layout.strategy, layout.options
-    element = BYTES_PER_ELEMENT[options.dtypes.activations]
-    share = element / layout.schedule.num_microbatches
-    dense = dense_parameters(block, hidden_size) / strategy.tp
-    ops: list[Op] = []
-    if strategy.attn_dp > 1:
-        if options.dense_parameter_sharding:
-            work = Collective("reduce_scatter", "attn_dp", dense * element, bulk=True)
-        else:
-            work = Collective("all_reduce", "attn_dp", dense * share, bulk=True)
-        ops.append(Op("dense_gradient_reduce", work, (last,), _gradient("dense_gradient", dense, layout)))
-        last = "dense_gradient_reduce"
-    if strategy.instances > 1:
-        held = dense / (strategy.attn_dp if options.dense_parameter_sharding else 1)
-        work = Collective("all_reduce", "instance", held * share, bulk=True)
-        ops.append(Op("dense_gradient_all_reduce", work, (last,), _gradient("dense_gradient", held, layout)))
+    strategy = layout.strategy
+    share = 1 / layout.schedule.num_microbatches
+    dense = held_dense_parameters(forward, block, hidden_size)
+    ops = _copies_reductions("dense_gradient", dense, layout, (last,), 1 if shards_dense(layout) else share, share)
     routed = routed_parameters(block, hidden_size) / (strategy.ep * strategy.etp)
     if strategy.instances > 1 and routed:
-        work = Collective("all_reduce", "instance", routed * share, bulk=True)
+        element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
+        work = Collective("all_reduce", "instance", routed * element * share, bulk=True)
         output = _gradient("expert_gradient", routed, layout)
         ops.append(Op("expert_gradient_all_reduce", work, ("expert_gate_up.backward",), output))
+    return ops
+
+
+def _copies_reductions(
+    name: str, elements: float, layout: Layout, after: tuple[str, ...], share: float, instance_share: float
+) -> list[Op]:
+    """Return the transfers that sum gradients over attention groups and instances, such shares of them at a time."""
+    strategy, dtypes = layout.strategy, layout.options.dtypes
+    element = BYTES_PER_ELEMENT[dtypes.activations]
+    ops: list[Op] = []
+    if strategy.attn_dp > 1:
+        output = _gradient(name, elements, layout)
+        if shards_dense(layout):
+            payload = elements * BYTES_PER_ELEMENT[dtypes.critical] * share
+            work = Collective("reduce_scatter", "attn_dp", payload, bulk=True)
+        else:
+            work = Collective("all_reduce", "attn_dp", elements * element * share, bulk=True)
+        ops.append(Op(f"{name}_reduce", work, after, output))
+        after = (f"{name}_reduce",)
+    if strategy.instances > 1:
+        held = elements / optimizer_shards(layout)
+        work = Collective("all_reduce", "instance", held * element * instance_share, bulk=True)
+        ops.append(Op(f"{name}_all_reduce", work, after, _gradient(name, held, layout)))
     return ops
 
 
@@ -106,9 +163,15 @@ def _gradient(name: str, elements: float, layout: Layout) -> Tensor:
 
 
 def update_ops(model: Model, layout: Layout) -> tuple[Op, ...]:
-    """Return the optimizer's pass: AdamW reads and writes FP32 master weights and two moments, reads gradients."""
+    """Return what ends a step: gradients of embedding and head are summed, and the optimizer passes over everything.
+
+    AdamW reads and writes FP32 master weights and two moments, and reads gradients.
+    """
     strategy = layout.strategy
+    vocabulary = vocabulary_parameters(model, layout, first=True, last=strategy.pp == 1)
+    reductions = _copies_reductions("vocabulary_gradient", vocabulary, layout, (), 1, 1)
     experts = sum(routed_parameters(block, model.hidden_size) for block in model.layers)
     dense = (model.num_parameters - experts) / (strategy.tp * strategy.pp * optimizer_shards(layout))
     local = dense + experts / strategy.gpus_per_instance
-    return (Op("optimizer", MemoryPass(local * _ADAM_BYTES_MOVED), ()),)
+    after = tuple(op.name for op in reductions[-1:])
+    return (*reductions, Op("optimizer", MemoryPass(local * _ADAM_BYTES_MOVED), after))

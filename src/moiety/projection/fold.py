@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from moiety.cost.price import already_gathered
 from moiety.graph.op import Collective
 from moiety.projection.estimate import layer_times, link_seconds
 from moiety.sim.step import RankClass
@@ -102,17 +103,24 @@ def _seconds(prices: tuple[OpPrice, ...]) -> float:
 
 def _added(graph: Graph, priced: PricedGraph, block: int, pair: int, *, recomputed: bool, sampled: bool) -> _Added:
     """Return what a layer of a kind adds."""
-    passes = [priced.layers[block]] * (2 if recomputed else 1)
-    passes += [priced.backward[block]] if priced.backward else []
+    passes = _passes(priced, block, recomputed=recomputed)
     links = tuple(pair * seconds for seconds in link_seconds(passes))
     reduced = _without_reductions(priced)
     if not sampled:
-        passes = [reduced.layers[block]] * (2 if recomputed else 1)
-        passes += [reduced.backward[block]] if reduced.backward else []
+        passes = _passes(reduced, block, recomputed=recomputed)
         return _Added(*layer_times(passes, overlapped=pair > 1), links)
     short, long = (_sample(graph, pair, reduced, block, count, recomputed=recomputed) for count in (2, 4))
     seconds, exposed, moving = ((more - less) / 2 for more, less in zip(long, short, strict=True))
     return _Added(seconds, exposed, max(moving, 0.0), links)
+
+
+def _passes(priced: PricedGraph, block: int, *, recomputed: bool) -> list[tuple[OpPrice, ...]]:
+    """Return the op lists that a micro-batch runs in a layer of a kind; parameters stay gathered after recomputing."""
+    forward = priced.layers[block]
+    if not priced.backward:
+        return [forward]
+    backward = priced.backward[block]
+    return [forward, forward, already_gathered(backward)] if recomputed else [forward, backward]
 
 
 def _without_reductions(priced: PricedGraph) -> PricedGraph:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from moiety.cost.price import already_gathered
 from moiety.graph.op import Collective
 from moiety.sim.engine import Task
 
@@ -210,7 +211,9 @@ class StepBuilder:
         if direction == "forward":
             return [forward]
         backward = [c.prices[layer].backward[block] for c in self._classes]
-        return [forward, backward] if layer in self._checkpointed else [backward]
+        if layer not in self._checkpointed:
+            return [backward]
+        return [forward, [already_gathered(each) for each in backward]]
 
     def _lay(
         self,

@@ -84,9 +84,9 @@ def simulate_step(classes: Sequence[RankClass], checkpointed: frozenset[int] = f
         makespan_s=makespan,
         critical_path_s=max(tails, default=0.0),
         work_s=sum(task.duration_s for task in steps.tasks),
-        compute_busy_s=tuple(_length(each) for each in busy),
-        communication_s=tuple(_length(each) for each in moving),
-        exposed_s=tuple(max(_length(m) - _common(m, b), 0.0) for m, b in zip(moving, busy, strict=True)),
+        compute_busy_s=tuple(length(each) for each in busy),
+        communication_s=tuple(length(each) for each in moving),
+        exposed_s=tuple(max(length(m) - common(m, b), 0.0) for m, b in zip(moving, busy, strict=True)),
         lane_weights=tuple(each.num_ranks for _ in range(steps.num_stages) for each in classes),
         occupied_s=max((b[-1][1] - b[0][0] for b in busy if b), default=0.0),
     )
@@ -103,11 +103,12 @@ def merge(intervals: Iterable[tuple[float, float]]) -> list[tuple[float, float]]
     return merged
 
 
-def _length(intervals: Sequence[tuple[float, float]]) -> float:
+def length(intervals: Sequence[tuple[float, float]]) -> float:
+    """Return the sum of the lengths of intervals."""
     return sum(high - low for low, high in intervals)
 
 
-def _common(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> float:
+def common(first: Sequence[tuple[float, float]], second: Sequence[tuple[float, float]]) -> float:
     """Return the length of the intersection of two lists of disjoint intervals in order."""
     total, i, j = 0.0, 0, 0
     while i < len(first) and j < len(second):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
@@ -17,14 +21,16 @@ from moiety.errors import InputError
 from moiety.placement.serving.rule import serving_table
 from moiety.runtime.dispatch.serving import SlotChooser
 from moiety.runtime.dispatch.wire import Rows
-from moiety.runtime.experts import backends
+from moiety.runtime.experts import backends, libraries
 from moiety.runtime.experts.backends import BACKENDS, backend_for, is_silu_gate
 from moiety.runtime.experts.grouped import ExpertWeights
 from moiety.runtime.experts.layer import HeldLayer, LocalExperts
+from moiety.runtime.experts.libraries import aligned_places
 from moiety.runtime.telemetry import Silent
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
+    from pathlib import Path
 
 has_triton = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not has_triton, reason="the kernels are Triton's")
@@ -109,18 +115,84 @@ def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         backend_for(weights_of(), "triton")
 
 
+def test_a_library_that_is_not_there_is_refused_with_its_name_and_never_chosen() -> None:
+    for name, library in (("flashinfer", "FlashInfer"), ("deep_gemm", "DeepGEMM")):
+        with pytest.raises(InputError, match=f"expert_backend.*{name}.*{library}.*leave the choice to Moiety"):
+            backend_for(weights_of(dtype=torch.bfloat16), name)  # on a CPU, installed or not
+        assert not BACKENDS[name].is_preferred(weights_of(dtype=torch.bfloat16))
+
+
+def test_a_library_that_fails_as_it_is_imported_is_refused_with_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep_gemm.py").write_text("raise AssertionError('no CUDA home')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with fresh_imports("deep_gemm"), pytest.raises(InputError, match="importing deep_gemm failed: no CUDA home"):
+        backend_for(weights_of(dtype=torch.bfloat16), "deep_gemm")
+
+
+def test_a_library_without_the_product_or_a_gpu_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep_gemm.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    with fresh_imports("deep_gemm"):
+        with pytest.raises(InputError, match="no m_grouped_bf16_gemm_nt_contiguous"):
+            backend_for(weights_of(dtype=torch.bfloat16), "deep_gemm")
+        sys.modules["deep_gemm"].m_grouped_bf16_gemm_nt_contiguous = None  # type: ignore[attr-defined]
+        with pytest.raises(InputError, match=r"capability 9\.x and 10\.x"):
+            backend_for(weights_of(dtype=torch.bfloat16), "deep_gemm")
+
+
+@contextmanager
+def fresh_imports(name: str) -> Generator[None]:
+    """Forget what was found out about libraries, before and after."""
+
+    def forget() -> None:
+        libraries._imported.cache_clear()  # noqa: SLF001 - what a process finds out once, several tests try
+        libraries._deep_gemm.cache_clear()  # noqa: SLF001 - likewise
+        sys.modules.pop(name, None)
+
+    forget()
+    yield
+    forget()
+
+
+@pytest.mark.parametrize("name", ["flashinfer", "deep_gemm", "triton"])
+def test_what_gives_no_gradients_is_refused_for_training(name: str) -> None:
+    with pytest.raises(InputError, match="no gradients come back"):
+        backend_for(weights_of(), name, trains=True)
+
+
+@given(
+    counts=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any),
+    aligned=st.sampled_from((1, 4, 8)),
+)
+def test_aligned_rows_keep_their_order_and_begin_where_a_tile_does(counts: list[int], aligned: int) -> None:
+    slot, place, room = aligned_places(torch.tensor(counts), sum(counts), aligned)
+    assert slot.tolist() == [each for each, count in enumerate(counts) for _ in range(count)]
+    low = 0
+    places = place.tolist()
+    for count in counts:
+        mine, places = places[:count], places[count:]
+        assert mine == list(range(low, low + count))
+        low += -(-count // aligned) * aligned
+    assert low <= room
+    assert room % aligned == 0
+
+
 @needs_triton
 def test_a_layer_gives_the_same_sums_by_every_back_end() -> None:
     generator = torch.Generator().manual_seed(1)
     hidden = torch.randn(9, 32, generator=generator)
     experts = torch.rand(9, 6, generator=generator).topk(3, dim=1).indices  # two of the six live on another rank
-    given = torch.rand(9, 3, generator=generator)
+    shares = torch.rand(9, 3, generator=generator)
     table = serving_table(np.arange(6), num_experts=6, num_gpus=1, num_nodes=1)
     chooser = SlotChooser(torch.arange(6), table, home=0, first_token=0, token_step=1)
     routed = LocalExperts(first_slot=1, num_slots=4, recorder=Silent())
     weights = weights_of()
+    able = [name for name, each in BACKENDS.items() if each.obstacle(weights) is None]
+    assert {"triton", "grouped_mm", "matmul"} <= set(able)
     sums = [
-        routed(hidden, experts, given, HeldLayer(0, chooser, weights, backend_for(weights, name))) for name in BACKENDS
+        routed(hidden, experts, shares, HeldLayer(0, chooser, weights, backend_for(weights, name))) for name in able
     ]
     for each in sums[1:]:
         torch.testing.assert_close(sums[0], each, rtol=1e-4, atol=1e-6)

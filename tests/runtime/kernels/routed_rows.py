@@ -26,12 +26,14 @@ class Case:
         """
         sums = torch.zeros(self.rows.hidden.shape, dtype=torch.float64)
         doubt = torch.zeros_like(sums)
-        for row, column in (self.rows.slots >= 0).nonzero().tolist():
-            slot, weight = int(self.rows.slots[row, column]), self.rows.weights[row, column].double()
+        for slot in range(self.weights.num_slots):
+            row, column = (self.rows.slots == slot).nonzero(as_tuple=True)
+            weight = self.rows.weights[row, column].double()[:, None]
             middle = gated(self.rows.hidden[row].double() @ self.weights.gate_up[slot].double())
             down = self.weights.down[slot].double()
-            sums[row] += weight * (middle @ down)
-            doubt[row] += weight * (middle.abs() @ down.abs() + (middle @ down).abs())
+            outputs = middle @ down
+            sums.index_add_(0, row, weight * outputs)
+            doubt.index_add_(0, row, weight * (middle.abs() @ down.abs() + outputs.abs()))
         return sums, doubt
 
 

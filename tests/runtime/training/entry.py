@@ -64,13 +64,18 @@ def _trained(
         trained = [piece for piece in rank.pieces if piece.owner.requires_grad]
         gradients = [_box(piece, piece.owner.grad) for piece in trained]
         rank.update()
-        losses += [rank.step(batch) for batch in batches[1:]]
+        for batch in batches[1:]:
+            if rank.shard_transfers is not None:
+                rank.shard_transfers.forget()
+            losses.append(rank.step(batch))
         return {
             "losses": losses,
             "gradients": gradients,
             "parameters": [_box(piece, piece.owner) for piece in rank.pieces],
             "weight_bytes": rank.weight_bytes(),
             "imbalances": rank.imbalances,
+            "transfers": None if rank.shard_transfers is None else rank.shard_transfers.made,
+            "transferred": None if rank.shard_transfers is None else rank.shard_transfers.totals(),
             "masters": {
                 (each.name.removeprefix("optimizer.").removesuffix(".master"), each.offsets): each.tensor.numpy().copy()
                 for each in rank.state()

@@ -7,10 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from moiety.cli.train_plan import trained
+from moiety.graph.graph import build_graph
+from moiety.sim.sharding import sharding_bytes
 from tests.ranks import run_ranks
 from tests.runtime.checkpoints import CONFIGS, reference_model, save_checkpoint
 from tests.runtime.plans import plan_of
 from tests.runtime.training.entry import train_cases
+from tests.scenarios import CALIBRATION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,6 +180,27 @@ def test_sharded_dense_parameters_take_what_the_memory_plan_says(outcomes: Outco
         planned = dense / 2 + 2 * dense / 3  # a share, and two of three layers at work
         assert two["weight_bytes"]["dense_weights"] == pytest.approx(planned, rel=0.1)
         assert two["weight_bytes"]["expert_weights"] == one["weight_bytes"]["expert_weights"]
+
+
+def test_sharded_dense_parameters_send_what_the_plan_says_and_are_waited_for_no_longer_than_they_take(
+    folders: dict[str, Path], outcomes: Outcomes
+) -> None:
+    key = "tp2 dp2 ep4, dense parameters sharded"
+    for name in ("qwen3_moe", "deepseek_v3", "gpt_oss"):
+        plan = trained(divided(folders[name], **DIVISIONS[key]), CALIBRATION, num_rows=4, row_tokens=12).plan
+        gathered, scattered = sharding_bytes(build_graph(plan.model, plan.pools[0], plan.options))
+        for rank in outcomes[name, key]:
+            kinds = [each.kind for each in rank["transfers"]]
+            assert kinds.count("gather") == 1 + 2 * plan.model.num_layers  # embedding and head once
+            assert kinds.count("scatter") == 1 + plan.model.num_layers
+            # the layer before is asked for before the gradients of the last are there
+            assert kinds.index("scatter") == 1 + plan.model.num_layers + 2
+            total = rank["transferred"]
+            assert total["gathered_bytes"] == pytest.approx(gathered, rel=0.05)
+            assert total["scattered_bytes"] == pytest.approx(scattered, rel=0.05)
+            assert 0 <= total["exposed_s"] <= total["transfer_s"]
+            assert all(each.seconds > 0 and each.waited_from_s is not None for each in rank["transfers"])
+    assert all(rank["transferred"] is None for rank in outcomes["qwen3_moe", "tp2 dp2 ep4"])
 
 
 def test_a_bias_that_follows_the_loads_evens_them_out(outcomes: Outcomes) -> None:

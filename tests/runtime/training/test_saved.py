@@ -62,7 +62,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
             save_checkpoint(name, folder, dtype=torch.float32 if dtype == "fp32" else torch.bfloat16)
         plan = trained(
             divided(folder, dtype=dtype, **DIVISIONS[division]), CALIBRATION, num_rows=ROWS, row_tokens=TOKENS
-        )
+        ).plan
         memory = plan.pools[0].memory
         assert memory is not None
         memory = memory.model_copy(update={"checkpointed_layers": CHECKPOINTED})

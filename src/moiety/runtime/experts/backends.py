@@ -11,6 +11,12 @@ import torch
 
 from moiety.errors import InputError
 from moiety.runtime.experts.grouped import one_by_one, partial_outputs, suits_grouped_mm
+from moiety.runtime.experts.libraries import (
+    deep_gemm_obstacle,
+    deep_gemm_product,
+    flashinfer_obstacle,
+    flashinfer_product,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +50,7 @@ class Backend:
 def backend_for(weights: ExpertWeights, name: str | None = None, *, trains: bool = False) -> Backend:
     """Return the back end called `name`, or the first in the table that suits the weights and, if it trains, training.
 
-    Raises InputError for a name that is not in the table, or whose back end cannot compute these weights.
+    Raises InputError for a name that is not in the table, or whose back end cannot compute or train these weights.
     """
     if name is None:
         known = (each for each in BACKENDS.values() if each.has_gradients or not trains)
@@ -52,6 +58,8 @@ def backend_for(weights: ExpertWeights, name: str | None = None, *, trains: bool
     if name not in BACKENDS:
         raise InputError(f"a back end of experts is one of {', '.join(BACKENDS)}", field="expert_backend", value=name)
     reason = BACKENDS[name].obstacle(weights)
+    if trains and not BACKENDS[name].has_gradients:
+        reason = "no gradients come back through it"
     if reason is not None:
         raise InputError(reason, field="expert_backend", value=name, remedy="leave the choice to Moiety")
     return BACKENDS[name]
@@ -106,6 +114,20 @@ BACKENDS = {
         Backend("triton", _triton_outputs, _triton_obstacle, _suits_tensor_cores, has_gradients=False),
         Backend("grouped_mm", partial_outputs, _grouped_mm_obstacle, lambda _: True),
         Backend("matmul", partial(partial_outputs, multiply=one_by_one), lambda _: None, lambda _: True),
+        Backend(
+            "flashinfer",
+            partial(partial_outputs, multiply=flashinfer_product),
+            flashinfer_obstacle,
+            lambda _: False,
+            has_gradients=False,
+        ),
+        Backend(
+            "deep_gemm",
+            partial(partial_outputs, multiply=deep_gemm_product),
+            deep_gemm_obstacle,
+            lambda _: False,
+            has_gradients=False,
+        ),
     )
 }
-"""In the order of preference."""
+"""In the order of preference; libraries compute a layer only where they are asked for by name."""

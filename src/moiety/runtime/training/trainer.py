@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from moiety.runtime.comm.network import Network
     from moiety.runtime.model.rank_model import RankModel
     from moiety.runtime.training.data import Row
+    from moiety.runtime.training.shard_transfers import ShardTransfers
 
 _STEP = "step"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -58,8 +59,10 @@ class Trainer:
         """The rank's part of the model, from token ids to its part of the loss."""
         self.gathered = None
         """What sharded layers take while they are gathered; None where the plan shards nothing."""
+        self.shard_transfers: ShardTransfers | None = None
+        """What is sent for sharded layers; None likewise."""
         if shards_dense(model.seat):
-            shard_dense(self.network, model.seat, network)
+            self.shard_transfers = shard_dense(self.network, model.seat, network)
             self.gathered = GatheredBytes(self.network)
         self.pieces = pieces_of(model)
         """What the rank holds of every parameter and persistent buffer."""
@@ -191,10 +194,11 @@ class Trainer:
         for parameter in self.parameters():
             parameter.grad = None
 
-    @staticmethod
-    def backward(loss: torch.Tensor) -> None:
+    def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of this rank's part of a loss; every rank calls it, as it takes part in exchanges."""
         torch.autograd.backward(loss)
+        if self.shard_transfers is not None:
+            self.shard_transfers.finish()
 
     def update(self) -> None:
         """Step every parameter by its gradient."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -61,13 +62,18 @@ def take_steps(
     """Take the steps of a training; return their losses and what this rank's memory was measured to take.
 
     Allocations are counted in the second step, as the first makes the optimizer's state; in the only one, where there
-    is no second.
+    is no second. What is sent for sharded parameters is told of every step: the counting takes time.
     """
     first = trainer.num_steps
     report: Report = {"saved_tensor_bytes": saved_bytes(trainer, rows_of_step(rows, first, training.batch_size))}
     losses: list[float] = []
+    sharding: list[dict[str, float | None]] = []
+    transfers = trainer.shard_transfers
     for step in range(training.num_steps):
         batch = rows_of_step(rows, first + step, training.batch_size)
+        if transfers is not None:
+            transfers.forget()
+        start_s = time.perf_counter()
         if step == min(1, training.num_steps - 1):
             trainer.forget_gradients()  # or the step would let go of gradients from before it
             held = storage_bytes(trainer.held())
@@ -76,8 +82,10 @@ def take_steps(
         else:
             loss = trainer.step(batch)
         losses.append(loss)
+        if transfers is not None:
+            sharding.append({**transfers.totals(), "step_s": time.perf_counter() - start_s})
         progress(step + 1, training.num_steps)
-    return {**report, "losses": losses, "load_imbalance": trainer.imbalances}
+    return {**report, "losses": losses, "load_imbalance": trainer.imbalances, "sharding": sharding}
 
 
 def checkpointed_layers(job: Job) -> tuple[int, ...]:

@@ -236,10 +236,9 @@ def _training_state(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
     dense = (total_parameters - once + tables) / strategy.tp
     experts = (once + copies) / (strategy.ep * strategy.etp)
     sharded = plan.options.dense_parameter_sharding
-    gradients = dense / strategy.attn_dp if sharded else dense
+    local = (dense / strategy.attn_dp if sharded else dense) + experts
     computed = inspection.plan.options.dtypes.activations
-    state = dense / (strategy.attn_dp * strategy.instances) if sharded else dense
     return {
-        "gradients": (BYTES_PER_ELEMENT[computed] * (gradients + experts), _STATE_TOLERANCE),
-        "optimizer_state": ((8 if computed == "fp32" else 12) * (state + experts), _STATE_TOLERANCE),
+        "gradients": (BYTES_PER_ELEMENT[computed] * local, _STATE_TOLERANCE),
+        "optimizer_state": ((8 if computed == "fp32" else 12) * local, _STATE_TOLERANCE),
     }
