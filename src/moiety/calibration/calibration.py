@@ -17,7 +17,9 @@ Efficiency = Annotated[float, Field(ge=1e-6, le=1)]
 Share = Annotated[float, Field(ge=1e-6, le=16)]
 """Of a device's rate; above 1 where ranks share cores and seldom all compute at once."""
 Seconds = Annotated[float, Field(ge=0, le=100)]
+Factor = Annotated[float, Field(ge=0, le=100)]
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
+TileEdge = Annotated[int, Field(gt=0, le=65_536)]
 Watts = Annotated[float, Field(ge=0, le=1e6)]
 RooflineKind = Literal[
     "dense_gemm",
@@ -39,8 +41,25 @@ class Sourced(Record):
     range: str = ""
 
 
+class TileGrid(Record):
+    """How a kernel cuts a product: an SM has one tile at a time, so a launch takes whole waves of tiles over the SMs.
+
+    Of the shapes of tile that there are, the kernel takes the one that ends first.
+    """
+
+    rows: tuple[TileEdge, ...] = Field(min_length=1, max_length=8)
+    columns: tuple[TileEdge, ...] = Field(min_length=1, max_length=8)
+    step_bytes: Annotated[int, Field(gt=0, le=65_536)]
+    """Bytes of a row of the operands that one step of a tile's loop takes."""
+    step_s: Seconds
+    """What a step takes however small its tile: operands arrive, and the tensor cores are waited for."""
+
+
 class Roofline(Sourced):
-    """`t = overhead + (tc^p + tm^p)^(1/p)`, tc = FLOPs / (efficiency x peak), tm = bytes / (efficiency x bandwidth)."""
+    """`t = overhead + (tc^p + tm^p)^(1/p)`, tc = FLOPs / (efficiency x peak), tm = bytes / (efficiency x bandwidth).
+
+    With tiles, tc is the time of the waves of tiles instead, each tile at an SM's share of efficiency x peak.
+    """
 
     compute_efficiency: Share
     memory_efficiency: Share
@@ -52,6 +71,8 @@ class Roofline(Sourced):
         default_factory=dict[Dtype, Share], exclude_if=lambda value: not value
     )
     """What products with weights of a format reach of both efficiencies; of formats that are not named, all."""
+    tiles: TileGrid | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Of products that are not grouped; None: any number of SMs shares the work evenly."""
 
 
 LibraryCollective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
@@ -65,6 +86,8 @@ class Protocol(Record):
     step_s: Seconds
     share: Efficiency
     """Of the link's bandwidth, in the largest group."""
+    most_peer_bytes: Bytes | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Largest message to one peer that the library uses it for; None: any."""
 
 
 class CollectiveProtocols(Record):
@@ -80,6 +103,13 @@ class CollectiveProtocols(Record):
     share_exponent: Annotated[float, Field(ge=-2, le=2)]
     """A group of n reaches `share x (n / largest_group) ^ share_exponent` of the bandwidth."""
     protocols: tuple[Protocol, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _knows_every_size(self) -> Self:
+        if all(each.most_peer_bytes is not None for each in self.protocols):
+            msg = "one of the protocols must be used for messages of any size"
+            raise ValueError(msg)
+        return self
 
 
 class CollectiveConstants(Sourced):
@@ -133,11 +163,32 @@ class ExchangeConstants(Sourced):
     decode_communication_sms: Annotated[float, Field(ge=0)]
 
 
-class EngineConstants(Sourced):
-    """What a serving engine adds to the kernels."""
+class EngineOverheads(Sourced):
+    """What an engine adds to the kernels.
 
+    A step of n ops, m of its layers mixtures, that serves s sequences takes
+    `kernel_slowdown x kernels + step_overhead + n x gap + m x moe_layer_gap + s x sequence_overhead`.
+    """
+
+    kernel_slowdown: Factor = 1.0
     step_overhead_s: Seconds
+    op_gap_s: Seconds = 0.0
+    """Between the kernels of a captured graph."""
+    eager_gap_s: Seconds = 0.0
+    """Between kernels that are launched one by one, as in steps that hold prompts."""
+    moe_layer_gap_s: Seconds = 0.0
+    sequence_overhead_s: Seconds = 0.0
     request_overhead_s: Seconds
+    """Tokenizer, scheduler, transport and first sample of a request alone."""
+    concurrency_overhead_s: Seconds = 0.0
+    """What each request in flight adds to that."""
+    prefill_slowdown: Factor = 1.0
+    """Of a request's own chunks until its first token is seen."""
+
+
+class EngineConstants(EngineOverheads):
+    """What an engine adds to the kernels, and what it keeps of the memory."""
+
     reserve_bytes: Bytes
     """Memory for the driver's context, captured graphs and the libraries' workspaces."""
 
@@ -193,16 +244,16 @@ class Calibration(Record):
     collectives: CollectiveConstants
     expert_exchange: ExchangeConstants
     engines: dict[Engine, EngineConstants]
+    """Of engines that are not named the serving constants hold."""
     power: PowerConstants
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         lines: tuple[RooflineKind, ...] = get_args(RooflineKind)
-        engines: tuple[Engine, ...] = get_args(Engine)
         missing = [f"roofline.{kind}" for kind in lines if kind not in self.roofline]
-        missing += [f"engines.{engine}" for engine in engines if engine not in self.engines]
+        missing += [] if "moiety" in self.engines else ["engines.moiety"]
         if missing:
-            msg = f"{', '.join(missing)} missing: every kind of op and every engine needs its constants"
+            msg = f"{', '.join(missing)} missing: every kind of op and Moiety's own engine need their constants"
             raise ValueError(msg)
         return self
 

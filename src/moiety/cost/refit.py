@@ -80,13 +80,12 @@ def refitted(  # noqa: PLR0913 - what was observed, where, and what it is called
             by_kind.setdefault(roofline_kind(each.op.work), []).append(each)
     for kind, found in by_kind.items():
         roofline[kind] = _roofline(calibration, kind, found, bench.cluster, source)
-    overhead = calibration.engines[engine].model_copy(
-        update={
-            "step_overhead_s": step_overhead_s,
-            "reserve_bytes": reserve_bytes,
-            "basis": "measured",
-            "source": source,
-        }
+    overhead = EngineConstants(
+        step_overhead_s=step_overhead_s,
+        request_overhead_s=calibration.engines[engine].request_overhead_s,
+        reserve_bytes=reserve_bytes,
+        basis="measured",
+        source=source,
     )
     engines: dict[Engine, EngineConstants] = {**calibration.engines, engine: overhead}
     return Calibration(
@@ -126,7 +125,14 @@ def _roofline(
 ) -> Roofline:
     """Return the line of one kind of kernel that fits its observations."""
     plain = calibration.roofline[kind].model_copy(
-        update={"overhead_s": 0.0, "exponent": 1.0, "row_block": 1, "compute_efficiency": 1.0, "memory_efficiency": 1.0}
+        update={
+            "overhead_s": 0.0,
+            "exponent": 1.0,
+            "row_block": 1,
+            "compute_efficiency": 1.0,
+            "memory_efficiency": 1.0,
+            "tiles": None,
+        }
     )
     device = cluster.device
     one = calibration.model_copy(update={"roofline": {**calibration.roofline, kind: plain}})
