@@ -14,7 +14,7 @@ from moiety.validation.compare import compare_rows
 from moiety.validation.facts import catalog_facts
 from moiety.validation.fit_training import MeasuredRun, fit_training
 from moiety.validation.score import metric_scores
-from moiety.validation.serving_case import SkippedRow
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 from moiety.validation.training_case import predict_training, training_run
 

@@ -1,8 +1,8 @@
 """`python -m moiety.validation.fit ROWS...`: the serving constants anew from rows of measurements, cross-validated.
 
-Only aggregated rows are fitted: those of disaggregated deployments mostly leave out how many workers there were. The
-constants are those of `fit_law.py`: per family of devices what its kernels and links reach, per engine what it adds,
-per group of releases a few of these again, held near the engine's.
+Rows that ran without speculation are fitted; of disaggregated ones the time per output token, for prompts are computed
+elsewhere there. The constants are those of `fit_law.py`: per family of devices what its kernels and links reach, per
+engine what it adds, per group of releases a few of these again, held near the engine's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from moiety.calibration.catalog import load_calibration
 from moiety.calibration.serving import EngineRelease, ServingConstants, ServingFamily, release_number
 from moiety.calibration.serving_catalog import DEFAULT_SERVING
 from moiety.files import write_all
+from moiety.validation.fit_acceptance import with_acceptance
 from moiety.validation.fit_law import (
     DEVICE,
     ENGINE,
@@ -40,8 +41,9 @@ from moiety.validation.least_squares import minimise, robust
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.rows import read_rows
 from moiety.validation.score import error_percents, score_of
-from moiety.validation.serving_case import SkippedRow, serving_case
+from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_row import ServingRow
+from moiety.validation.skipped import SkippedRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -84,16 +86,17 @@ def start_constants() -> ServingConstants:
 
 
 def known_rows(rows: Sequence[ServingRow]) -> list[Known]:
-    """Return the aggregated rows that can be predicted, with their terms."""
+    """Return the rows that can be predicted and ran without speculation, with their terms."""
     start, found = ServingPredictor(start_constants()), list[Known]()
     for row in rows:
-        if row.mode != "agg":
-            continue
         try:
             case = serving_case(row)
         except SkippedRow:
             continue
-        found.append(Known(row, case, row_terms(start.pool(case, case.decode), case.concurrency)))
+        if not case.draft_tokens:
+            pool = start.pool(case, case.decode)
+            terms = row_terms(pool, case.concurrency, computes_prompts=not case.disaggregated)
+            found.append(Known(row, case, terms))
     return found
 
 
@@ -168,7 +171,9 @@ def as_rows(known: Sequence[Known]) -> Rows:
         data_parallel=np.array([each.case.decode.strategy.attn_dp > 1 for each in known]),
         mixes=np.array([mixes_prefill(each.case.engine) for each in known]),
         tpot_s=np.array([(each.tpot_ms or np.nan) / 1e3 for each in measured]),
-        ttft_s=np.array([(each.ttft_ms or np.nan) / 1e3 for each in measured]),
+        ttft_s=np.array(
+            [((not each.case.disaggregated and each.row.measured.ttft_ms) or np.nan) / 1e3 for each in known]
+        ),
     )
 
 
@@ -319,13 +324,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cross-validate", action="store_true", help="also fit without each model and each system")
     given = parser.parse_args(arguments)
     read = [read_rows(path) for path in given.rows]
-    rows = known_rows([each.row for found in read for each in found.rows if isinstance(each.row, ServingRow)])
+    serving = [each.row for found in read for each in found.rows if isinstance(each.row, ServingRow)]
+    rows = known_rows(serving)
     if given.cross_validate:
         sys.stdout.writelines(f"{line}\n" for line in cross_validation(rows))
     fitted = fit(rows)
     sys.stdout.write(f"fitted on: {_line(*errors(fitted, rows))}\n")
     if given.out:
-        constants = _constants(fitted, rows)
+        constants = with_acceptance(_constants(fitted, rows), serving)
         text = constants.model_dump_json(indent=2, exclude_none=True) + "\n"
         write_all(given.out.parent, {given.out.name: text})
 
@@ -335,7 +341,7 @@ def _constants(fitted: dict[int, NDArray[np.float64]], rows: Sequence[Known]) ->
     for index, architectures in enumerate(FAMILIES):
         own = [each for each in rows if each.family == index]
         groups = [(each.case.engine, release_group(each.case.engine, each.case.version)) for each in own]
-        source = f"{len(own)} aggregated rows of {_sources(own)}"
+        source = f"{len(own)} rows of {_sources(own)}"
         families.append(
             _family(
                 architectures,

@@ -23,7 +23,8 @@ from moiety.files import write_all
 from moiety.validation.least_squares import minimise, robust
 from moiety.validation.rows import read_rows
 from moiety.validation.score import error_percents, score_of
-from moiety.validation.serving_case import SkippedRow, row_cluster
+from moiety.validation.serving_case import row_cluster
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 from moiety.validation.transfer_case import COLLECTIVES, row_device
 

@@ -59,7 +59,7 @@ class StepTerms:
 
 @dataclass(frozen=True, slots=True)
 class RowTerms:
-    """An aggregated row: its steps, and the numbers of the law that the steps go into."""
+    """A row: the steps of its decoding workers, and the numbers of the law that the steps go into."""
 
     decode: StepTerms
     chunk: StepTerms
@@ -70,8 +70,8 @@ class RowTerms:
     mixtures: int
 
 
-def row_terms(pool: ServingPool, concurrency: int) -> RowTerms:
-    """Return the terms of a row whose workers run prompts and output tokens on the same GPUs."""
+def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = True) -> RowTerms:
+    """Return the terms of a row's workers that decode; prompts may be computed elsewhere."""
     work = pool.workload
     offered = max(concurrency / pool.num_groups, 1.0)
     running = min(offered, pool.capacity())
@@ -84,7 +84,7 @@ def row_terms(pool: ServingPool, concurrency: int) -> RowTerms:
         chunk=_step(pool, chunk, beside, context),
         offered=offered,
         running=running,
-        chunks=work.input_tokens / chunk,
+        chunks=work.input_tokens / chunk if computes_prompts else 0.0,
         mixtures=sum(n for b, n in blocks.items() if isinstance(pool.model.blocks[b].feed_forward, MoeFeedForward)),
     )
 

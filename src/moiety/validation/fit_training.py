@@ -22,7 +22,7 @@ from moiety.projection.training_run import TrainingParts, TrainingRun, training_
 from moiety.validation.least_squares import minimise, robust
 from moiety.validation.rows import read_rows
 from moiety.validation.score import error_percents, score_of
-from moiety.validation.serving_case import SkippedRow
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 from moiety.validation.training_case import training_run
 

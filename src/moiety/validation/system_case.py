@@ -14,9 +14,10 @@ from moiety.graph.model_flops import model_flops_per_token
 from moiety.graph.op import AttentionCore, Gemm
 from moiety.projection.serving import offline_throughput
 from moiety.validation.predict import ServingPredictor
-from moiety.validation.serving_case import SkippedRow, row_model, serving_case
+from moiety.validation.serving_case import row_model, serving_case
 from moiety.validation.serving_row import ServingRow
 from moiety.validation.training_case import predict_training
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.transfer_case import predict_transfer, row_device
 
 if TYPE_CHECKING:
