@@ -82,7 +82,7 @@ class Schedule(Record):
     """Sequences of one micro-batch that emit one token each."""
     context_tokens: Count
     """Mean length of those sequences so far."""
-    draft_tokens: Count = 0
+    draft_tokens: Count = Field(default=0, exclude_if=lambda value: not value)
     """Guessed tokens of each of those sequences that the step checks besides (speculative decoding)."""
 
     @property

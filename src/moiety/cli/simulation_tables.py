@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from moiety.cli.plan_tables import outcome, projection_section
+from moiety.cli.serving_load import QUANTILES
 from moiety.cli.table import listing, table
 from moiety.units import format_duration
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from moiety.cli.serving_load import Served
     from moiety.cli.what_if import Failure
     from moiety.plan import Plan
     from moiety.projection.project import Evaluation
@@ -33,6 +35,8 @@ def simulation_sections(
     resized: Plan | None,
     worth: Sequence[OptionWorth] | None,
     points: Sequence[ScalePoint] | None,
+    *,
+    served: Served | None,
     trace: str,
 ) -> Iterator[RenderableType]:
     """Yield everything that `moiety simulate` shows, in order."""
@@ -52,6 +56,8 @@ def simulation_sections(
         yield ablation_section(worth)
     if points is not None:
         yield scaling_section(points)
+    if served is not None:
+        yield serving_section(served)
     yield listing("Files", [f"{trace} (open it at ui.perfetto.dev)"])
 
 
@@ -104,6 +110,28 @@ def _figures(timeline: Timeline) -> tuple[str, ...]:
         f"{timeline.overlap_fraction:.0%}",
         f"{len(timeline.steps.tasks):,}",
     )
+
+
+def serving_section(served: Served) -> RenderableType:
+    """Return what requests see: mean and percentiles of their latencies."""
+    outcome = served.outcome
+    latencies = {
+        "time to first token": outcome.ttft,
+        "time per output token": outcome.tpot,
+        "between tokens": outcome.itl,
+        "whole answer": outcome.e2e,
+    }
+    rows = [
+        (name, format_duration(each.mean), *(format_duration(each.quantile(q)) for q in QUANTILES))
+        for name, each in latencies.items()
+    ]
+    rate, good = (each * served.num_groups for each in (outcome.throughput_tokens_per_s, outcome.goodput_per_s))
+    title = (
+        f"{served.load}: {rate:,.0f} output tokens/s, {good:,.2f} requests/s within the objective "
+        f"({outcome.good / max(outcome.finished, 1):.0%}), {outcome.preemptions:,} preemptions; one of "
+        f"{served.num_groups:,} attention groups with its share, {outcome.finished:,} requests"
+    )
+    return table(title, ("", ">mean", *(f">p{round(100 * q)}" for q in QUANTILES)), rows)
 
 
 def failure_section(plan: Plan, failure: Failure) -> RenderableType:

@@ -90,14 +90,24 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     return ServingLatency(ttft_s, tpot_s, load.decode_s, own_s, load.running)
 
 
-def offline_throughput(pool: ServingPool) -> float:
-    """Return output tokens a second of all workers when every request is there from the start: the cache is full.
+def offline_sequences(pool: ServingPool, num_requests: int | None = None) -> float:
+    """Return how many sequences a group runs at a time, on average, when every request is there from the start.
 
-    Engines run at the most `MOST_SEQUENCES` at a time. Prompts and tokens share the time, so queues do not matter.
+    As many as the cache holds to their last token, for the engine lets none start that might not end (TensorRT-LLM's
+    default), and `MOST_SEQUENCES` at the most. A run of `num_requests` takes whole waves of them; None: it has no end.
     """
-    running = max(min(int(min(pool.capacity(), MOST_SEQUENCES)), MOST_SEQUENCES), 1)
-    load = _load(pool, running * pool.num_groups)
+    work = pool.workload
+    most = max(min(pool.capacity(work.input_tokens + work.output_tokens), MOST_SEQUENCES), 1.0)
+    if num_requests is None:
+        return most
+    each = num_requests / pool.num_groups
+    return each / math.ceil(each / most)
+
+
+def offline_throughput(pool: ServingPool, num_requests: int | None = None) -> float:
+    """Return output tokens a second of all workers in such a run; waiting prompts fill the steps that compute them."""
     work, release = pool.workload, pool.release
+    load = _load(pool, offline_sequences(pool, num_requests) * pool.num_groups, chunk=CHUNK_TOKENS)
     step_s = load.token_s + release.interference * load.running * load.chunks / work.output_tokens * load.added_s
     return pool.num_groups * load.running / step_s
 
@@ -155,14 +165,14 @@ def handover_s(prefill: ServingPool, decode: ServingPool) -> float:
     return cluster.tiers[tier].latency_s + size / (prefill.strategy.tp * rate)
 
 
-def _load(pool: ServingPool, concurrency: int) -> _Load:
-    """Return what the decoding workers of `pool` do at a time."""
+def _load(pool: ServingPool, concurrency: float, chunk: int | None = None) -> _Load:
+    """Return what the decoding workers of `pool` do at a time; a step takes a prompt's tokens unless `chunk` says."""
     work, release = pool.workload, pool.release
     offered = max(concurrency / pool.num_groups, 1.0)
     running = min(offered, pool.capacity())
     sequences = math.ceil(running - 1e-9)
     context = work.decode_context_tokens
-    chunk = min(work.input_tokens, CHUNK_TOKENS)
+    chunk = chunk or min(work.input_tokens, CHUNK_TOKENS)
     decode_s = pool.step_s(0, sequences, context)
     if release.mixes_prefill:
         prefill_s = pool.step_s(chunk, sequences, context)

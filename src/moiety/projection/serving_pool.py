@@ -27,11 +27,8 @@ if TYPE_CHECKING:
     from moiety.workload.workload import Workload
 
 MEMORY_SHARE = 0.95
-"""Of a device's memory that engines fill (vLLM, SGLang and TensorRT-LLM: 0.90 to 0.95 of what is free)."""
-RESERVE_BYTES = 3_000_000_000
-"""Context, captured graphs and activations of a rank."""
-_LEAST_POOL = 0.03
-"""Share of the memory that a cache needs at least to be believed: a run that was measured did fit."""
+"""Of a device's memory that an engine fills: what TensorRT-LLM's published runs set (perf-overview.md,
+`--kv_cache_free_gpu_mem_fraction 0.95`); the engines' own defaults are about 0.9."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +105,12 @@ class ServingPool:
         total = sum(count * sum(op.memory_bytes for op in graph.layers[block]) for block, count in layers.items())
         return total + sum(op.memory_bytes for op in (*graph.embedding, *graph.head))
 
-    def capacity(self) -> float:
-        """Return how many sequences of mean length an attention group runs at a time: cached, and as many as may."""
-        work = self.workload
-        context = work.decode_context_tokens
+    def capacity(self, context_tokens: int | None = None) -> float:
+        """Return how many sequences of a length, or of the mean one, an attention group runs at a time.
+
+        As many as its cache holds, and as many as may.
+        """
+        context = context_tokens or self.workload.decode_context_tokens
         schedule = Schedule(
             num_microbatches=1, prefill_tokens=0, prompt_tokens=0, decode_sequences=1, context_tokens=context
         )
@@ -121,12 +120,12 @@ class ServingPool:
         element = BYTES_PER_ELEMENT[self.options.dtypes.activations]
         weights += int(2 * self.model.vocab_size * self.model.hidden_size * element / self.strategy.tp)
         memory = self.cluster.device.memory_bytes
-        free = memory * MEMORY_SHARE - weights / self.strategy.pp - RESERVE_BYTES
+        reserve = self.calibration.engines[self.release.engine].reserve_bytes
+        free = memory * MEMORY_SHARE - weights / self.strategy.pp - reserve
         each = cache_bytes(graph, range(self.model.num_layers), context, 1) / self.strategy.pp
         slots = float("inf") if self.max_sequences is None else float(self.max_sequences)
-        if each == 0 or free < _LEAST_POOL * memory:
-            return slots
-        return min(max(free / each, 1.0), slots)
+        # a run that was measured did fit: where not one sequence would, more memory was had than is known
+        return slots if each == 0 or free < each else min(free / each, slots)
 
 
 def num_kernels(graph: Graph) -> int:

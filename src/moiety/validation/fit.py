@@ -1,8 +1,8 @@
 """`python -m moiety.validation.fit ROWS...`: the serving constants anew from rows of measurements, cross-validated.
 
-Rows that ran without speculation are fitted; of disaggregated ones the time per output token, for prompts are computed
-elsewhere there. The constants are those of `fit_law.py`: per family of devices what its kernels and links reach, per
-engine what it adds, per group of releases a few of these again, held near the engine's.
+Serving rows that ran without speculation are fitted, and offline runs; of disaggregated ones the time per output token,
+for prompts are computed elsewhere there. The constants are those of `fit_law.py`: per family of devices what its
+kernels and links reach, per engine what it adds, per group of releases a few of these again, held near the engine's.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from moiety.validation.fit_law import (
 )
 from moiety.validation.fit_terms import FORMATS, GROUPED, latency_weight, row_terms
 from moiety.validation.least_squares import minimise, robust
+from moiety.validation.offline_case import as_closed_loop
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.rows import read_rows
 from moiety.validation.score import error_percents, score_of
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from moiety.dtypes import Dtype
     from moiety.validation.fit_terms import RowTerms
     from moiety.validation.serving_case import ServingCase
+    from moiety.validation.system_row import SystemRow
 
 FAMILIES: tuple[tuple[str, ...], ...] = (("hopper",), ("blackwell",))
 _GROUP_SIZES = (2, 4, 8, 16, 32, 64)
@@ -85,18 +87,20 @@ def start_constants() -> ServingConstants:
     return ServingConstants(name="start", families=families)
 
 
-def known_rows(rows: Sequence[ServingRow]) -> list[Known]:
+def known_rows(rows: Sequence[ServingRow | SystemRow]) -> list[Known]:
     """Return the rows that can be predicted and ran without speculation, with their terms."""
     start, found = ServingPredictor(start_constants()), list[Known]()
     for row in rows:
         try:
-            case = serving_case(row)
+            loop = row if isinstance(row, ServingRow) else as_closed_loop(row)
+            case = serving_case(loop)
         except SkippedRow:
             continue
         if not case.draft_tokens:
-            pool = start.pool(case, case.decode)
-            terms = row_terms(pool, case.concurrency, computes_prompts=not case.disaggregated)
-            found.append(Known(row, case, terms))
+            pool, apart = start.pool(case, case.decode), case.disaggregated
+            offline = loop is not row
+            terms = row_terms(pool, case.concurrency, computes_prompts=not apart, offline=offline)
+            found.append(Known(loop, case, terms))
     return found
 
 
@@ -325,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     read = [read_rows(path) for path in given.rows]
     serving = [each.row for found in read for each in found.rows if isinstance(each.row, ServingRow)]
-    rows = known_rows(serving)
+    rows = known_rows([each.row for found in read for each in found.rows])
     if given.cross_validate:
         sys.stdout.writelines(f"{line}\n" for line in cross_validation(rows))
     fitted = fit(rows)

@@ -70,13 +70,13 @@ class RowTerms:
     mixtures: int
 
 
-def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = True) -> RowTerms:
-    """Return the terms of a row's workers that decode; prompts may be computed elsewhere."""
+def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = True, offline: bool = False) -> RowTerms:
+    """Return the terms of a row's workers that decode; prompts may be computed elsewhere, or wait and fill steps."""
     work = pool.workload
     offered = max(concurrency / pool.num_groups, 1.0)
     running = min(offered, pool.capacity())
     sequences, context = math.ceil(running - 1e-9), work.decode_context_tokens
-    chunk = min(work.input_tokens, CHUNK_TOKENS)
+    chunk = CHUNK_TOKENS if offline else min(work.input_tokens, CHUNK_TOKENS)
     beside = sequences if pool.release.mixes_prefill else 0
     blocks = Counter(pool.model.layer_blocks)
     return RowTerms(

@@ -167,8 +167,10 @@ def row_dtypes(row: ServingRow, model: Model) -> DtypePolicy:
         experts = stated
     narrow = min(BYTES_PER_ELEMENT[dense], BYTES_PER_ELEMENT[experts]) < BYTES_PER_ELEMENT["bf16"]
     sent: Dtype = "fp8" if narrow else "bf16"
-    # published runs of quantized checkpoints quantize the cache too
-    cached: Dtype = "fp8" if narrow else "bf16"
+    # published runs of quantized checkpoints quantize the cache too; those of MXFP4 not where it has no products
+    # (TensorRT-LLM, perf-overview.md: "Hopper: use auto")
+    upcast = experts == "mxfp4" and row_cluster(row.system, 1).device.compute_dtype("mxfp4") == "bf16"
+    cached: Dtype = "fp8" if narrow and not upcast else "bf16"
     return DtypePolicy(weights=dense, experts=experts, dispatch=sent, kv_cache=cached)
 
 

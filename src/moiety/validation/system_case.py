@@ -12,12 +12,11 @@ from moiety.cost.roofline import compute_seconds
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.graph.op import AttentionCore, Gemm
-from moiety.projection.serving import offline_throughput
+from moiety.validation.offline_case import deployment_row, predict_offline
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import row_model, serving_case
-from moiety.validation.serving_row import ServingRow
-from moiety.validation.training_case import predict_training
 from moiety.validation.skipped import SkippedRow
+from moiety.validation.training_case import predict_training
 from moiety.validation.transfer_case import predict_transfer, row_device
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def predict_system(row: SystemRow) -> dict[str, float]:
     if row.kind == "comm":
         return predict_transfer(row)
     if row.kind == "e2e" and row.phase == "mixed" and row.batch == _ALL_QUEUED:
-        return _offline(row)
+        return predict_offline(row)
     if row.kind == "e2e" and row.phase == "training":
         return predict_training(row)
     if row.kind == "energy":
@@ -120,53 +119,13 @@ def _batch(row: SystemRow) -> int:
     return int(row.batch)
 
 
-def _serving_row(
-    row: SystemRow, backend: str, concurrency: int, input_tokens: float, output_tokens: float
-) -> ServingRow:
-    """Return the deployment that a row describes, as a serving row."""
-    parallel = row.parallel
-    tp = parallel.get("attn_tp") or parallel.get("tp") or 1
-    precision = {"bfloat16": "bf16", "mxfp4": "fp4"}.get(row.precision or "", row.precision)
-    moe_ep = parallel.get("ep") or 1
-    return ServingRow.model_validate(
-        {
-            "id": row.id,
-            "model": row.model,
-            "system": row_device(row).name,
-            "backend": backend,
-            "mode": "agg",
-            "measured": {},
-            "num_gpus": row.n_gpus,
-            "precision": precision if precision in {"bf16", "fp16", "fp8", "fp4"} else None,
-            "isl": max(round(input_tokens), 1),
-            "osl": max(round(output_tokens), 1),
-            "concurrency": concurrency,
-            "tp": tp,
-            "attention_dp": parallel.get("dp") or 1,
-            "moe_tp": parallel.get("moe_tp") or 1,
-            "moe_ep": moe_ep,
-        }
-    )
-
-
-def _offline(row: SystemRow) -> dict[str, float]:
-    """Return output tokens a second when all requests are there from the start."""
-    if not row.isl or not row.osl:
-        raise SkippedRow("the lengths are not stated")
-    case = serving_case(_serving_row(row, "trtllm", 1, row.isl, row.osl))
-    if (row.parallel.get("ep") is None) and case.model.moe is not None:
-        raise SkippedRow("how the experts are divided is not stated")
-    rate = offline_throughput(ServingPredictor(load_serving()).pool(case, case.decode))
-    return {"output_tok_s_total": rate, "output_tok_s_per_gpu": rate / (row.n_gpus or 1)}
-
-
 def _power(row: SystemRow) -> dict[str, float]:
     """Return watts a GPU at the measured throughput: the law of power alone is on trial, the lengths are not stated."""
     rate, step_ms, gpus = _metric(row, "output_tok_s_total"), _metric(row, "median_itl_ms"), row.n_gpus
     if not rate or not step_ms or not gpus or not row.osl:
         raise SkippedRow("throughput, time between tokens or output length is not stated")
     model, device = row_model(row.model), row_device(row)
-    case = serving_case(_serving_row(row, "vllm", _batch(row), 1, row.osl))
+    case = serving_case(deployment_row(row, "vllm", _batch(row), 1, row.osl))
     pool = ServingPredictor(load_serving()).pool(case, case.decode)
     flops = model_flops_per_token(model, context_tokens=row.osl / 2, emitted_share=1.0, training=False)
     mfu = rate * flops / gpus / device.peak("bf16")
