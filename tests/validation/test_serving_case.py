@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moiety.validation.deployments import published
 from moiety.validation.serving_case import ServingCase, serving_case
 from moiety.validation.serving_row import ServingRow
 from moiety.validation.skipped import SkippedRow
@@ -83,6 +84,11 @@ def test_what_a_label_leaves_out_is_read_where_it_was_published() -> None:
     assert (case.prefill.strategy.name, case.prefill.num_workers) == ("ep8_tp1", 1)
     assert (case.decode.strategy.name, case.decode.num_workers, case.decode.max_sequences) == ("ep32_tp1", 1, 8)
     assert case.version == "1.2.0", "Dynamo 0.8.1 holds TensorRT-LLM 1.2.0"
+
+
+def test_published_deployments_say_where_they_come_from() -> None:
+    assert "InferenceX" in published().source
+    assert all(each.concurrency and each.decode.workers for each in published().deployments)
 
 
 def test_an_aggregated_release_that_always_guessed_is_read_so() -> None:

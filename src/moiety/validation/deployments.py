@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 from moiety.package_data import catalog_text
-from moiety.validation.serving_row import Deployment, ServingRow, Workers
+from moiety.validation.serving_row import Deployment, Deployments, ServingRow, Workers
 from moiety.validation.skipped import SkippedRow
 
 PUBLISHED = "inferencex-2026-04"
@@ -21,7 +21,7 @@ def completed(row: ServingRow, model: str) -> ServingRow:
     """
     if row.draft_tokens is not None:
         return row
-    found = [each for each in _published() if _ran_as(each, row, _TWINS.get(model, model))]
+    found = [each for each in published().deployments if _ran_as(each, row, _TWINS.get(model, model))]
     drafts = {each.draft_tokens for each in found}
     if row.prefill is None or row.decode is None:
         return row.model_copy(update={"draft_tokens": drafts.pop()}) if len(drafts) == 1 else row
@@ -68,6 +68,6 @@ def _counts_all(row: ServingRow, prefill: Workers, decode: Workers) -> bool:
 
 
 @cache
-def _published() -> tuple[Deployment, ...]:
-    lines = catalog_text("deployments", PUBLISHED, ".jsonl").splitlines()
-    return tuple(Deployment.model_validate_json(line) for line in lines)
+def published() -> Deployments:
+    """Return the catalogue's deployments, with where they were published."""
+    return Deployments.model_validate_json(catalog_text("deployments", PUBLISHED, ".json"))

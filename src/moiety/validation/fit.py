@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -63,6 +64,8 @@ _TPOT_SCALE, _TTFT_SCALE, _TTFT_WEIGHT, _PRIOR_WEIGHT = 0.15, 0.25, 0.6, 0.3
 _LEAST_ROWS = 12
 """Rows that a group of releases needs for constants of its own in the catalogue."""
 _HELD_OUT_PERCENT = 30
+_LEAST_LEFT_OUT = 40
+"""Rows that a model or system needs to be left out by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,27 +299,37 @@ def errors(
 
 def cross_validation(rows: Sequence[Known]) -> list[str]:
     """Return lines of the errors on rows that the fit did not see: at random, by model, by system."""
-    splits: list[tuple[str, Callable[[Known], bool]]] = [("30 % of configurations", lambda each: held_out(each.row))]
-    splits.extend(
-        (f"model {name}", lambda each, name=name: each.case.model.name == name)
-        for name in sorted({each.case.model.name for each in rows})
-    )
-    splits.extend(
-        (f"system {name}", lambda each, name=name: each.row.system == name)
-        for name in sorted({each.row.system for each in rows})
-    )
-    lines = list[str]()
-    for name, left_out in splits:
-        fitted = fit([each for each in rows if not left_out(each)])
-        lines.append(f"{name}: {_line(*errors(fitted, [each for each in rows if left_out(each)]))}")
-    return lines
+    return [left_out_line(rows, name, left_out) for name, left_out in splits(rows).items()]
+
+
+def splits(rows: Sequence[Known]) -> dict[str, Callable[[Known], bool]]:
+    """Return what is left out in turn, by name: configurations at random, each model and system with many rows."""
+    found: dict[str, Callable[[Known], bool]] = {
+        f"{_HELD_OUT_PERCENT} % of configurations": lambda each: held_out(each.row)
+    }
+    for name, count in sorted(Counter(each.case.model.name for each in rows).items()):
+        if count >= _LEAST_LEFT_OUT:
+            found[f"model {name}"] = lambda each, name=name: each.case.model.name == name
+    for name, count in sorted(Counter(each.case.cluster.device.name for each in rows).items()):
+        if count >= _LEAST_LEFT_OUT:
+            found[f"system {name}"] = lambda each, name=name: each.case.cluster.device.name == name
+    return found
+
+
+def left_out_line(rows: Sequence[Known], name: str, left_out: Callable[[Known], bool]) -> str:
+    """Return the errors on the rows that are left out of a fit; families without such rows are not fitted."""
+    tested = [each for each in rows if left_out(each)]
+    families = {each.family for each in tested}
+    fitted = fit([each for each in rows if each.family in families and not left_out(each)])
+    return f"{name}: {_line(*errors(fitted, tested))}"
 
 
 def _line(tpot: NDArray[np.float64], ttft: NDArray[np.float64]) -> str:
     parts = [f"{len(tpot)} rows"]
     for name, found in (("TPOT", tpot), ("TTFT", ttft)):
-        score = score_of([float(each) for each in found if not np.isnan(each)])
-        parts.append("{} MAPE {}, median {}, bias {}".format(name, *error_percents(score)))
+        known = [float(each) for each in found if not np.isnan(each)]
+        if known:
+            parts.append("{} MAPE {}, median {}, bias {}".format(name, *error_percents(score_of(known))))
     return "; ".join(parts)
 
 

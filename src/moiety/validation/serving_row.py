@@ -74,7 +74,7 @@ class ServingRow(Degrees):
 
 
 class Deployment(_Row):
-    """A deployment as its operators published it, a line of the catalogue; an aggregated one has `decode` only."""
+    """A deployment as its operators published it; an aggregated one has `decode` only."""
 
     model: str
     system: str
@@ -88,3 +88,11 @@ class Deployment(_Row):
     prefill: Workers | None = None
     decode: Workers
     draft_tokens: int
+
+
+class Deployments(_Row):
+    """A catalogue of deployments."""
+
+    source: str
+    """Where they were published."""
+    deployments: tuple[Deployment, ...]
