@@ -82,11 +82,18 @@ class Schedule(Record):
     """Sequences of one micro-batch that emit one token each."""
     context_tokens: Count
     """Mean length of those sequences so far."""
+    draft_tokens: Count = Field(default=0, exclude_if=lambda value: not value)
+    """Guessed tokens of each of those sequences that the step checks besides (speculative decoding)."""
+
+    @property
+    def decode_tokens(self) -> int:
+        """Tokens of the decoding sequences in one micro-batch."""
+        return self.decode_sequences * (1 + self.draft_tokens)
 
     @property
     def tokens_per_microbatch(self) -> int:
         """Tokens that run through the layers in one micro-batch."""
-        return self.prefill_tokens + self.decode_sequences
+        return self.prefill_tokens + self.decode_tokens
 
     @property
     def tokens_per_step(self) -> int:

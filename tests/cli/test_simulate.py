@@ -166,3 +166,54 @@ def test_other_routing_a_price_and_interruptions_are_answered(small_folder: Path
 )
 def test_impossible_what_ifs_are_refused(option: tuple[str, str], small_folder: Path) -> None:
     assert option[0] in refused(moiety("simulate", small_folder, *option))
+
+
+def test_requests_are_served_one_by_one(small_folder: Path, work: Path) -> None:
+    trace = ("--trace", work / "t.json")
+    own = simulated(small_folder, "--requests", "64", *trace)["serving"]
+    assert own["load"].startswith("closed loop")
+    assert own["requests_per_group"] * own["num_groups"] >= 64 - own["num_groups"]
+    for name in ("ttft", "tpot", "itl", "e2e"):
+        assert 0 < own[name]["p50_s"] <= own[name]["p90_s"] <= own[name]["p99_s"]
+    assert own["output_tokens_per_s"] > 0
+    assert 0 <= own["good_share"] <= 1
+    slow = simulated(small_folder, "--requests", "64", "--rate", "0.5", *trace)["serving"]
+    cached = simulated(small_folder, "--requests", "64", "--rate", "0.5", "--prefix-hits", "0.9", *trace)["serving"]
+    assert cached["ttft"]["mean_s"] < slow["ttft"]["mean_s"] <= own["ttft"]["mean_s"]
+    few = simulated(small_folder, "--requests", "64", "--concurrency", "1", *trace)["serving"]
+    assert few["output_tokens_per_s"] < own["output_tokens_per_s"]
+
+
+def test_a_trace_of_requests_is_served_in_its_order(small_folder: Path, work: Path) -> None:
+    lines = [json.dumps({"at_s": at, "input_tokens": 50, "output_tokens": 4}) for at in (3.0, 0.0, 1.5)]
+    (work / "a.jsonl").write_text("\n".join(lines))
+    own = simulated(small_folder, "--requests", "10", "--arrivals", "a.jsonl", "--trace", work / "t.json")["serving"]
+    assert own["load"] == "arrivals of a.jsonl"
+    assert own["requests_per_group"] == -(-3 // own["num_groups"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--rate", "3"), "add --requests"),
+        (("--requests", "9", "--rate", "3", "--concurrency", "4"), "name one load"),
+        (("--requests", "9", "--arrivals", "none.jsonl"), "there is no such file"),
+        (("--requests", "9", "--arrivals", "bad.jsonl"), "bad.jsonl:2: output_tokens"),
+        (("--requests", "9", "--arrivals", "torn.jsonl"), "torn.jsonl:1: is no JSON"),
+        (("--requests", "9", "--arrivals", "empty.jsonl"), "holds no request"),
+    ],
+)
+def test_a_load_that_cannot_be_has_one_message(
+    arguments: tuple[str, ...], said: str, small_folder: Path, work: Path
+) -> None:
+    good = '{"at_s": 0.0, "input_tokens": 5, "output_tokens": 4}'
+    (work / "bad.jsonl").write_text(good + '\n{"at_s": 0.0, "input_tokens": 5, "output_tokens": 0}')
+    (work / "torn.jsonl").write_text(good[:20])
+    (work / "empty.jsonl").write_text("")
+    assert said in refused(moiety("simulate", small_folder, *arguments, "--trace", work / "t.json"))
+    assert not (work / "t.json").exists()
+
+
+def test_a_plan_without_prompts_or_answers_serves_no_requests(reference_folder: Path, work: Path) -> None:
+    said = refused(moiety("simulate", reference_folder, "--requests", "9", "--trace", work / "t.json"))
+    assert "requests need one for mixed, or prefill and decode" in said

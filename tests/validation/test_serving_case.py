@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from moiety.validation.serving_case import ServingCase, SkippedRow, serving_case
+from moiety.validation.deployments import published
+from moiety.validation.serving_case import ServingCase, serving_case
 from moiety.validation.serving_row import ServingRow
+from moiety.validation.skipped import SkippedRow
 
 ROW: dict[str, Any] = {
     "id": "r",
@@ -53,12 +55,62 @@ def test_degrees_become_a_strategy(changes: dict[str, Any], strategy: str, worke
     assert case.cluster.num_gpus >= case.decode.strategy.num_gpus
 
 
-def test_workers_of_a_disaggregated_row_make_up_its_gpus() -> None:
-    degrees = {"tp": 4, "pp": 1, "attention_dp": 1, "moe_tp": 1, "moe_ep": 4}
-    wide = {"tp": 1, "pp": 1, "attention_dp": 8, "moe_tp": 1, "moe_ep": 8}
-    case = _case(mode="disagg", num_gpus=28, precision="fp4", prefill=degrees, decode=wide)
-    assert (case.prefill.num_workers, case.decode.num_workers) == (1, 3)
-    assert not case.decode.at_least
+WIDE = {"tp": 1, "pp": 1, "attention_dp": 8, "moe_tp": 1, "moe_ep": 8}
+NARROW = {"tp": 4, "pp": 1, "attention_dp": 1, "moe_tp": 1, "moe_ep": 4}
+
+
+def test_a_disaggregated_row_is_what_it_states() -> None:
+    case = _case(mode="disagg", prefill=NARROW | {"workers": 3}, decode=WIDE | {"workers": 2}, draft_tokens=2)
+    assert (case.prefill.num_workers, case.decode.num_workers, case.draft_tokens) == (3, 2, 2)
+    assert case.cluster.num_gpus >= 28
+
+
+def _published(**changes: object) -> ServingCase:
+    """Return the case of an InferenceX run whose label has one worker of each kind and no speculation."""
+    label: dict[str, Any] = {
+        "mode": "disagg",
+        "system": "gb200",
+        "backend": "trtllm",
+        "backend_version": "0.8.1.post2",
+        "concurrency": 256,
+        "prefill": {"tp": 8, "moe_ep": 8},
+        "decode": {"tp": 32, "moe_tp": 4, "moe_ep": 8},
+    }
+    return _case(**label | changes)
+
+
+def test_what_a_label_leaves_out_is_read_where_it_was_published() -> None:
+    case = _published()
+    assert (case.prefill.strategy.name, case.prefill.num_workers) == ("ep8_tp1", 1)
+    assert (case.decode.strategy.name, case.decode.num_workers, case.decode.max_sequences) == ("ep32_tp1", 1, 8)
+    assert case.version == "1.2.0", "Dynamo 0.8.1 holds TensorRT-LLM 1.2.0"
+
+
+def test_published_deployments_say_where_they_come_from() -> None:
+    assert "InferenceX" in published().source
+    assert all(each.concurrency and each.decode.workers for each in published().deployments)
+
+
+def test_an_aggregated_release_that_always_guessed_is_read_so() -> None:
+    changes = {"backend": "trtllm", "concurrency": 4, "precision": "fp8"}
+    assert _case(backend_version="1.2.0rc6.post3", **changes).draft_tokens == 3
+    assert _case(backend_version="1.2.0rc6.post2", **changes).draft_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"concurrency": 257}, "no published deployment has these labels"),
+        ({"system": "gb300", "concurrency": 24, "prefill": {"tp": 4}, "decode": {"tp": 8}}, "with and without"),
+        (
+            {"system": "b200_sxm", "isl": 8192, "concurrency": 128, "decode": {"tp": 8}},
+            "published with several numbers of them",
+        ),
+    ],
+)
+def test_an_incomplete_label_has_a_reason(changes: dict[str, Any], reason: str) -> None:
+    with pytest.raises(SkippedRow, match=reason):
+        _published(**changes)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +137,7 @@ def test_a_precision_stands_for_formats(precision: str | None, model: str, forma
         ({"concurrency": None}, "concurrency is not stated"),
         ({"tp": 3, "moe_tp": 2}, "are different GPUs"),
         ({"mode": "disagg"}, "prefill or decode workers are not stated"),
-        ({"mode": "disagg", "prefill": {"tp": 1}, "decode": {"tp": 8, "moe_tp": 8}}, "does not fit on 1 x b200"),
+        ({"mode": "disagg", "prefill": {"tp": 1}, "decode": {"tp": 8, "moe_tp": 8}}, "how many workers there were"),
     ],
 )
 def test_what_cannot_be_read_has_a_reason(changes: dict[str, Any], reason: str) -> None:

@@ -11,7 +11,7 @@ from moiety.calibration.catalog import calibration_for
 from moiety.calibration.training import TrainingConstants, load_training
 from moiety.projection.training_run import TrainingRun, training_parts
 from moiety.validation.fit_training import MeasuredRun, fit_training
-from moiety.validation.serving_case import SkippedRow
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 from moiety.validation.training_case import predict_training, training_run
 

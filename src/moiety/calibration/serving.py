@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 from pydantic import Field
 
@@ -75,6 +76,11 @@ class ServingConstants(Record):
     """The constants of every family; the first family also stands for devices that none was made for."""
 
     name: str
+    draft_acceptance: Annotated[float, Field(ge=0, le=1)] = 0.85
+    """Share of guessed tokens that are right: fitted; before any fit what is published of first guesses.
+
+    85 to 90 % (DeepSeek-V3, arXiv:2412.19437, section 5.4.3).
+    """
     families: tuple[ServingFamily, ...] = Field(min_length=1)
 
     def family(self, architecture: str) -> ServingFamily:

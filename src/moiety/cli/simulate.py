@@ -13,10 +13,12 @@ from moiety.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moiety.cli.serving_load import ServingLoad
     from moiety.projection.project import Evaluation
 
 MAX_SIZES = 32
 _MOST_GPUS = 1_048_576
+_MOST_REQUESTS = 10_000_000
 
 
 def simulate(
@@ -67,12 +69,36 @@ def simulate(
             show_default=False,
         ),
     ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(min=1, max=_MOST_REQUESTS, help="Serve so many requests, one by one.", show_default=False),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(min=1, max=_MOST_REQUESTS, help="For --requests: so many always in flight.", show_default=False),
+    ] = None,
+    rate: Annotated[
+        float | None,
+        typer.Option(min=1e-6, max=1e9, help="For --requests: Poisson arrivals, so many a second.", show_default=False),
+    ] = None,
+    arrivals: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="For --requests: at_s, input_tokens, output_tokens a line.",
+            show_default=False,
+        ),
+    ] = None,
+    prefix_hits: Annotated[
+        float, typer.Option(min=0, max=1, help="For --requests: share of the prompts' tokens that are cached.")
+    ] = 0.0,
     json: JsonSwitch = False,
     quiet: QuietSwitch = False,
 ) -> None:
-    """Simulate a finished plan: its timeline, and what happens if."""
+    """Simulate a finished plan: its timeline, what happens if, and what requests see of it."""
     from moiety.cli.json_text import json_text
     from moiety.cli.plan_file import calibration_of, load_plan
+    from moiety.cli.serving_load import ServingLoad, check_load, serve_load
     from moiety.cli.verification import refuse_unsound
     from moiety.cli.what_if import Answers, WhatIf
     from moiety.files import write_all
@@ -85,6 +111,9 @@ def simulate(
     refuse_unsound(loaded, calibration, str(path))
     sizes = gpu_counts(scale)
     parse_failures(fail or (), loaded.cluster)
+    load = ServingLoad(requests or 0, concurrency, rate, arrivals, prefix_hits)
+    _refuse_load_without_requests(load)
+    check_load(load)
     target = Path(trace) if trace is not None else path.parent / f"{loaded.name}_trace.json"
     evaluation = evaluate(loaded, calibration)
     case = WhatIf(evaluation.plan, calibration, output)
@@ -96,6 +125,7 @@ def simulate(
         skewed=case.skewed(skew) if skew is not None else None,
         price=case.price(price) if price is not None else None,
         interruptions=case.interruptions(repair_hours) if repair_hours is not None else None,
+        serving=serve_load(evaluation.plan, calibration, load) if requests else None,
     )
     (written,) = write_all(target.parent, {target.name: trace_text(evaluation)})
     output.document(lambda: json_text(case.document(evaluation, answers) | {"trace": str(written)}))
@@ -103,6 +133,13 @@ def simulate(
         from moiety.cli.simulation_tables import simulation_sections
 
         output.tables(simulation_sections(loaded, evaluation, answers, str(written)))
+
+
+def _refuse_load_without_requests(load: ServingLoad) -> None:
+    given = {"--concurrency": load.concurrency, "--rate": load.rate_per_s, "--arrivals": load.arrivals}
+    named = next((name for name, value in (given | {"--prefix-hits": load.prefix_hits or None}).items() if value), None)
+    if named is not None and not load.requests:
+        raise InputError("says how requests come, but not how many", field=named, remedy="add --requests 1000")
 
 
 def gpu_counts(text: str | None) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from moiety.cli.plan_tables import outcome, projection_section
+from moiety.cli.serving_load import QUANTILES
 from moiety.cli.table import listing, table
 from moiety.units import format_duration
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
+    from moiety.cli.serving_load import Served
     from moiety.cli.what_if import Answers, Failure
     from moiety.plan import Plan, Projection
     from moiety.projection.project import Evaluation
@@ -56,6 +58,8 @@ def simulation_sections(
         yield price_section(answers.price)
     if answers.interruptions is not None:
         yield interruptions_section(answers.interruptions)
+    if answers.serving is not None:
+        yield serving_section(answers.serving)
     yield listing("Files", [f"{trace} (open it at ui.perfetto.dev)"])
 
 
@@ -108,6 +112,28 @@ def _figures(timeline: Timeline) -> tuple[str, ...]:
         f"{timeline.overlap_fraction:.0%}",
         f"{len(timeline.steps.tasks):,}",
     )
+
+
+def serving_section(served: Served) -> RenderableType:
+    """Return what requests see: mean and percentiles of their latencies."""
+    outcome = served.outcome
+    latencies = {
+        "time to first token": outcome.ttft,
+        "time per output token": outcome.tpot,
+        "between tokens": outcome.itl,
+        "whole answer": outcome.e2e,
+    }
+    rows = [
+        (name, format_duration(each.mean), *(format_duration(each.quantile(q)) for q in QUANTILES))
+        for name, each in latencies.items()
+    ]
+    rate, good = (each * served.num_groups for each in (outcome.throughput_tokens_per_s, outcome.goodput_per_s))
+    title = (
+        f"{served.load}: {rate:,.0f} output tokens/s, {good:,.2f} requests/s within the objective "
+        f"({outcome.good / max(outcome.finished, 1):.0%}), {outcome.preemptions:,} preemptions; one of "
+        f"{served.num_groups:,} attention groups with its share, {outcome.finished:,} requests"
+    )
+    return table(title, ("", ">mean", *(f">p{round(100 * q)}" for q in QUANTILES)), rows)
 
 
 def failure_section(plan: Plan, failure: Failure) -> RenderableType:

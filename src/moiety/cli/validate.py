@@ -81,7 +81,12 @@ def document(files: Sequence[ReadRows], compared: Sequence[Compared]) -> dict[st
             {"file": file.source, "line": each.line, "reason": each.reason} for file in files for each in file.malformed
         ],
         "metrics": {
-            name: {**as_document(each.score), "coverage": each.coverage, "spearman": each.spearman}
+            name: {
+                **as_document(each.score),
+                "coverage": each.coverage,
+                "spearman": each.spearman,
+                "attainable_spearman": each.attainable,
+            }
             for name, each in metric_scores(compared).items()
         },
         "groups": {

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from moiety.calibration.calibration import Calibration
     from moiety.cli.output import Output
+    from moiety.cli.serving_load import Served
     from moiety.cluster.cluster import Cluster
     from moiety.plan import Plan, Projection
     from moiety.projection.project import Evaluation
@@ -50,6 +51,7 @@ class Answers:
     skewed: Projection | None = None
     price: Price | None = None
     interruptions: Interruptions | None = None
+    serving: Served | None = None
 
     def document(self) -> dict[str, object]:
         """Return the answers for a JSON document; what was not asked for is null."""
@@ -68,6 +70,7 @@ class Answers:
             "skewed": _dumped(self.skewed),
             "price": _dumped(self.price),
             "interruptions": _dumped(self.interruptions),
+            "serving": None if self.serving is None else self.serving.document(),
         }
 
 

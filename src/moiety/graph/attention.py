@@ -93,7 +93,7 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
         ops = [gemm_op("qkv_down_proj", "qkv_latent", tokens, q_rank + latent, hidden_size, "input_norm", layout)]
         ops.append(gemm_op("q_up_proj", "q", tokens, heads * qk_dim, q_rank, "qkv_down_proj", layout))
     up_width, rank = heads * (attention.qk_nope_head_dim + attention.v_head_dim), attention.kv_lora_rank
-    prompt, decoded = layout.schedule.prefill_tokens, layout.schedule.decode_sequences
+    prompt, decoded = layout.schedule.prefill_tokens, layout.schedule.decode_tokens
     compressed = "kv_down_proj" if attention.q_lora_rank is None else "qkv_down_proj"
     queries = "q_proj" if attention.q_lora_rank is None else "q_up_proj"
     if prompt:
@@ -125,7 +125,7 @@ def _index(indexer: SparseIndexer, q_rank: int, hidden_size: int, queries: str, 
         gemm_op("index_k_proj", "index_k", tokens, dim + heads, hidden_size, "input_norm", layout),
     ]
     prompt = schedule.prefill_tokens * _mean_visible(schedule.prompt_tokens, 2**62) if schedule.prefill_tokens else 0.0
-    scored = prompt + schedule.decode_sequences * schedule.context_tokens
+    scored = prompt + schedule.decode_tokens * schedule.context_tokens
     cached = schedule.prefill_tokens + schedule.decode_sequences * schedule.context_tokens
     moved = cached * dim * CACHE_BYTES_PER_ELEMENT[layout.options.dtypes.kv_cache] + tokens * heads * dim
     phase = "prefill" if schedule.prefill_tokens else "decode"
@@ -197,15 +197,15 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
         core = AttentionCore("prefill", variant, flops, moved, dtypes.activations)
         ops.append(Op("attention", core, inputs, Tensor("context", (tokens, width), dtypes.activations)))
     if schedule.decode_sequences:
-        sequences = schedule.decode_sequences
+        sequences, tokens = schedule.decode_sequences, schedule.decode_tokens
         seen = min(schedule.context_tokens, visible)
         dims = decode_dims or (qk_dim, v_dim)
-        flops = 2.0 * sequences * seen * heads * sum(dims)
-        # the cache, the queries and what comes out
-        moved = sequences * seen * cache_elements * cache_bytes + sequences * heads * sum(dims) * act_bytes
+        flops = 2.0 * tokens * seen * heads * sum(dims)
+        # the cache, read once for all tokens of a sequence; the queries and what comes out
+        moved = sequences * seen * cache_elements * cache_bytes + tokens * heads * sum(dims) * act_bytes
         core = AttentionCore("decode", variant, flops, moved, dtypes.activations)
         name = "attention_decode" if ops else "attention"
-        ops.append(Op(name, core, inputs, Tensor("context", (sequences, width), dtypes.activations)))
+        ops.append(Op(name, core, inputs, Tensor("context", (tokens, width), dtypes.activations)))
     return ops
 
 

@@ -100,9 +100,9 @@ def _embedding(model: Model, layout: Layout) -> tuple[Op, ...]:
 
 
 def _head(model: Model, layout: Layout) -> tuple[Op, ...]:
-    """Return the final norm and the output head: over the last token of each sequence, over all when training."""
+    """Return the final norm and the head: over each sequence's last token and guesses, over all when training."""
     schedule, dtypes = layout.schedule, layout.options.dtypes
-    rows = schedule.decode_sequences
+    rows = schedule.decode_tokens
     if schedule.prefill_tokens:
         rows += layout.tokens if layout.training else max(schedule.prefill_tokens // max(schedule.prompt_tokens, 1), 1)
     columns = layout.share(model.vocab_size)

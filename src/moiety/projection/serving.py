@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.cost.memory import cache_bytes
@@ -14,13 +14,12 @@ from moiety.graph.graph import build_step_graph
 from moiety.plan import Schedule
 from moiety.projection.phase import CHUNK_TOKENS
 from moiety.projection.queue import closed_loop_load, queue_wait_s
+from moiety.projection.speculation import tokens_per_step
 
 if TYPE_CHECKING:
     from moiety.calibration.serving import EngineRelease
     from moiety.projection.serving_pool import ServingPool
 
-_BALANCED = 0.8
-"""Share of the time that prefill workers are busy in a deployment whose pools are matched."""
 MOST_SEQUENCES = 2048
 """Sequences that TensorRT-LLM runs at a time by default (`max_batch_size`)."""
 MOST_BURST = 0.5
@@ -54,6 +53,9 @@ class _Load:
     offered: float
     running: float
     decode_s: float
+    """A step without prompts."""
+    token_s: float
+    """The same for each token that a sequence advances by."""
     prefill_s: float
     """A step that holds a chunk of a prompt."""
     added_s: float
@@ -73,7 +75,7 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     load = _load(pool, concurrency)
     share = load.running * load.chunks / work.output_tokens
     others = max(load.running - 1, 0) / load.running
-    tpot_s = load.decode_s + release.interference * others * share * load.added_s
+    tpot_s = load.token_s + release.interference * others * share * load.added_s
     own_s = load.prefill_s * load.chunks
     busy = min(share * load.added_s / tpot_s, _FULL)
     slowdown = release.prefill_slowdown * (release.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
@@ -88,58 +90,57 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     return ServingLatency(ttft_s, tpot_s, load.decode_s, own_s, load.running)
 
 
-def offline_throughput(pool: ServingPool) -> float:
-    """Return output tokens a second of all workers when every request is there from the start: the cache is full.
+def offline_sequences(pool: ServingPool, num_requests: int | None = None) -> float:
+    """Return how many sequences a group runs at a time, on average, when every request is there from the start.
 
-    Engines run at the most `MOST_SEQUENCES` at a time. Prompts and tokens share the time, so queues do not matter.
+    As many as the cache holds to their last token, for the engine lets none start that might not end (TensorRT-LLM's
+    default), and `MOST_SEQUENCES` at the most. A run of `num_requests` takes whole waves of them; None: it has no end.
     """
-    running = max(min(int(min(pool.capacity(), MOST_SEQUENCES)), MOST_SEQUENCES), 1)
-    load = _load(pool, running * pool.num_groups)
+    work = pool.workload
+    most = max(min(pool.capacity(work.input_tokens + work.output_tokens), MOST_SEQUENCES), 1.0)
+    if num_requests is None:
+        return most
+    each = num_requests / pool.num_groups
+    return each / math.ceil(each / most)
+
+
+def offline_throughput(pool: ServingPool, num_requests: int | None = None) -> float:
+    """Return output tokens a second of all workers in such a run; waiting prompts fill the steps that compute them."""
     work, release = pool.workload, pool.release
-    step_s = load.decode_s + release.interference * load.running * load.chunks / work.output_tokens * load.added_s
+    load = _load(pool, offline_sequences(pool, num_requests) * pool.num_groups, chunk=CHUNK_TOKENS)
+    step_s = load.token_s + release.interference * load.running * load.chunks / work.output_tokens * load.added_s
     return pool.num_groups * load.running / step_s
 
 
-def disaggregated_latency(
-    prefill: ServingPool, decode: ServingPool, concurrency: int, *, at_least: bool = False
-) -> ServingLatency:
+def disaggregated_latency(prefill: ServingPool, decode: ServingPool, concurrency: int) -> ServingLatency:
     """Return the latencies where prompts are computed by one pool and handed over to another that decodes.
 
     The decode pool's steps hold no prompts. A prompt waits for the running one of its worker, for those ahead in a
-    closed loop, and for its cache to move over the network. `at_least`: there are more workers than the pools say, if
-    the requests in flight do not fit or the prompts cannot be computed as fast as they are asked for.
+    closed loop, for its cache to move over the network, and for one of the sequences that are let run to end.
     """
     release, work = prefill.release, decode.workload
-    if at_least:
-        decode = replace(decode, num_workers=_workers(concurrency / decode.num_groups, decode.capacity()))
     load = _load(decode, concurrency)
     chunk = min(work.input_tokens, CHUNK_TOKENS)
-    chunks = work.input_tokens / chunk
-    own_s = prefill.step_s(chunk, 0, 0) * chunks
-    tpot_s = load.decode_s
+    own_s = prefill.step_s(chunk, 0, 0) * work.input_tokens / chunk
     moved_s = handover_s(prefill, decode)
-    decode_s = max(work.output_tokens - 1, 0) * tpot_s
-    if at_least:
-        demand = concurrency / prefill.num_groups * own_s / (decode_s + own_s)
-        prefill = replace(prefill, num_workers=_workers(demand, _BALANCED))
-    waiting = concurrency / prefill.num_groups
-    busy = min(closed_loop_load(waiting * own_s, own_s + moved_s + decode_s, own_s), _FULL)
-    slowdown = release.prefill_slowdown * (release.data_parallel_slowdown if prefill.strategy.attn_dp > 1 else 1.0)
+    decode_s = max(work.output_tokens - 1, 0) * load.token_s
+    for_slot_s = (load.offered / load.running - 1) * decode_s
+    share = concurrency / prefill.num_groups
+    # prompts that wait fill a step together
+    demand_s = share * min(prefill.step_s(CHUNK_TOKENS, 0, 0) * work.input_tokens / CHUNK_TOKENS, own_s)
+    elsewhere_s = own_s + moved_s + decode_s + for_slot_s
+    busy = closed_loop_load(demand_s, elsewhere_s, demand_s / share)
+    for_worker_s = max(demand_s / busy - elsewhere_s, 0.0)
     ttft_s = (
         release.request_overhead_s
         + concurrency * release.concurrency_overhead_s
-        + slowdown * own_s
+        + own_s
         + moved_s
-        + release.wait * queue_wait_s(busy, own_s)
-        + release.burst * waiting * own_s
-        + (load.offered / load.running - 1) * work.output_tokens * tpot_s
+        + for_slot_s
+        + for_worker_s
+        + release.burst * demand_s
     )
-    return ServingLatency(ttft_s, tpot_s, load.decode_s, own_s, load.running)
-
-
-def _workers(demand: float, room: float) -> int:
-    """Return how many workers it takes where one has room for `room` of what is asked of it."""
-    return max(math.ceil(demand / room), 1)
+    return ServingLatency(ttft_s, load.token_s, load.decode_s, own_s, load.running)
 
 
 def burst_share(release: EngineRelease, sequences: float) -> float:
@@ -164,18 +165,19 @@ def handover_s(prefill: ServingPool, decode: ServingPool) -> float:
     return cluster.tiers[tier].latency_s + size / (prefill.strategy.tp * rate)
 
 
-def _load(pool: ServingPool, concurrency: int) -> _Load:
-    """Return what the decoding workers of `pool` do at a time."""
+def _load(pool: ServingPool, concurrency: float, chunk: int | None = None) -> _Load:
+    """Return what the decoding workers of `pool` do at a time; a step takes a prompt's tokens unless `chunk` says."""
     work, release = pool.workload, pool.release
     offered = max(concurrency / pool.num_groups, 1.0)
     running = min(offered, pool.capacity())
     sequences = math.ceil(running - 1e-9)
     context = work.decode_context_tokens
-    chunk = min(work.input_tokens, CHUNK_TOKENS)
+    chunk = chunk or min(work.input_tokens, CHUNK_TOKENS)
     decode_s = pool.step_s(0, sequences, context)
     if release.mixes_prefill:
         prefill_s = pool.step_s(chunk, sequences, context)
         added_s = prefill_s - decode_s
     else:
         prefill_s = added_s = pool.step_s(chunk, 0, 0)
-    return _Load(offered, running, decode_s, prefill_s, added_s, work.input_tokens / chunk)
+    token_s = decode_s / tokens_per_step(pool.draft_tokens, pool.acceptance)
+    return _Load(offered, running, decode_s, token_s, prefill_s, added_s, work.input_tokens / chunk)

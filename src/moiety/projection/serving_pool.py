@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.calibration.serving import MEMORY_SHARE, RESERVE_BYTES
+from moiety.calibration.serving import MEMORY_SHARE
 from moiety.cost.memory import cache_bytes, layer_weight_bytes
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
@@ -26,9 +26,6 @@ if TYPE_CHECKING:
     from moiety.strategy.strategy import Strategy
     from moiety.workload.workload import Workload
 
-_LEAST_POOL = 0.03
-"""Share of the memory that a cache needs at least to be believed: a run that was measured did fit."""
-
 
 @dataclass(frozen=True, slots=True)
 class ServingPool:
@@ -42,6 +39,12 @@ class ServingPool:
     calibration: Calibration
     release: EngineRelease
     workload: Workload
+    draft_tokens: int = 0
+    """Guesses that a decode step checks for each sequence; layers of their own make them one after the other."""
+    acceptance: float = 0.0
+    """Share of the guesses that are right."""
+    max_sequences: int | None = None
+    """Sequences that the engine lets an attention group run at a time; None: as many as the cache holds."""
 
     @property
     def num_groups(self) -> int:
@@ -49,29 +52,39 @@ class ServingPool:
         return self.num_workers * self.strategy.attn_dp
 
     def step_s(self, prefill_tokens: int, sequences: int, context_tokens: int) -> float:
-        """Return the seconds of a step with so many prompt tokens and decoding sequences in each attention group."""
+        """Return the seconds of a step with so many prompt tokens and decoding sequences in each attention group.
+
+        Sequences that guess also take their guesses: each a pass through a layer like the last one, and the head.
+        """
         schedule = Schedule(
             num_microbatches=self.strategy.pp,
             prefill_tokens=-(-prefill_tokens // self.strategy.pp),
             prompt_tokens=self.workload.input_tokens if prefill_tokens else 0,
             decode_sequences=-(-sequences // self.strategy.pp),
             context_tokens=context_tokens,
+            draft_tokens=self.draft_tokens if sequences else 0,
         )
-        scenario = Scenario(self.model, self.cluster, self.workload, self.release.engine, self.calibration)
-        outcome = time_step(scenario, self.strategy, schedule, self.options, None, timing="estimated")
-        return outcome.step_s * self.release.kernel_slowdown + self._added_s(
-            outcome.graph, sequences, eager=prefill_tokens > 0
-        )
+        release = self.release
+        step_s = self._pass_s(self.model, schedule) + release.step_overhead_s + sequences * release.sequence_overhead_s
+        if not schedule.draft_tokens:
+            return step_s
+        guess = schedule.model_copy(update={"num_microbatches": 1, "prefill_tokens": 0, "draft_tokens": 0})
+        layer = self.model.model_copy(update={"layer_blocks": self.model.layer_blocks[-1:]})
+        return step_s + schedule.draft_tokens * self._pass_s(layer, guess)
 
-    def _added_s(self, graph: Graph, sequences: int, *, eager: bool) -> float:
-        release, blocks = self.release, Counter(self.model.layer_blocks)
-        ops = num_kernels(graph)
-        mixtures = sum(n for b, n in blocks.items() if isinstance(self.model.blocks[b].feed_forward, MoeFeedForward))
+    def _pass_s(self, model: Model, schedule: Schedule) -> float:
+        """Return the seconds of the kernels of a pass, and of what the engine leaves between them."""
+        scenario = Scenario(model, self.cluster, self.workload, self.release.engine, self.calibration)
+        strategy = (
+            self.strategy if len(model.layer_blocks) >= self.strategy.pp else self.strategy.model_copy(update={"pp": 1})
+        )
+        outcome = time_step(scenario, strategy, schedule, self.options, None, timing="estimated")
+        release, blocks = self.release, Counter(model.layer_blocks)
+        mixtures = sum(n for b, n in blocks.items() if isinstance(model.blocks[b].feed_forward, MoeFeedForward))
         return (
-            release.step_overhead_s
-            + ops * (release.eager_gap_s if eager else release.op_gap_s)
+            outcome.step_s * release.kernel_slowdown
+            + num_kernels(outcome.graph) * (release.eager_gap_s if schedule.prefill_tokens else release.op_gap_s)
             + mixtures * release.moe_layer_gap_s
-            + sequences * release.sequence_overhead_s
         )
 
     def decode_bytes(self, sequences: int, context_tokens: int) -> float:
@@ -88,10 +101,12 @@ class ServingPool:
         total = sum(count * sum(op.memory_bytes for op in graph.layers[block]) for block, count in layers.items())
         return total + sum(op.memory_bytes for op in (*graph.embedding, *graph.head))
 
-    def capacity(self) -> float:
-        """Return how many sequences of mean length the cache of an attention group holds."""
-        work = self.workload
-        context = work.decode_context_tokens
+    def capacity(self, context_tokens: int | None = None) -> float:
+        """Return how many sequences of a length, or of the mean one, an attention group runs at a time.
+
+        As many as its cache holds, and as many as may.
+        """
+        context = context_tokens or self.workload.decode_context_tokens
         schedule = Schedule(
             num_microbatches=1, prefill_tokens=0, prompt_tokens=0, decode_sequences=1, context_tokens=context
         )
@@ -101,11 +116,12 @@ class ServingPool:
         element = BYTES_PER_ELEMENT[self.options.dtypes.activations]
         weights += int(2 * self.model.vocab_size * self.model.hidden_size * element / self.strategy.tp)
         memory = self.cluster.device.memory_bytes
-        free = memory * MEMORY_SHARE - weights / self.strategy.pp - RESERVE_BYTES
+        reserve = self.calibration.engines[self.release.engine].reserve_bytes
+        free = memory * MEMORY_SHARE - weights / self.strategy.pp - reserve
         each = cache_bytes(graph, range(self.model.num_layers), context, 1) / self.strategy.pp
-        if each == 0 or free < _LEAST_POOL * memory:
-            return float("inf")
-        return max(free / each, 1.0)
+        slots = float("inf") if self.max_sequences is None else float(self.max_sequences)
+        # a run that was measured did fit: where not one sequence would, more memory was had than is known
+        return slots if each == 0 or free < each else min(free / each, slots)
 
 
 def num_kernels(graph: Graph) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from moiety.projection.phase import CHUNK_TOKENS
 from moiety.projection.serving import handover_s
+from moiety.projection.speculation import tokens_per_step
 from moiety.sim.arrivals import together
 from moiety.sim.serving import PrefillStage, ServingEngine, ServingOutcome, simulate_serving
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from moiety.projection.serving_pool import ServingPool
 
 _EXACT, _STEPS_PER_DOUBLING = 16, 12
+_UNLIMITED = 2**30
 
 
 class StepTable:
@@ -27,8 +29,22 @@ class StepTable:
         """Return the seconds of a step."""
         key = (_rounded(prefill_tokens), _rounded(sequences), _rounded(context_tokens))
         if key not in self._known:
-            self._known[key] = self._pool.step_s(*key)
+            self._known[key] = self._step_s(*key)
         return self._known[key]
+
+    def _step_s(self, prefill_tokens: int, sequences: int, context_tokens: int) -> float:
+        """Return the seconds of a step, in which each sequence advances by one token.
+
+        A chunk beside decoding sequences costs them its measured interference.
+        """
+        pool = self._pool
+        if not sequences:
+            return pool.step_s(prefill_tokens, 0, 0)
+        decode_s = pool.step_s(0, sequences, context_tokens)
+        token_s = decode_s / tokens_per_step(pool.draft_tokens, pool.acceptance)
+        if not prefill_tokens:
+            return token_s
+        return token_s + pool.release.interference * (pool.step_s(prefill_tokens, sequences, context_tokens) - decode_s)
 
 
 def _rounded(size: int) -> int:
@@ -60,6 +76,7 @@ def serving_engine(
         chunk_tokens=CHUNK_TOKENS,
         mixes_prefill=release.mixes_prefill,
         cache_tokens=pool.capacity() * context,
+        max_sequences=pool.max_sequences or _UNLIMITED,
         request_overhead_s=release.request_overhead_s,
         prefix_hit_rate=prefix_hit_rate,
         prefill=stage,

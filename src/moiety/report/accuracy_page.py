@@ -25,22 +25,34 @@ done > left-out.txt
 moiety validate ROWS.jsonl ... --page docs/accuracy.md --left-out left-out.txt
 ```
 
-from rows in the format below; nobody edits the figures. The serving constants are fitted on the aggregated serving
-rows, those of collectives and dense products on all of theirs: what they are worth on others stands under "rows that
+from rows in the format below; nobody edits the figures. The serving constants are fitted on the serving rows that ran
+without speculation and on the offline runs (of rows with prefill apart, the time per output token only), those of
+collectives, dense products, power and training on all of theirs: what they are worth on others stands under "rows that
 the fit did not see". The catalogue keeps some of the rows of every kind (`moiety validate` without a file), and a test
 fails when a change makes their errors worse by more than two points.
+
+"At best" is the rank correlation that a law without error would reach in the same groups: rows that were measured again
+(all that is stated the same, the result not) scatter, and values closer together than that have no order to predict
+(`validation/noise.py`).
+
 Latencies are predicted in closed form (`projection/serving.py`); the simulation (`sim/serving.py`) takes the
 same steps one by one and is held to it by a test.
 """
 _KNOWN = """## What no law here explains
 
-- Rows do not say whether an engine speculated (multi-token prediction). DeepSeek-R1 rows come in two populations a
-  factor of two apart under one label; the law predicts the slower one, without speculation, and errs by the
-  difference.
-- Rows of disaggregated DeepSeek-R1 runs name one prefill and one decode worker, whatever ran, and give the decode
-  worker the prefill worker's expert degrees. Then its attention is taken to be data parallel where it would be
-  wider than a node or crowded, and workers to be as many as the load takes. Degrees on which the weights do not fit
-  are not predicted.
+- Rows do not say whether an engine speculated (multi-token prediction), and rows of disaggregated runs mostly not how
+  many workers there were: their label has one of each kind, and often the prefill worker's expert degrees for both.
+  Both are read where the operator published them (`catalog/deployments/`, InferenceX's configuration from 2025-11 to
+  2026-04): TensorRT-LLM 1.2.0rc6.post3 on B200, for instance, always speculated. A disaggregated row that no published
+  deployment matches, or several that differ, is incomplete and not predicted. An aggregated one is predicted without
+  speculation: some of TensorRT-LLM 1.1.0rc2 and of SGLang ran both ways under one label.
+- A disaggregated TensorRT-LLM row states Dynamo's release; the engine's is the one in that release's container.
+- Guesses are taken to be right with one chance, `draft_acceptance`, fitted on the rows that speculated; published
+  shares of first guesses are higher, later guesses of one layer are worse.
+- Some disaggregated rows with as many requests as slots wait for half an answer's time, others under the same label do
+  not: requests are spread unevenly over workers, and the row does not say how. The law spreads them evenly.
+- gpt-oss at large batches on Hopper (offline runs): products of MXFP4 weights in BF16 reach far less there than the
+  small batches of the serving rows let expect.
 - `moe_tp = moe_ep = n` on n x n GPUs is read as n GPUs, and a `tp` that divides neither heads nor experts as that
   many GPUs with data-parallel attention: the rows agree with rows that say so.
 - How many requests a run had, and how many came at once, is not stated. Both make most of the time to first token
@@ -92,7 +104,7 @@ def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) ->
             parts.append(_table((f"worst in {name}", "rows", "MAPE", "median", "bias"), cells))
         parts.append(
             _table(
-                ("all", "rows", "coverage", "MAPE", "median", "bias", "Spearman in groups"),
+                ("all", "rows", "coverage", "MAPE", "median", "bias", "Spearman in groups", "at best"),
                 [
                     (
                         name,
@@ -100,6 +112,7 @@ def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) ->
                         percent(each.coverage),
                         *error_percents(each.score),
                         "" if each.spearman is None else f"{each.spearman:.3f}",
+                        "" if each.attainable is None else f"{each.attainable:.3f}",
                     )
                     for name, each in scores.items()
                 ],

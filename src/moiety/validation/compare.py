@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from moiety.validation.predict import ServingPredictor
-from moiety.validation.serving_case import SkippedRow, serving_case
+from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_row import ServingRow
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_case import predict_system, system_group
 
 if TYPE_CHECKING:

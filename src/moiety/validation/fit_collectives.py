@@ -17,7 +17,8 @@ from moiety.calibration.calibration import CollectiveProtocols, LibraryCollectiv
 from moiety.cost.collective_library import library_times
 from moiety.validation.fitting import Fitting, Split, each_value, every_fold, rounded_fields
 from moiety.validation.least_squares import minimise, robust
-from moiety.validation.serving_case import SkippedRow, row_cluster
+from moiety.validation.serving_case import row_cluster
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 from moiety.validation.transfer_case import COLLECTIVES, row_device
 

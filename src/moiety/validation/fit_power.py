@@ -17,7 +17,7 @@ from moiety.calibration.catalog import load_calibration
 from moiety.validation.fitting import Fitting, Split, each_value, every_fold
 from moiety.validation.least_squares import minimise, robust
 from moiety.validation.power_case import power_point
-from moiety.validation.serving_case import SkippedRow
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 
 if TYPE_CHECKING:

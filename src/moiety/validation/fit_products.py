@@ -17,7 +17,7 @@ from moiety.cost.roofline import product_seconds
 from moiety.validation.fitting import Fitting, Split, each_value, every_fold, rounded_fields
 from moiety.validation.least_squares import minimise, robust
 from moiety.validation.score import percent, score_of
-from moiety.validation.serving_case import SkippedRow
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_case import DENSE_GEMM, dense_product
 from moiety.validation.system_row import SystemRow
 from moiety.validation.transfer_case import row_device

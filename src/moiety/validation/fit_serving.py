@@ -1,12 +1,14 @@
 """The serving constants from measured runs: per family of devices, per engine, per group of its releases.
 
-Only aggregated rows are fitted: those of disaggregated deployments mostly leave out how many workers there were. The
-constants are those of `fit_law.py`: per family of devices what its kernels and links reach, per engine what it adds,
-per group of releases a few of these again, held near the engine's.
+Serving rows that ran without speculation are fitted, and offline runs; of disaggregated ones the time per output token,
+for prompts are computed elsewhere there. The constants are those of `fit_law.py`: per family of devices what its
+kernels and links reach, per engine what it adds, per group of releases a few of these again, held near the engine's.
+Rows that ran with speculation decide one more, the share of right guesses.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,12 +16,14 @@ import numpy as np
 
 from moiety.calibration.serving import ServingConstants, ServingFamily
 from moiety.calibration.serving_catalog import DEFAULT_SERVING
+from moiety.validation.fit_acceptance import with_acceptance
 from moiety.validation.fit_law import ENGINES, OF_TTFT, Law, Rows, names, prior, steps_of
 from moiety.validation.fit_terms import row_terms
 from moiety.validation.fitting import Fitting, Split, each_value, fold_of
 from moiety.validation.least_squares import minimise, robust
+from moiety.validation.offline_case import as_closed_loop
 from moiety.validation.predict import ServingPredictor
-from moiety.validation.serving_case import SkippedRow, serving_case
+from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_constants import (
     FAMILIES,
     mixes_prefill,
@@ -28,6 +32,7 @@ from moiety.validation.serving_constants import (
     start_constants,
 )
 from moiety.validation.serving_row import ServingRow
+from moiety.validation.skipped import SkippedRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,6 +49,8 @@ _TPOT_SCALE, _TTFT_SCALE, _TTFT_WEIGHT, _PRIOR_WEIGHT = 0.15, 0.25, 0.6, 0.3
 _LEAST_ROWS = 12
 """Rows that a group of releases needs for constants of its own in the catalogue."""
 _HELD_OUT_PERCENT = 30
+_LEAST_LEFT_OUT = 40
+"""Rows that a model or system needs to be left out by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +69,17 @@ class Known:
 
 
 def known_rows(rows: Sequence[ServingRow | SystemRow]) -> list[Known]:
-    """Return the aggregated rows that can be predicted, with their terms."""
+    """Return the rows that can be predicted, with their terms."""
     start, found = ServingPredictor(start_constants()), list[Known]()
     for row in rows:
-        if not isinstance(row, ServingRow) or row.mode != "agg":
-            continue
         try:
-            case = serving_case(row)
+            loop = row if isinstance(row, ServingRow) else as_closed_loop(row)
+            case = serving_case(loop)
         except SkippedRow:
             continue
-        found.append(Known(row, case, row_terms(start.pool(case, case.decode), case.concurrency)))
+        pool, apart = start.pool(case, case.decode), case.disaggregated
+        terms = row_terms(pool, case.concurrency, computes_prompts=not apart, offline=loop is not row)
+        found.append(Known(loop, case, terms))
     return found
 
 
@@ -84,7 +92,7 @@ def fit_serving(rows: Sequence[Known]) -> Logs:
     centre, _ = prior()
     latency = np.array([name.rpartition(".")[2] in OF_TTFT for name in names()])
     for family in range(len(FAMILIES)):
-        own = [each for each in rows if each.family == family]
+        own = [each for each in rows if each.family == family and not each.case.draft_tokens]
         logs = centre.copy()
         if own:
             table = as_rows(own)
@@ -146,7 +154,9 @@ def as_rows(known: Sequence[Known]) -> Rows:
         data_parallel=np.array([each.case.decode.strategy.attn_dp > 1 for each in known]),
         mixes=np.array([mixes_prefill(each.case.engine) for each in known]),
         tpot_s=np.array([(each.tpot_ms or np.nan) / 1e3 for each in measured]),
-        ttft_s=np.array([(each.ttft_ms or np.nan) / 1e3 for each in measured]),
+        ttft_s=np.array(
+            [((not each.case.disaggregated and each.row.measured.ttft_ms) or np.nan) / 1e3 for each in known]
+        ),
     )
 
 
@@ -161,7 +171,7 @@ def serving_errors(fitted: Logs, rows: Sequence[Known]) -> dict[str, list[float]
     """Return the relative errors of the latencies of `rows` under fitted constants."""
     found: dict[str, list[float]] = {"TPOT": [], "TTFT": []}
     for family, logs in fitted.items():
-        own = [each for each in rows if each.family == family]
+        own = [each for each in rows if each.family == family and not each.case.draft_tokens]
         if own:
             table = as_rows(own)
             period, first = Law(table).predict(logs)
@@ -171,8 +181,8 @@ def serving_errors(fitted: Logs, rows: Sequence[Known]) -> dict[str, list[float]
 
 
 def _splits(rows: Sequence[Known]) -> list[Split[Known]]:
-    by_model = each_value(lambda each: each.case.model.name, rows)
-    by_system = each_value(lambda each: each.row.system, rows)
+    by_model = each_value(lambda each: each.case.model.name, _common(rows, lambda each: each.case.model.name))
+    by_system = each_value(_device_name, _common(rows, _device_name))
     return [
         Split(f"{_HELD_OUT_PERCENT} % of the configurations", (lambda each: held_out(each.row),)),
         *(Split(f"model {name}", (left_out,)) for name, left_out in by_model.items()),
@@ -180,13 +190,23 @@ def _splits(rows: Sequence[Known]) -> list[Split[Known]]:
     ]
 
 
+def _device_name(row: Known) -> str:
+    return row.case.cluster.device.name
+
+
+def _common(rows: Sequence[Known], key: Callable[[Known], str]) -> list[Known]:
+    """Return the rows whose model or system has enough of them to be left out by itself."""
+    count = Counter(map(key, rows))
+    return [each for each in rows if count[key(each)] >= _LEAST_LEFT_OUT]
+
+
 def _rewritten(_text: str, fitted: Logs, rows: Sequence[Known]) -> str:
     """Return the constants of every family; releases with few rows take their engine's."""
     families = list[ServingFamily]()
     for index, architectures in enumerate(FAMILIES):
-        own = [each for each in rows if each.family == index]
+        own = [each for each in rows if each.family == index and not each.case.draft_tokens]
         groups = [(each.case.engine, release_group(each.case.engine, each.case.version)) for each in own]
-        source = f"{len(own)} aggregated rows of {_sources(own)}"
+        source = f"{len(own)} rows of {_sources(own)}"
         families.append(
             serving_family(
                 architectures,
@@ -195,7 +215,12 @@ def _rewritten(_text: str, fitted: Logs, rows: Sequence[Known]) -> str:
                 lambda engine, group, groups=groups: groups.count((engine, group)) >= _LEAST_ROWS or group == 0,
             )
         )
-    constants = ServingConstants(name=DEFAULT_SERVING, families=tuple(families))
+    guessing = [
+        (each.case, each.row.measured.tpot_ms / 1e3)
+        for each in rows
+        if each.case.draft_tokens and each.row.measured.tpot_ms is not None
+    ]
+    constants = with_acceptance(ServingConstants(name=DEFAULT_SERVING, families=tuple(families)), guessing)
     return constants.model_dump_json(indent=2, exclude_none=True) + "\n"
 
 

@@ -59,7 +59,7 @@ class StepTerms:
 
 @dataclass(frozen=True, slots=True)
 class RowTerms:
-    """An aggregated row: its steps, and the numbers of the law that the steps go into."""
+    """A row: the steps of its decoding workers, and the numbers of the law that the steps go into."""
 
     decode: StepTerms
     chunk: StepTerms
@@ -70,13 +70,13 @@ class RowTerms:
     mixtures: int
 
 
-def row_terms(pool: ServingPool, concurrency: int) -> RowTerms:
-    """Return the terms of a row whose workers run prompts and output tokens on the same GPUs."""
+def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = True, offline: bool = False) -> RowTerms:
+    """Return the terms of a row's workers that decode; prompts may be computed elsewhere, or wait and fill steps."""
     work = pool.workload
     offered = max(concurrency / pool.num_groups, 1.0)
     running = min(offered, pool.capacity())
     sequences, context = math.ceil(running - 1e-9), work.decode_context_tokens
-    chunk = min(work.input_tokens, CHUNK_TOKENS)
+    chunk = CHUNK_TOKENS if offline else min(work.input_tokens, CHUNK_TOKENS)
     beside = sequences if pool.release.mixes_prefill else 0
     blocks = Counter(pool.model.layer_blocks)
     return RowTerms(
@@ -84,7 +84,7 @@ def row_terms(pool: ServingPool, concurrency: int) -> RowTerms:
         chunk=_step(pool, chunk, beside, context),
         offered=offered,
         running=running,
-        chunks=work.input_tokens / chunk,
+        chunks=work.input_tokens / chunk if computes_prompts else 0.0,
         mixtures=sum(n for b, n in blocks.items() if isinstance(pool.model.blocks[b].feed_forward, MoeFeedForward)),
     )
 

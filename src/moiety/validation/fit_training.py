@@ -17,7 +17,7 @@ from moiety.calibration.training import DEFAULT_TRAINING, TrainingCatalog, Train
 from moiety.projection.training_run import TrainingParts, TrainingRun, training_parts
 from moiety.validation.fitting import Fitting, Split, each_value, rounded_fields
 from moiety.validation.least_squares import minimise, robust
-from moiety.validation.serving_case import SkippedRow
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 from moiety.validation.training_case import training_run
 

@@ -10,7 +10,8 @@ from moiety.calibration.serving_catalog import load_serving
 from moiety.cost.power import power_w
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.validation.predict import ServingPredictor
-from moiety.validation.serving_case import SkippedRow, row_model, serving_case
+from moiety.validation.serving_case import row_model, serving_case
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.stated import batch, deployment, metric
 from moiety.validation.transfer_case import row_device
 

@@ -29,9 +29,7 @@ class ServingPredictor:
         decode = self.pool(case, case.decode)
         if not case.disaggregated:
             return aggregated_latency(decode, case.concurrency)
-        return disaggregated_latency(
-            self.pool(case, case.prefill), decode, case.concurrency, at_least=case.decode.at_least
-        )
+        return disaggregated_latency(self.pool(case, case.prefill), decode, case.concurrency)
 
     def pool(self, case: ServingCase, worker: WorkerCase) -> ServingPool:
         """Return some workers of a case with the constants of its devices and its engine's version."""
@@ -45,6 +43,9 @@ class ServingPredictor:
             strategy=worker.strategy,
             options=case.options,
             num_workers=worker.num_workers,
+            max_sequences=worker.max_sequences,
+            draft_tokens=case.draft_tokens,
+            acceptance=self._constants.draft_acceptance,
             calibration=self._calibrations[architecture],
             release=family.release(case.engine, case.version),
             workload=Workload(

@@ -7,6 +7,9 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moiety.validation.noise import attainable_spearman, repeat_spread
+from moiety.validation.rank import spearman
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
@@ -38,6 +41,10 @@ class MetricScore:
     num_measured: int
     spearman: float | None
     """Mean rank correlation inside groups of rows that differ in load and degrees only."""
+    repeat_spread: float | None = None
+    """Standard deviation of the logarithm among repeats; None where too few rows were measured again."""
+    attainable: float | None = None
+    """The rank correlation that repeats so far apart leave to a law without error."""
 
     @property
     def coverage(self) -> float:
@@ -65,14 +72,20 @@ def score_of(errors: Sequence[float]) -> Score:
 def metric_scores(rows: Sequence[Compared]) -> dict[str, MetricScore]:
     """Return the errors of every metric that was predicted for some row."""
     names = sorted({name for row in rows for name in row.predicted})
-    return {
-        name: MetricScore(
-            score_of([row.error[name] for row in rows if name in row.error]),
-            sum(name in row.measured for row in rows),
-            _mean_spearman(rows, name),
-        )
-        for name in names
-    }
+    return {name: _metric_score(rows, name) for name in names}
+
+
+def _metric_score(rows: Sequence[Compared], name: str) -> MetricScore:
+    groups = _ranked_groups(rows, name)
+    reached = [each for each in map(spearman, groups) if each is not None]
+    spread = repeat_spread(rows, name)
+    return MetricScore(
+        score_of([row.error[name] for row in rows if name in row.error]),
+        sum(name in row.measured for row in rows),
+        statistics.fmean(reached) if reached else None,
+        spread,
+        attainable_spearman([[measured for _, measured in pairs] for pairs in groups], spread) if spread else None,
+    )
 
 
 def group_scores(rows: Sequence[Compared]) -> dict[str, dict[str, dict[str, Score]]]:
@@ -139,38 +152,14 @@ def _worst(scores: Iterable[Score]) -> float:
     return max(score.mape for score in scores)
 
 
-def _mean_spearman(rows: Sequence[Compared], metric: str) -> float | None:
+def _ranked_groups(rows: Sequence[Compared], metric: str) -> list[list[tuple[float, float]]]:
+    """Return (predicted, measured) of rows that differ in load and degrees only, group by group."""
     groups: dict[tuple[object, ...], list[tuple[float, float]]] = {}
     for row in rows:
         if metric in row.error:
             lengths = (row.case.input_tokens, row.case.output_tokens) if row.case else ()
             groups.setdefault((*row.group.values(), *lengths), []).append((row.predicted[metric], row.measured[metric]))
-    found = [_spearman(pairs) for pairs in groups.values() if len(set(pairs)) >= _LEAST_RANKED]
-    known = [each for each in found if each is not None]
-    return statistics.fmean(known) if known else None
-
-
-def _spearman(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Return the rank correlation; ties share their mean rank. None where one side has no order."""
-    first, second = _ranks([a for a, _ in pairs]), _ranks([b for _, b in pairs])
-    try:
-        return statistics.correlation(first, second)
-    except statistics.StatisticsError:
-        return None
-
-
-def _ranks(values: Sequence[float]) -> list[float]:
-    order = sorted(range(len(values)), key=values.__getitem__)
-    ranks = [0.0] * len(values)
-    start = 0
-    while start < len(order):
-        end = start
-        while end < len(order) and values[order[end]] == values[order[start]]:
-            end += 1
-        for index in order[start:end]:
-            ranks[index] = (start + end - 1) / 2
-        start = end
-    return ranks
+    return [pairs for pairs in groups.values() if len(set(pairs)) >= _LEAST_RANKED]
 
 
 def percent(share: float, *, signed: bool = False) -> str:

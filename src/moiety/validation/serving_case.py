@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -15,13 +15,15 @@ from moiety.model.catalog import catalog_models, load_catalog_model
 from moiety.plan import DtypePolicy, Options
 from moiety.strategy.legality import broken_rules
 from moiety.strategy.strategy import Strategy
+from moiety.validation.deployments import completed
+from moiety.validation.skipped import SkippedRow
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Engine
     from moiety.cluster.cluster import Cluster
     from moiety.dtypes import Dtype
     from moiety.model.model import Model
-    from moiety.validation.serving_row import Degrees, ServingRow
+    from moiety.validation.serving_row import Degrees, ServingRow, Workers
 
 ENGINES: dict[str, Engine] = {
     "vllm": "vllm",
@@ -29,12 +31,9 @@ ENGINES: dict[str, Engine] = {
     "trtllm": "tensorrt-llm",
     "tensorrt-llm": "tensorrt-llm",
 }
-_WIDEST_TP, _CROWDED = 8, 16
-"""GPUs of tensor-parallel attention at the most; requests a GPU from which attention is taken to be data parallel."""
-_OUTPUT_COST = 8
-"""Prompt tokens that take a pool about as long as one output token."""
-_OVERFULL = 1.1
-"""How much larger than the memory weights must be before a measured run is not believed to have fitted."""
+_DYNAMO = {"0.5": "1.1.0", "0.6": "1.1.0", "0.7": "1.2.0", "0.8": "1.2.0", "0.9": "1.3.0", "1": "1.3.0"}
+"""Releases of TensorRT-LLM in Dynamo's containers (its support matrix, docs.nvidia.com/dynamo): 0.6 holds 1.1.0rc5, 0.7
+1.2.0rc2 and rc3, 0.8 1.2.0rc6, 0.9 1.3.0rc1; 0.5.1 came before 0.6."""
 _SAME_SHAPE = {
     "deepseek-v3.1": "deepseek-v3",
     "llama-3.3-70b": "llama-3.1-70b",
@@ -47,18 +46,14 @@ _SAME_SHAPE = {
 _DRESS = re.compile(r"-(instruct|chat|base|fp8|fp4|nvfp4|bf16|it|thinking|[0-9]{4})$")
 
 
-class SkippedRow(Exception):  # noqa: N818 - a row that cannot be predicted is no error
-    """The row cannot be predicted; the message says why."""
-
-
 @dataclass(frozen=True, slots=True)
 class WorkerCase:
     """One group of equal workers: how each divides the model, and how many there are."""
 
     strategy: Strategy
     num_workers: int
-    at_least: bool = False
-    """There may have been more: as many as the load takes."""
+    max_sequences: int | None = None
+    """Sequences that each attention group may run at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +71,7 @@ class ServingCase:
     prefill: WorkerCase
     decode: WorkerCase
     disaggregated: bool
+    draft_tokens: int = 0
 
 
 def serving_case(row: ServingRow) -> ServingCase:
@@ -87,16 +83,14 @@ def serving_case(row: ServingRow) -> ServingCase:
     if engine is None:
         raise SkippedRow(f"backend {row.backend!r} is not known; known: {', '.join(sorted(ENGINES))}")
     model = row_model(row.model)
+    row = completed(row, model.name)
     dtypes = row_dtypes(row, model)
     if row.mode == "agg":
         prefill = decode = _worker(model, row, row.num_gpus)
     else:
         if row.prefill is None or row.decode is None:
             raise SkippedRow("prefill or decode workers are not stated")
-        prefill = _worker(model, row.prefill, None)
-        decode = _decode_worker(model, row, row.decode, prefill)
-        prefill, decode = _shared_gpus(row, prefill, decode)
-        _refuse_overfull(model, row_cluster(row.system, 1), dtypes, prefill, decode)
+        prefill, decode = _stated(model, row.prefill), _stated(model, row.decode)
     gpus = prefill.strategy.num_gpus * prefill.num_workers
     if row.mode == "disagg":
         gpus += decode.strategy.num_gpus * decode.num_workers
@@ -104,7 +98,7 @@ def serving_case(row: ServingRow) -> ServingCase:
         model=model,
         cluster=row_cluster(row.system, max(gpus, row.num_gpus or 1)),
         engine=engine,
-        version=row.backend_version or "",
+        version=_engine_version(row),
         options=Options(two_batch_overlap=False, dtypes=dtypes),
         input_tokens=row.isl or 1,
         output_tokens=row.osl or 1,
@@ -112,7 +106,21 @@ def serving_case(row: ServingRow) -> ServingCase:
         prefill=prefill,
         decode=decode,
         disaggregated=row.mode == "disagg",
+        draft_tokens=row.draft_tokens or 0,
     )
+
+
+def _engine_version(row: ServingRow) -> str:
+    """Return the engine's release; disaggregated TensorRT-LLM runs state that of Dynamo, in whose container it came."""
+    version = row.backend_version or ""
+    if ENGINES.get(row.backend.lower()) == "tensorrt-llm" and row.mode == "disagg":
+        return next((known for dynamo, known in _DYNAMO.items() if version.startswith(f"{dynamo}.")), version)
+    return version
+
+
+def _stated(model: Model, label: Workers) -> WorkerCase:
+    """Return workers of one kind as their label has them."""
+    return replace(_worker(model, label, None), num_workers=label.workers or 1, max_sequences=label.max_sequences)
 
 
 @cache
@@ -159,8 +167,10 @@ def row_dtypes(row: ServingRow, model: Model) -> DtypePolicy:
         experts = stated
     narrow = min(BYTES_PER_ELEMENT[dense], BYTES_PER_ELEMENT[experts]) < BYTES_PER_ELEMENT["bf16"]
     sent: Dtype = "fp8" if narrow else "bf16"
-    # published runs of quantized checkpoints quantize the cache too
-    cached: Dtype = "fp8" if narrow else "bf16"
+    # published runs of quantized checkpoints quantize the cache too; those of MXFP4 not where it has no products
+    # (TensorRT-LLM, perf-overview.md: "Hopper: use auto")
+    upcast = experts == "mxfp4" and row_cluster(row.system, 1).device.compute_dtype("mxfp4") == "bf16"
+    cached: Dtype = "fp8" if narrow and not upcast else "bf16"
     return DtypePolicy(weights=dense, experts=experts, dispatch=sent, kv_cache=cached)
 
 
@@ -193,52 +203,3 @@ def _worker(model: Model, stated: Degrees, num_gpus: int | None) -> WorkerCase:
         if broken_rules(model, strategy) and attn_dp == 1:
             strategy = Strategy(tp=1, pp=pp, attn_dp=tp, ep=tp)
     return WorkerCase(strategy, max((num_gpus or 0) // strategy.num_gpus, 1))
-
-
-def _refuse_overfull(
-    model: Model, cluster: Cluster, dtypes: DtypePolicy, prefill: WorkerCase, decode: WorkerCase
-) -> None:
-    """Raise SkippedRow where a worker's GPUs cannot hold the weights: then the label leaves out most of its GPUs."""
-    size = model.num_parameters * BYTES_PER_ELEMENT[dtypes.experts]
-    for name, worker in (("prefill", prefill), ("decode", decode)):
-        gpus = worker.strategy.num_gpus
-        if size > _OVERFULL * gpus * cluster.device.memory_bytes:
-            raise SkippedRow(
-                f"the {name} worker's degrees are incomplete: {model.name} in {dtypes.experts} does not fit on "
-                f"{gpus} x {cluster.device.name}"
-            )
-
-
-def _decode_worker(model: Model, row: ServingRow, stated: Degrees, prefill: WorkerCase) -> WorkerCase:
-    """Return the decode worker, whose label often repeats the prefill worker's experts on more GPUs.
-
-    Then only the number of GPUs can be meant. Attention on them is data parallel, and the experts are spread over all,
-    where tensor parallelism would be wider than a node or have many requests a GPU.
-    """
-    worker = _worker(model, stated, None)
-    strategy, gpus = worker.strategy, worker.strategy.num_gpus
-    repeated = strategy.attn_dp == 1 and strategy.ep == prefill.strategy.ep
-    if model.moe is None or strategy.attn_dp > 1 or not (repeated or gpus > _WIDEST_TP):
-        return worker
-    crowded = (row.concurrency or 1) >= _CROWDED * gpus
-    if gpus <= _WIDEST_TP and not crowded:
-        return worker
-    spread = Strategy(attn_dp=gpus // strategy.pp, pp=strategy.pp, ep=gpus // strategy.pp)
-    return worker if broken_rules(model, spread) else WorkerCase(spread, 1)
-
-
-def _shared_gpus(row: ServingRow, prefill: WorkerCase, decode: WorkerCase) -> tuple[WorkerCase, WorkerCase]:
-    """Return how many workers of each kind make up the row's GPUs.
-
-    Of several ways, the one whose share of prefill GPUs is nearest to the prompts' share of the work.
-
-    Where that is one of each, the label may as well leave out how many there were: then they are the least.
-    """
-    one, other = prefill.strategy.num_gpus, decode.strategy.num_gpus
-    total = row.num_gpus or one + other
-    work = (row.isl or 1) / ((row.isl or 1) + _OUTPUT_COST * (row.osl or 1))
-    fits = [(p, (total - p * one) // other) for p in range(1, total // one + 1)]
-    fits = [(p, d) for p, d in fits if d > 0 and p * one + d * other == total]
-    p, d = min(fits, key=lambda each: (abs(each[0] * one / total - work), each), default=(1, 1))
-    least = p == d == 1
-    return WorkerCase(prefill.strategy, p, least), WorkerCase(decode.strategy, d, least)

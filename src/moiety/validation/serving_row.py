@@ -26,6 +26,20 @@ class Degrees(_Row):
     moe_tp: Degree | None = None
     moe_ep: Degree | None = None
 
+    @property
+    def worker_gpus(self) -> int:
+        """GPUs of one worker."""
+        return (self.tp or 1) * (self.attention_dp or 1) * (self.pp or 1)
+
+
+class Workers(Degrees):
+    """Equal workers of one kind, and how each is divided."""
+
+    workers: Degree | None = None
+    """Workers of this kind; not stated, as many as the row's GPUs hold."""
+    max_sequences: Degree | None = None
+    """Sequences that each attention group of the worker may run at a time."""
+
 
 class ServingLatencies(_Row):
     """Mean latencies over the run, in milliseconds."""
@@ -53,5 +67,32 @@ class ServingRow(Degrees):
     isl: Tokens | None = None
     osl: Tokens | None = None
     concurrency: Degree | None = None
-    prefill: Degrees | None = None
-    decode: Degrees | None = None
+    draft_tokens: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Tokens that are guessed for each sequence and checked in a step (speculative decoding)."""
+    prefill: Workers | None = None
+    decode: Workers | None = None
+
+
+class Deployment(_Row):
+    """A deployment as its operators published it; an aggregated one has `decode` only."""
+
+    model: str
+    system: str
+    backend: str
+    version: str
+    precision: str
+    isl: Tokens
+    osl: Tokens
+    concurrency: tuple[Degree, ...]
+    """Requests in flight that it was run with."""
+    prefill: Workers | None = None
+    decode: Workers
+    draft_tokens: int
+
+
+class Deployments(_Row):
+    """A catalogue of deployments."""
+
+    source: str
+    """Where they were published."""
+    deployments: tuple[Deployment, ...]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moiety.validation.serving_case import SkippedRow
 from moiety.validation.serving_row import ServingRow
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.transfer_case import row_device
 
 if TYPE_CHECKING:
@@ -25,7 +25,14 @@ def batch(row: SystemRow) -> int:
     return int(row.batch)
 
 
-def deployment(row: SystemRow, backend: str, concurrency: int, input_tokens: float, output_tokens: float) -> ServingRow:
+def deployment(
+    row: SystemRow,
+    backend: str,
+    concurrency: int,
+    input_tokens: float,
+    output_tokens: float,
+    version: str | None = None,
+) -> ServingRow:
     """Return the deployment that a row describes, as a serving row."""
     parallel = row.parallel
     tp = parallel.get("attn_tp") or parallel.get("tp") or 1
@@ -34,16 +41,18 @@ def deployment(row: SystemRow, backend: str, concurrency: int, input_tokens: flo
     return ServingRow.model_validate(
         {
             "id": row.id,
+            "source": row.source,
             "model": row.model,
             "system": row_device(row).name,
             "backend": backend,
+            "backend_version": version,
             "mode": "agg",
             "measured": {},
             "num_gpus": row.n_gpus,
             "precision": precision if precision in {"bf16", "fp16", "fp8", "fp4"} else None,
             "isl": max(round(input_tokens), 1),
             "osl": max(round(output_tokens), 1),
-            "concurrency": concurrency,
+            "concurrency": max(concurrency, 1),
             "tp": tp,
             "attention_dp": parallel.get("dp") or 1,
             "moe_tp": parallel.get("moe_tp") or 1,

@@ -6,15 +6,13 @@ import re
 from typing import TYPE_CHECKING
 
 from moiety.calibration.catalog import calibration_for
-from moiety.calibration.serving_catalog import load_serving
 from moiety.cost.roofline import compute_seconds
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.op import AttentionCore, Gemm
-from moiety.projection.serving import offline_throughput
+from moiety.validation.offline_case import predict_offline
 from moiety.validation.power_case import predict_power
-from moiety.validation.predict import ServingPredictor
-from moiety.validation.serving_case import SkippedRow, serving_case
-from moiety.validation.stated import batch, deployment, metric
+from moiety.validation.skipped import SkippedRow
+from moiety.validation.stated import batch, metric
 from moiety.validation.training_case import predict_training
 from moiety.validation.transfer_case import predict_transfer, row_device
 
@@ -50,7 +48,7 @@ def predict_system(row: SystemRow) -> dict[str, float]:
     if row.kind == "comm":
         return predict_transfer(row)
     if row.kind == "e2e" and row.phase == "mixed" and row.batch == _ALL_QUEUED:
-        return _offline(row)
+        return predict_offline(row)
     if row.kind == "e2e" and row.phase == "training":
         return predict_training(row)
     if row.kind == "energy":
@@ -109,14 +107,3 @@ _KERNELS: tuple[tuple[re.Pattern[str], Callable[[SystemRow, tuple[int, ...]], di
     (_GQA, _gqa_decode),
     (_MLA, _mla_decode),
 )
-
-
-def _offline(row: SystemRow) -> dict[str, float]:
-    """Return output tokens a second when all requests are there from the start."""
-    if not row.isl or not row.osl:
-        raise SkippedRow("the lengths are not stated")
-    case = serving_case(deployment(row, "trtllm", 1, row.isl, row.osl))
-    if (row.parallel.get("ep") is None) and case.model.moe is not None:
-        raise SkippedRow("how the experts are divided is not stated")
-    rate = offline_throughput(ServingPredictor(load_serving()).pool(case, case.decode))
-    return {"output_tok_s_total": rate, "output_tok_s_per_gpu": rate / (row.n_gpus or 1)}

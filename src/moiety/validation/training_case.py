@@ -13,7 +13,8 @@ from moiety.plan import DtypePolicy, Options
 from moiety.projection.training_run import TrainingRun, training_parts
 from moiety.strategy.legality import broken_rules
 from moiety.strategy.strategy import Strategy
-from moiety.validation.serving_case import SkippedRow, row_cluster, row_model
+from moiety.validation.serving_case import row_cluster, row_model
+from moiety.validation.skipped import SkippedRow
 from moiety.validation.transfer_case import row_device
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from moiety.cost.collective_library import library_times, protocols_of
 from moiety.cost.expert_exchange import exchange_transfer
 from moiety.graph.op import Collective
 from moiety.strategy.strategy import Strategy
-from moiety.validation.serving_case import SkippedRow, row_cluster, row_model
+from moiety.validation.serving_case import row_cluster, row_model
+from moiety.validation.skipped import SkippedRow
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import CollectiveProtocols, LibraryCollective

@@ -1,0 +1,73 @@
+"""Deployments whose operators published how they were set up, to complete rows that leave part of that out."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from moiety.package_data import catalog_text
+from moiety.validation.serving_row import Deployment, Deployments, ServingRow, Workers
+from moiety.validation.skipped import SkippedRow
+
+PUBLISHED = "inferencex-2026-04"
+_TWINS = {"deepseek-v3": "deepseek-r1"}
+"""Models that rows name in each other's place: one set of layers, runs of one listed under both."""
+
+
+def completed(row: ServingRow, model: str) -> ServingRow:
+    """Return a row with what it leaves out as it was published: its workers, their limits, their speculation.
+
+    A row that no published deployment matches comes back as it is. So does one that states its workers where several
+    match: not stated, there is no speculation. Raise SkippedRow where workers are not known.
+    """
+    if row.draft_tokens is not None:
+        return row
+    found = [each for each in published().deployments if _ran_as(each, row, _TWINS.get(model, model))]
+    drafts = {each.draft_tokens for each in found}
+    if row.prefill is None or row.decode is None:
+        return row.model_copy(update={"draft_tokens": drafts.pop()}) if len(drafts) == 1 else row
+    if row.prefill.workers is not None and row.decode.workers is not None and len(drafts) != 1:
+        return row
+    setups = {(each.prefill, each.decode) for each in found}
+    if not setups:
+        raise SkippedRow("how many workers there were is not stated, and no published deployment has these labels")
+    if len({bool(each) for each in drafts}) > 1:
+        raise SkippedRow("workers not stated; published with and without speculative decoding")
+    if len(setups) > 1:
+        raise SkippedRow("workers not stated; published with several numbers of them")
+    prefill, decode = setups.pop()
+    return row.model_copy(update={"prefill": prefill, "decode": decode, "draft_tokens": max(drafts)})
+
+
+def _ran_as(published: Deployment, row: ServingRow, model: str) -> bool:
+    """Return whether a row may be a run of a deployment: nothing that both state differs."""
+    stated = (row.system.lower().removesuffix("_sxm"), row.backend.lower(), row.precision, row.isl, row.osl)
+    same = (published.system, published.backend, published.precision, published.isl, published.osl)
+    if published.model != model or stated != same or row.concurrency not in published.concurrency:
+        return False
+    if published.prefill is None or row.prefill is None or row.decode is None:
+        one_kind = published.prefill is row.prefill
+        return one_kind and row.backend_version == published.version and row.worker_gpus == published.decode.worker_gpus
+    return row.backend_version in {published.version, None, "", "nan"} and (
+        (_same(row.prefill, published.prefill) and _same(row.decode, published.decode))
+        or _counts_all(row, published.prefill, published.decode)
+    )
+
+
+def _same(stated: Workers, known: Workers) -> bool:
+    """Return whether the workers' GPUs agree, and all that is said of them where their number is stated."""
+    if stated.workers is not None:
+        return stated == known.model_copy(update={"max_sequences": None, "pp": stated.pp})
+    return stated.worker_gpus == known.worker_gpus
+
+
+def _counts_all(row: ServingRow, prefill: Workers, decode: Workers) -> bool:
+    """Return whether the label states the GPUs of the whole deployment, twice, as its only degree."""
+    total = sum(each.worker_gpus * (each.workers or 1) for each in (prefill, decode))
+    label = row.prefill
+    return label is not None and label == row.decode and label.workers is None and label.worker_gpus == total
+
+
+@cache
+def published() -> Deployments:
+    """Return the catalogue's deployments, with where they were published."""
+    return Deployments.model_validate_json(catalog_text("deployments", PUBLISHED, ".json"))
