@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moiety.calibration.calibration import CollectiveProtocols
 from moiety.cost.collective import collective_transfer, fan_out
-from moiety.cost.collective_library import protocols_of
+from moiety.cost.collective_library import library_times, protocols_of
 from tests.scenarios import CALIBRATION, tiered
 
 if TYPE_CHECKING:
@@ -42,6 +43,25 @@ def test_inside_a_node_the_fastest_protocol_counts() -> None:
     ]
     transfer = collective_transfer("all_gather", size, tuple(range(8)), CLUSTER, CALIBRATION)
     assert transfer.seconds == pytest.approx(min(times))
+
+
+def test_a_protocol_for_small_messages_is_left_where_they_end() -> None:
+    known = protocols_of(CONSTANTS, "all_to_all", "hopper")
+    assert known is not None
+    small, any_size = known.protocols
+    assert small.most_peer_bytes is not None
+    last = 4 * small.most_peer_bytes
+    start_s, _ = library_times(known, "all_to_all", last, 4, 450e9)
+    assert start_s == small.start_s + 2 * small.step_s
+    start_s, _ = library_times(known, "all_to_all", last + 4, 4, 450e9)
+    assert start_s == any_size.start_s + 2 * any_size.step_s
+
+
+def test_some_protocol_must_take_messages_of_any_size() -> None:
+    known = protocols_of(CONSTANTS, "all_to_all", "hopper")
+    assert known is not None
+    with pytest.raises(ValueError, match="any size"):
+        CollectiveProtocols.model_validate({**known.model_dump(), "protocols": known.protocols[:1]})
 
 
 def test_a_ring_over_nodes_by_hand() -> None:

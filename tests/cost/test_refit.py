@@ -32,6 +32,7 @@ def test_constants_are_found_again_from_what_they_make_ops_take() -> None:
             update={
                 "exponent": 1.0,
                 "row_block": 1,
+                "tiles": None,
                 "overhead_s": 2e-5,
                 "compute_efficiency": 0.3,
                 "memory_efficiency": 0.4,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moiety.calibration.calibration import TileGrid
 from moiety.cluster.catalog import load_device
-from moiety.cost.roofline import compute_seconds, padded_rows, roofline_kind
+from moiety.cost.roofline import compute_seconds, padded_rows, product_seconds, roofline_kind, tile_wave_seconds
 from moiety.graph.op import AttentionCore, Gemm, MemoryPass
 from tests.scenarios import CALIBRATION
 
@@ -38,13 +41,39 @@ def test_faster_hardware_is_never_slower(work: Gemm | AttentionCore | MemoryPass
 
 
 def test_the_formula_by_hand() -> None:
-    line = CALIBRATION.roofline["dense_gemm"]
+    line = CALIBRATION.roofline["dense_gemm"].model_copy(update={"tiles": None})
     work = Gemm(1024, 4096, 2048, "bf16", "bf16")
     compute = 2 * 1024 * 4096 * 2048 / (line.compute_efficiency * H100.peak("bf16"))
     moved = 2 * (4096 * 2048 + 1024 * (2048 + 4096))
     memory = moved / (line.memory_efficiency * H100.memory_bandwidth_bytes_per_s)
     expected = line.overhead_s + (compute**2 + memory**2) ** 0.5
-    assert compute_seconds(work, H100, CALIBRATION) == pytest.approx(expected)
+    assert product_seconds(work, H100, line) == pytest.approx(expected)
+
+
+def test_waves_of_tiles_by_hand() -> None:
+    only = TileGrid(rows=(128,), columns=(128,), step_bytes=128, step_s=1e-7)
+    # 9 x 8 tiles on 64 SMs: two waves of 16 steps, each 128 x 128 x 128 multiply-adds of one byte
+    step_s = math.hypot(1e-7, 2 * 128**3 / 1e13)
+    assert tile_wave_seconds(1025, 1024, 2048, only, 64, 1e13) == pytest.approx(2 * 16 * step_s)
+    assert tile_wave_seconds(1024, 1024, 2048, only, 64, 1e13) == pytest.approx(16 * step_s)
+
+
+@given(st.floats(1, 1e5), st.integers(1, 40_000), st.integers(128, 65_536), st.integers(1, 300), st.floats(1e11, 1e14))
+def test_waves_are_never_faster_than_all_sms_at_work(
+    rows: float, columns: int, depth: int, sms: int, rate: float
+) -> None:
+    tiles = CALIBRATION.roofline["dense_gemm"].tiles
+    assert tiles is not None
+    seconds = tile_wave_seconds(rows, columns, depth, tiles, sms, rate)
+    assert seconds >= 2 * rows * columns * depth / (rate * sms) * (1 - 1e-12)
+    assert seconds >= depth / tiles.step_bytes * tiles.step_s
+    assert tile_wave_seconds(rows, columns, depth, tiles, sms + 1, rate) <= seconds
+
+
+def test_a_group_of_products_has_no_tiles() -> None:
+    line = CALIBRATION.roofline["dense_gemm"]
+    work = Gemm(64, 4096, 2048, "bf16", "bf16", groups=8)
+    assert product_seconds(work, H100, line) == product_seconds(work, H100, line.model_copy(update={"tiles": None}))
 
 
 @given(st.floats(0, 1e5), st.floats(1, 4), st.sampled_from([1.0, 4.0, 16.0]), st.booleans())

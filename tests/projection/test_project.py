@@ -155,7 +155,7 @@ def test_pipelines_decode_at_the_pace_of_their_slowest_stage() -> None:
     found = projection_of(evaluation.plan)
     overhead = CALIBRATION.engines["moiety"].step_overhead_s
     # the last stage also has the head, and every stage has four micro-batches a token
-    assert found.step_s - overhead >= max(timeline.compute_busy_s)
+    assert found.step_s - overhead >= max(timeline.compute_busy_s) * (1 - 1e-12)
     assert found.step_s - overhead == pytest.approx(timeline.occupied_s, rel=0.05)
 
 

@@ -18,6 +18,7 @@ Share = Annotated[float, Field(ge=1e-6, le=16)]
 """Of a device's rate; above 1 where ranks share cores and seldom all compute at once."""
 Seconds = Annotated[float, Field(ge=0, le=100)]
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
+TileEdge = Annotated[int, Field(gt=0, le=65_536)]
 Watts = Annotated[float, Field(ge=0, le=1e6)]
 RooflineKind = Literal[
     "dense_gemm",
@@ -39,8 +40,25 @@ class Sourced(Record):
     range: str = ""
 
 
+class TileGrid(Record):
+    """How a kernel cuts a product: an SM has one tile at a time, so a launch takes whole waves of tiles over the SMs.
+
+    Of the shapes of tile that there are, the kernel takes the one that ends first.
+    """
+
+    rows: tuple[TileEdge, ...] = Field(min_length=1, max_length=8)
+    columns: tuple[TileEdge, ...] = Field(min_length=1, max_length=8)
+    step_bytes: Annotated[int, Field(gt=0, le=65_536)]
+    """Bytes of a row of the operands that one step of a tile's loop takes."""
+    step_s: Seconds
+    """What a step takes however small its tile: operands arrive, and the tensor cores are waited for."""
+
+
 class Roofline(Sourced):
-    """`t = overhead + (tc^p + tm^p)^(1/p)`, tc = FLOPs / (efficiency x peak), tm = bytes / (efficiency x bandwidth)."""
+    """`t = overhead + (tc^p + tm^p)^(1/p)`, tc = FLOPs / (efficiency x peak), tm = bytes / (efficiency x bandwidth).
+
+    With tiles, tc is the time of the waves of tiles instead, each tile at an SM's share of efficiency x peak.
+    """
 
     compute_efficiency: Share
     memory_efficiency: Share
@@ -52,6 +70,8 @@ class Roofline(Sourced):
         default_factory=dict[Dtype, Share], exclude_if=lambda value: not value
     )
     """What products with weights of a format reach of both efficiencies; of formats that are not named, all."""
+    tiles: TileGrid | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Of products that are not grouped; None: any number of SMs shares the work evenly."""
 
 
 LibraryCollective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
@@ -65,6 +85,8 @@ class Protocol(Record):
     step_s: Seconds
     share: Efficiency
     """Of the link's bandwidth, in the largest group."""
+    most_peer_bytes: Bytes | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Largest message to one peer that the library uses it for; None: any."""
 
 
 class CollectiveProtocols(Record):
@@ -80,6 +102,13 @@ class CollectiveProtocols(Record):
     share_exponent: Annotated[float, Field(ge=-2, le=2)]
     """A group of n reaches `share x (n / largest_group) ^ share_exponent` of the bandwidth."""
     protocols: tuple[Protocol, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _knows_every_size(self) -> Self:
+        if all(each.most_peer_bytes is not None for each in self.protocols):
+            msg = "one of the protocols must be used for messages of any size"
+            raise ValueError(msg)
+        return self
 
 
 class CollectiveConstants(Sourced):

@@ -1,4 +1,4 @@
-"""The serving constants that the package carries, as `python -m moiety.validation.fit` writes them."""
+"""The serving constants that the package carries, as `python -m moiety.validation.fit serving` writes them."""
 
 from __future__ import annotations
 

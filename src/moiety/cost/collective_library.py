@@ -32,6 +32,7 @@ def library_times(
     times = [
         (each.start_s + each.step_s * steps, moved / min(each.share * reach, bandwidth_bytes_per_s))
         for each in known.protocols
+        if each.most_peer_bytes is None or payload_bytes / gpus <= each.most_peer_bytes
     ]
     return min(times, key=sum)
 

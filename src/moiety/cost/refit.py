@@ -126,7 +126,14 @@ def _roofline(
 ) -> Roofline:
     """Return the line of one kind of kernel that fits its observations."""
     plain = calibration.roofline[kind].model_copy(
-        update={"overhead_s": 0.0, "exponent": 1.0, "row_block": 1, "compute_efficiency": 1.0, "memory_efficiency": 1.0}
+        update={
+            "overhead_s": 0.0,
+            "exponent": 1.0,
+            "row_block": 1,
+            "compute_efficiency": 1.0,
+            "memory_efficiency": 1.0,
+            "tiles": None,
+        }
     )
     device = cluster.device
     one = calibration.model_copy(update={"roofline": {**calibration.roofline, kind: plain}})

@@ -9,7 +9,7 @@ from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.op import AttentionCore, Gemm, MemoryPass
 
 if TYPE_CHECKING:
-    from moiety.calibration.calibration import Calibration, Roofline, RooflineKind
+    from moiety.calibration.calibration import Calibration, Roofline, RooflineKind, TileGrid
     from moiety.cluster.device import Device
 
 _DECODE_ROWS_PER_EXPERT = 32
@@ -29,23 +29,60 @@ def compute_seconds(
     the SMs that communication leaves to computation. Source: performance model `t = t0 + (tc^p + tm^p)^(1/p)`.
     """
     if isinstance(work, Gemm):
-        kind = roofline_kind(work)
-        line = calibration.roofline[kind]
-        rows = work.m * (load if work.experts else 1.0)
-        flops = 2.0 * padded_rows(rows, work.groups, line) * work.n * work.k * work.times
-        moved = work.weight_bytes + rows * (work.k + work.n) * BYTES_PER_ELEMENT[work.activation_dtype] * work.times
-        peak = device.peak(work.weight_dtype)
-    elif isinstance(work, AttentionCore):
+        return product_seconds(work, device, calibration.roofline[roofline_kind(work)], load=load, sm_share=sm_share)
+    if isinstance(work, AttentionCore):
         line = calibration.roofline[roofline_kind(work)]
         flops, moved, peak = work.flops, work.bytes, device.peak(work.dtype)
     else:
         line = calibration.roofline["memory_pass"]
         moved = work.bytes * (load if work.experts else 1.0)
         flops, peak = work.flops, device.peak("fp32")
-    reached = line.format_efficiency.get(work.weight_dtype, 1.0) if isinstance(work, Gemm) else 1.0
-    compute = flops / (line.compute_efficiency * reached * peak * sm_share)
+    compute = flops / (line.compute_efficiency * peak * sm_share)
+    return _together(compute, moved / (line.memory_efficiency * device.memory_bandwidth_bytes_per_s), line)
+
+
+def product_seconds(work: Gemm, device: Device, line: Roofline, *, load: float = 1.0, sm_share: float = 1.0) -> float:
+    """Return seconds of a product on the compute stream, by waves of tiles where the kernel's tiles are known.
+
+    Such a kernel reads its rows in the format that the tensor cores multiply, and writes activations.
+    """
+    rows = work.m * (load if work.experts else 1.0)
+    written = BYTES_PER_ELEMENT[work.activation_dtype]
+    reached = line.format_efficiency.get(work.weight_dtype, 1.0)
+    rate = line.compute_efficiency * reached * device.peak(work.weight_dtype)
+    if line.tiles is None or work.groups > 1:
+        read = written
+        compute = 2.0 * padded_rows(rows, work.groups, line) * work.n * work.k / (rate * sm_share)
+    else:
+        read = BYTES_PER_ELEMENT[device.compute_dtype(work.weight_dtype)]
+        sms, sm_rate = max(round(device.num_sms * sm_share), 1), rate / device.num_sms
+        compute = tile_wave_seconds(rows, work.n, work.k * read, line.tiles, sms, sm_rate * read)
+    moved = work.weight_bytes + rows * (work.k * read + work.n * written) * work.times
     memory = moved / (line.memory_efficiency * reached * device.memory_bandwidth_bytes_per_s)
-    return line.overhead_s + (compute**line.exponent + memory**line.exponent) ** (1 / line.exponent)
+    return _together(compute * work.times, memory, line)
+
+
+def tile_wave_seconds(
+    rows: float, columns: int, depth_bytes: float, tiles: TileGrid, num_sms: int, sm_rate: float
+) -> float:
+    """Return the seconds in which the SMs get through a product's tiles, a wave of one tile each after the other.
+
+    `depth_bytes` is what a row of an operand holds, `sm_rate` the FLOP/s of an SM times the bytes of an element: so
+    neither depends on the format. The last wave takes as long as a full one.
+    """
+    waves_s = math.inf
+    for height in tiles.rows:
+        down = math.ceil(rows / height)
+        for width in tiles.columns:
+            waves = math.ceil(down * math.ceil(columns / width) / num_sms)
+            step_s = math.hypot(tiles.step_s, 2.0 * height * width * tiles.step_bytes / sm_rate)
+            waves_s = min(waves_s, waves * step_s)
+    return waves_s * depth_bytes / tiles.step_bytes
+
+
+def _together(compute_s: float, memory_s: float, line: Roofline) -> float:
+    """Return the time of computation and memory traffic that hide each other in part."""
+    return line.overhead_s + (compute_s**line.exponent + memory_s**line.exponent) ** (1 / line.exponent)
 
 
 def roofline_kind(work: Gemm | AttentionCore | MemoryPass) -> RooflineKind:

@@ -1,49 +1,104 @@
-"""`python -m moiety.validation.fit_collectives ROWS... --into CALIBRATION.json`: protocols of NCCL from measured rows.
+"""Collectives inside one domain of links: protocols of NCCL from measured rows.
 
-Each collective on each architecture has three protocols of three constants and one exponent, fitted to the relative
-errors of all sizes and groups at once, and tested on rows left out.
+Per architecture two families of protocols. Rings (all-reduce, all-gather, reduce-scatter) have LL, LL128 and Simple,
+each with a start-up, a time per step and a share of the link, which an all-reduce uses better by a factor. All-to-all
+sends straight to every peer, by LL up to the size of message at which NCCL leaves it, by Simple beyond.
 """
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
-import sys
-from collections import Counter, defaultdict
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.calibration.calibration import CollectiveProtocols, Protocol
+from moiety.calibration.calibration import CollectiveProtocols, LibraryCollective, Protocol
 from moiety.cost.collective_library import library_times
-from moiety.files import write_all
+from moiety.validation.fitting import Fitting, Split, each_value, every_fold, rounded_fields
 from moiety.validation.least_squares import minimise, robust
-from moiety.validation.rows import read_rows
-from moiety.validation.score import error_percents, score_of
 from moiety.validation.serving_case import SkippedRow, row_cluster
 from moiety.validation.system_row import SystemRow
 from moiety.validation.transfer_case import COLLECTIVES, row_device
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-_START_S, _STEP_S, _SHARE, _EXPONENT = (5e-6, 8e-6, 15e-6), (1e-6, 1e-6, 2e-6), (0.1, 0.5, 0.85), 0.2
-"""Where the fit starts: what LL, LL128 and Simple are known for."""
+    from moiety.validation.serving_row import ServingRow
+
+LL_PEER_BYTES = 16_384
+"""Largest message to one peer that NCCL sends by LL (its parameter NCCL_P2P_LL_THRESHOLD)."""
 _SCALE, _PRIOR_WIDTH, _PRIOR_WEIGHT, _ROUNDS = 0.1, 1.5, 0.05, 60
-_STARTS = (0.0, 0.7, 1.4)
+_LATER = (0.0, 0.7, 1.4)
 """Logarithms that all start-up times are moved by, to begin the fit elsewhere: launches from Python take longer."""
-_HELD_OUT_PERCENT = 30
 
-_ALONE = 20
-"""Rows of a collective on an architecture from which it has constants of its own; others share theirs."""
 
-Key = tuple[str, tuple[str, ...]]
-"""Architecture, and the collectives that share constants there."""
+@dataclass(frozen=True, slots=True)
+class _Family:
+    """Collectives that share protocols, and the constants that their fit starts from."""
+
+    collectives: frozenset[LibraryCollective]
+    start_s: tuple[float, ...]
+    step_s: tuple[float, ...]
+    share: tuple[float, ...]
+    share_exponent: float
+    most_peer_bytes: tuple[int | None, ...]
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """Logarithms of start-ups, steps, shares and all-reduce's gain; the exponent."""
+        return np.array([*np.log([*self.start_s, *self.step_s, *self.share]), 0.0, self.share_exponent])
+
+    def protocols(
+        self, constants: NDArray[np.float64], architecture: str, largest: int, names: frozenset[LibraryCollective]
+    ) -> list[CollectiveProtocols]:
+        """Return what the catalogue holds of the collectives named, for constants in the order of `centre`."""
+        start, step, share = np.exp(constants[:-2]).reshape(3, -1)
+        gains = {names - _REDUCED: 1.0, names & _REDUCED: float(np.exp(constants[-2]))}
+        return [
+            CollectiveProtocols(
+                collectives=tuple(sorted(alike)),
+                architectures=(architecture,),
+                largest_group=largest,
+                share_exponent=float(np.clip(constants[-1], -2, 2)),
+                protocols=tuple(
+                    Protocol(start_s=a, step_s=b, share=c, most_peer_bytes=limit)
+                    for a, b, c, limit in zip(
+                        start.tolist(),
+                        step.tolist(),
+                        np.clip(share * gain, 1e-6, 1.0).tolist(),
+                        self.most_peer_bytes,
+                        strict=True,
+                    )
+                ),
+            )
+            for alike, gain in gains.items()
+            if alike
+        ]
+
+
+_REDUCED: frozenset[LibraryCollective] = frozenset({"all_reduce"})
+_FAMILIES = (
+    _Family(
+        frozenset({"all_gather", "all_reduce", "reduce_scatter"}),
+        start_s=(5e-6, 8e-6, 15e-6),
+        step_s=(1e-6, 1e-6, 2e-6),
+        share=(0.1, 0.5, 0.8),
+        share_exponent=0.25,
+        most_peer_bytes=(None, None, None),
+    ),
+    _Family(
+        frozenset({"all_to_all"}),
+        start_s=(5e-6, 10e-6),
+        step_s=(1e-6, 1e-6),
+        share=(0.1, 0.7),
+        share_exponent=0.1,
+        most_peer_bytes=(LL_PEER_BYTES, None),
+    ),
+)
+"""What LL, LL128 and Simple are known for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,24 +112,30 @@ class Timed:
     measured_us: float
 
     @property
+    def collective(self) -> LibraryCollective:
+        """What was asked for."""
+        return COLLECTIVES[self.row.model]
+
+    @property
     def gpus(self) -> int:
         """Members of the group."""
         return self.row.n_gpus or 1
 
-    def predicted_us(self, known: CollectiveProtocols) -> float:
-        """Return the time under some protocols."""
-        times = library_times(
-            known, COLLECTIVES[self.row.model], self.size_bytes, self.gpus, self.bandwidth_bytes_per_s
-        )
-        return 1e6 * sum(times)
+    def error(self, known: Sequence[CollectiveProtocols]) -> float:
+        """Return the relative error of its time by the first protocols that are for it."""
+        own = next(e for e in known if self.architecture in e.architectures and self.collective in e.collectives)
+        times = library_times(own, self.collective, self.size_bytes, self.gpus, self.bandwidth_bytes_per_s)
+        return 1e6 * sum(times) / self.measured_us - 1
 
 
-def timed_rows(rows: Sequence[SystemRow]) -> list[Timed]:
+def timed_rows(rows: Sequence[ServingRow | SystemRow]) -> list[Timed]:
     """Return the rows that name a library's collective, its bytes, its GPUs in one domain, and a time."""
     found = list[Timed]()
     for row in rows:
+        if not isinstance(row, SystemRow) or row.kind != "comm" or row.model not in COLLECTIVES:
+            continue
         size, us = row.metrics.get("bytes"), row.metrics.get("us")
-        if row.kind != "comm" or row.model not in COLLECTIVES or not isinstance(size, float) or not us:
+        if not isinstance(size, float) or not isinstance(us, float) or us <= 0:
             continue
         try:
             device = row_device(row)
@@ -82,103 +143,60 @@ def timed_rows(rows: Sequence[SystemRow]) -> list[Timed]:
         except SkippedRow:
             continue
         if 1 < (row.n_gpus or 1) <= cluster.tiers[0].num_gpus:
-            found.append(Timed(row, device.architecture, size, cluster.bandwidth_per_gpu(0), float(us)))
+            found.append(Timed(row, device.architecture, size, cluster.bandwidth_per_gpu(0), us))
     return found
 
 
-def fit_all(rows: Sequence[Timed]) -> dict[Key, CollectiveProtocols]:
-    """Return the protocols of every architecture and collective that was measured."""
-    count = Counter((each.architecture, each.row.model) for each in rows)
-    groups: dict[Key, list[Timed]] = defaultdict(list)
-    for each in rows:
-        alone = count[each.architecture, each.row.model] >= _ALONE
-        few = tuple(sorted(name for (where, name), n in count.items() if where == each.architecture and n < _ALONE))
-        groups[each.architecture, (each.row.model,) if alone else few].append(each)
-    return {key: _fit(key, found) for key, found in sorted(groups.items())}
+def fit_collectives(rows: Sequence[Timed]) -> list[CollectiveProtocols]:
+    """Return the protocols of every architecture and family of collectives that was measured."""
+    found = list[CollectiveProtocols]()
+    for architecture in sorted({each.architecture for each in rows}):
+        for family in _FAMILIES:
+            own = [each for each in rows if each.architecture == architecture and each.collective in family.collectives]
+            if own:
+                found += _fit(family, architecture, own)
+    return found
 
 
-def _fit(key: Key, rows: Sequence[Timed]) -> CollectiveProtocols:
+def collective_errors(known: Sequence[CollectiveProtocols], rows: Sequence[Timed]) -> dict[str, list[float]]:
+    """Return the relative errors of the rows' times."""
+    return {"collective": [each.error(known) for each in rows]}
+
+
+def _fit(family: _Family, architecture: str, rows: Sequence[Timed]) -> list[CollectiveProtocols]:
     """Return the protocols whose times are nearest to the measured ones, by the relative errors."""
-    largest = max(each.gpus for each in rows)
-    centre = np.array([*np.log([*_START_S, *_STEP_S, *_SHARE]), _EXPONENT])
+    largest, centre = max(each.gpus for each in rows), family.centre
+    names: frozenset[LibraryCollective] = frozenset(each.collective for each in rows)
+    later = np.zeros_like(centre)
+    later[: 2 * len(family.start_s)] = 1.0
 
     def residuals(constants: NDArray[np.float64]) -> NDArray[np.float64]:
-        known = _protocols(key, constants, largest)
-        errors = np.array([each.predicted_us(known) / each.measured_us - 1 for each in rows])
+        known = family.protocols(constants, architecture, largest, names)
+        errors = np.array([each.error(known) for each in rows])
         return np.concatenate([robust(errors, _SCALE), _PRIOR_WEIGHT * (constants - centre) / _PRIOR_WIDTH])
 
-    starts = (centre + shift * np.array([*[1.0] * 6, *[0.0] * 4]) for shift in _STARTS)
-    fitted = (minimise(residuals, start, rounds=_ROUNDS) for start in starts)
-    return _protocols(key, min(fitted, key=lambda each: float(np.square(residuals(each)).sum())), largest)
+    fitted = [minimise(residuals, centre + shift * later, rounds=_ROUNDS) for shift in _LATER]
+    best = min(fitted, key=lambda each: float(np.square(residuals(each)).sum()))
+    return [rounded_fields(each) for each in family.protocols(best, architecture, largest, names)]
 
 
-def _protocols(key: Key, constants: NDArray[np.float64], largest: int) -> CollectiveProtocols:
-    """Return nine logarithms and an exponent as the catalogue holds them."""
-    values = [float(f"{each:.5g}") for each in np.exp(constants[:9]).tolist()]
-    return CollectiveProtocols(
-        collectives=tuple(COLLECTIVES[name] for name in key[1]),
-        architectures=(key[0],),
-        largest_group=largest,
-        share_exponent=float(np.clip(round(constants[9], 5), -2, 2)),
-        protocols=tuple(
-            Protocol(start_s=start, step_s=step, share=min(max(share, 1e-6), 1.0))
-            for start, step, share in zip(values[:3], values[3:6], values[6:9], strict=True)
-        ),
-    )
-
-
-def held_out(row: Timed) -> bool:
-    """Return whether a row is kept from the fit that is tested."""
-    digest = hashlib.sha256(f"{row.row.id}|{row.row.hardware}|{row.size_bytes}".encode()).hexdigest()
-    return int(digest, 16) % 100 < _HELD_OUT_PERCENT
-
-
-def cross_validation(rows: Sequence[Timed]) -> list[str]:
-    """Return one line for each way to leave rows out: 30 % of them, each set of Hopper rows."""
-    splits: list[tuple[str, Callable[[Timed], bool]]] = [(f"collectives, {_HELD_OUT_PERCENT} % of the rows", held_out)]
+def _splits(rows: Sequence[Timed]) -> list[Split[Timed]]:
     hopper = [each for each in rows if each.architecture == "hopper"]
-    for hardware in sorted({each.row.hardware for each in hopper}):
-        splits.append((f"collectives on {hardware}", _on(hardware)))  # noqa: PERF401 - the list is typed above
-    lines = list[str]()
-    for name, left_out in splits:
-        fitted = fit_all([each for each in rows if not left_out(each)])
-        lines.append(f"{name}: {_line(fitted, [each for each in rows if left_out(each)])}")
-    return lines
-
-
-def _on(hardware: str) -> Callable[[Timed], bool]:
-    return lambda each: each.row.hardware == hardware
-
-
-def _line(fitted: dict[Key, CollectiveProtocols], rows: Sequence[Timed]) -> str:
-    errors = [
-        each.predicted_us(known) / each.measured_us - 1
-        for each in rows
-        for (architecture, names), known in fitted.items()
-        if architecture == each.architecture and each.row.model in names
+    by_hardware = each_value(lambda each: each.row.hardware, hopper)
+    return [
+        Split(
+            "a fifth of the rows at a time",
+            every_fold(lambda each: f"{each.row.id}|{each.row.hardware}|{each.size_bytes}"),
+        ),
+        *(Split(f"rows of {hardware}", (left_out,)) for hardware, left_out in by_hardware.items()),
     ]
-    score = score_of(errors)
-    return "{} rows; MAPE {}, median {}, bias {}".format(score.num_rows, *error_percents(score))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Fit the protocols on the rows of the files named, print the errors, and write them into a calibration."""
-    parser = argparse.ArgumentParser(prog="python -m moiety.validation.fit_collectives", description=main.__doc__)
-    parser.add_argument("rows", nargs="+", type=Path, help="files of measured rows, JSON Lines")
-    parser.add_argument("--into", type=Path, help="the calibration whose protocols are replaced")
-    parser.add_argument("--cross-validate", action="store_true", help="also fit without some rows, and test on those")
-    given = parser.parse_args(arguments)
-    read = [read_rows(path) for path in given.rows]
-    rows = timed_rows([each.row for found in read for each in found.rows if isinstance(each.row, SystemRow)])
-    if given.cross_validate:
-        sys.stdout.writelines(f"{line}\n" for line in cross_validation(rows))
-    fitted = fit_all(rows)
-    sys.stdout.write(f"collectives, fitted on: {_line(fitted, rows)}\n")
-    if given.into:
-        calibration = json.loads(given.into.read_text(encoding="utf-8"))
-        calibration["collectives"]["protocols"] = [each.model_dump(mode="json") for each in fitted.values()]
-        write_all(given.into.parent, {given.into.name: json.dumps(calibration, indent=2) + "\n"})
+def _rewritten(text: str, known: Sequence[CollectiveProtocols], _rows: Sequence[Timed]) -> str:
+    """Return a calibration with its protocols replaced."""
+    calibration = json.loads(text)
+    calibration["collectives"]["protocols"] = [each.model_dump(mode="json") for each in known]
+    return json.dumps(calibration, indent=2) + "\n"
 
 
-if __name__ == "__main__":
-    main()
+COLLECTIVES_FIT = Fitting("collectives", timed_rows, fit_collectives, collective_errors, _splits, _rewritten)

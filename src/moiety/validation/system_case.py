@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from moiety.validation.system_row import SystemRow
 
-_DENSE = re.compile(r"dense GEMM M(\d+) N(\d+) K(\d+)$")
+DENSE_GEMM = re.compile(r"dense GEMM M(\d+) N(\d+) K(\d+)$")
 _GROUPED = re.compile(r"grouped GEMM (\d+) experts h(\d+) i(\d+)")
 _GQA = re.compile(r"GQA decode (\d+)q/(\d+)kv d(\d+)$")
 _MLA = re.compile(r"FlashMLA/FlashInfer MLA decode h(\d+)$")
@@ -68,8 +68,13 @@ def _microseconds(row: SystemRow, work: Gemm | AttentionCore) -> float:
 
 def _dense(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
     m, n, k = shape
-    us = _microseconds(row, Gemm(m, n, k, "fp8", "fp8"))
+    us = _microseconds(row, dense_product(m, n, k))
     return {"us": us, "tflops": 2e-6 * m * n * k / us}
+
+
+def dense_product(m: int, n: int, k: int) -> Gemm:
+    """Return the product that the measured kernels compute: FP8 operands, a result in BF16."""
+    return Gemm(m, n, k, "fp8", "bf16")
 
 
 def _grouped(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
@@ -99,7 +104,7 @@ def _mla_decode(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
 
 
 _KERNELS: tuple[tuple[re.Pattern[str], Callable[[SystemRow, tuple[int, ...]], dict[str, float]]], ...] = (
-    (_DENSE, _dense),
+    (DENSE_GEMM, _dense),
     (_GROUPED, _grouped),
     (_GQA, _gqa_decode),
     (_MLA, _mla_decode),

@@ -1,0 +1,206 @@
+"""The serving constants from measured runs: per family of devices, per engine, per group of its releases.
+
+Only aggregated rows are fitted: those of disaggregated deployments mostly leave out how many workers there were. The
+constants are those of `fit_law.py`: per family of devices what its kernels and links reach, per engine what it adds,
+per group of releases a few of these again, held near the engine's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moiety.calibration.serving import ServingConstants, ServingFamily
+from moiety.calibration.serving_catalog import DEFAULT_SERVING
+from moiety.validation.fit_law import ENGINES, OF_TTFT, Law, Rows, names, prior, steps_of
+from moiety.validation.fit_terms import row_terms
+from moiety.validation.fitting import Fitting, Split, each_value, fold_of
+from moiety.validation.least_squares import minimise, robust
+from moiety.validation.predict import ServingPredictor
+from moiety.validation.serving_case import SkippedRow, serving_case
+from moiety.validation.serving_constants import (
+    FAMILIES,
+    mixes_prefill,
+    release_group,
+    serving_family,
+    start_constants,
+)
+from moiety.validation.serving_row import ServingRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from moiety.validation.fit_terms import RowTerms
+    from moiety.validation.serving_case import ServingCase
+    from moiety.validation.system_row import SystemRow
+
+Logs = dict[int, "NDArray[np.float64]"]
+"""Logarithms of the constants of each family, in the order of `fit_law.names`."""
+_TPOT_SCALE, _TTFT_SCALE, _TTFT_WEIGHT, _PRIOR_WEIGHT = 0.15, 0.25, 0.6, 0.3
+_LEAST_ROWS = 12
+"""Rows that a group of releases needs for constants of its own in the catalogue."""
+_HELD_OUT_PERCENT = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A row that can be predicted, with its terms."""
+
+    row: ServingRow
+    case: ServingCase
+    terms: RowTerms
+
+    @property
+    def family(self) -> int:
+        """Index of the family of devices."""
+        architecture = self.case.cluster.device.architecture
+        return next((i for i, each in enumerate(FAMILIES) if architecture in each), 0)
+
+
+def known_rows(rows: Sequence[ServingRow | SystemRow]) -> list[Known]:
+    """Return the aggregated rows that can be predicted, with their terms."""
+    start, found = ServingPredictor(start_constants()), list[Known]()
+    for row in rows:
+        if not isinstance(row, ServingRow) or row.mode != "agg":
+            continue
+        try:
+            case = serving_case(row)
+        except SkippedRow:
+            continue
+        found.append(Known(row, case, row_terms(start.pool(case, case.decode), case.concurrency)))
+    return found
+
+
+def fit_serving(rows: Sequence[Known]) -> Logs:
+    """Return the logarithms of the constants of each family, fitted on `rows`: TPOT, then TTFT, then both.
+
+    The first two look for the logarithm of the ratio, which leads from afar; the last for the relative error.
+    """
+    fitted: Logs = {}
+    centre, _ = prior()
+    latency = np.array([name.rpartition(".")[2] in OF_TTFT for name in names()])
+    for family in range(len(FAMILIES)):
+        own = [each for each in rows if each.family == family]
+        logs = centre.copy()
+        if own:
+            table = as_rows(own)
+            law = Law(table)
+            every = np.ones_like(latency)
+            logs[~latency] = minimise(
+                _Residuals(law, table, logs, ~latency, ("tpot",), np.log), logs[~latency], rounds=15
+            )
+            logs[latency] = minimise(_Residuals(law, table, logs, latency, ("ttft",), np.log), logs[latency], rounds=15)
+            both = _Residuals(law, table, logs, every, ("tpot", "ttft"), _relative)
+            logs = minimise(both, logs, rounds=20)
+        fitted[family] = logs
+    return fitted
+
+
+@dataclass(frozen=True, slots=True)
+class _Residuals:
+    """What `minimise` squares: the constants' distance from their priors, and the errors of some latencies."""
+
+    law: Law
+    table: Rows
+    logs: NDArray[np.float64]
+    free: NDArray[np.bool_]
+    latencies: tuple[str, ...]
+    error: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+
+    def __call__(self, chosen: NDArray[np.float64]) -> NDArray[np.float64]:
+        centre, width = prior()
+        logs = self.logs.copy()
+        logs[self.free] = chosen
+        period, first = self.law.predict(logs)
+        parts = [_PRIOR_WEIGHT * (chosen - centre[self.free]) / width[self.free]]
+        if "tpot" in self.latencies:
+            parts.append(robust(np.nan_to_num(self.error(period / self.table.tpot_s)), _TPOT_SCALE))
+        if "ttft" in self.latencies:
+            parts.append(_TTFT_WEIGHT * robust(np.nan_to_num(self.error(first / self.table.ttft_s)), _TTFT_SCALE))
+        return np.concatenate(parts)
+
+
+def _relative(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
+    return ratio - 1
+
+
+def as_rows(known: Sequence[Known]) -> Rows:
+    """Return rows of one family as arrays."""
+    terms = [each.terms for each in known]
+    measured = [each.row.measured for each in known]
+    return Rows(
+        decode=steps_of(terms, "decode"),
+        chunk=steps_of(terms, "chunk"),
+        engine=np.array([ENGINES.index(each.case.engine) for each in known]),
+        release=np.array([release_group(each.case.engine, each.case.version) for each in known]),
+        offered=np.array([each.offered for each in terms]),
+        running=np.array([each.running for each in terms]),
+        chunks=np.array([each.chunks for each in terms]),
+        mixtures=np.array([float(each.mixtures) for each in terms]),
+        concurrency=np.array([float(each.case.concurrency) for each in known]),
+        output_tokens=np.array([float(each.case.output_tokens) for each in known]),
+        data_parallel=np.array([each.case.decode.strategy.attn_dp > 1 for each in known]),
+        mixes=np.array([mixes_prefill(each.case.engine) for each in known]),
+        tpot_s=np.array([(each.tpot_ms or np.nan) / 1e3 for each in measured]),
+        ttft_s=np.array([(each.ttft_ms or np.nan) / 1e3 for each in measured]),
+    )
+
+
+def held_out(row: ServingRow) -> bool:
+    """Return whether a row is kept from the fit that is tested: 30 % of the configurations, all repeats together."""
+    parts = (row.system, row.backend, row.precision, row.mode, row.isl, row.osl, row.concurrency, row.tp, row.moe_tp)
+    key = "|".join(str(part) for part in (*parts, row.moe_ep, row.model.replace("R1", "V3")))
+    return fold_of(key, 100) < _HELD_OUT_PERCENT
+
+
+def serving_errors(fitted: Logs, rows: Sequence[Known]) -> dict[str, list[float]]:
+    """Return the relative errors of the latencies of `rows` under fitted constants."""
+    found: dict[str, list[float]] = {"TPOT": [], "TTFT": []}
+    for family, logs in fitted.items():
+        own = [each for each in rows if each.family == family]
+        if own:
+            table = as_rows(own)
+            period, first = Law(table).predict(logs)
+            for name, ratio in (("TPOT", period / table.tpot_s), ("TTFT", first / table.ttft_s)):
+                found[name] += (ratio[~np.isnan(ratio)] - 1).tolist()
+    return found
+
+
+def _splits(rows: Sequence[Known]) -> list[Split[Known]]:
+    by_model = each_value(lambda each: each.case.model.name, rows)
+    by_system = each_value(lambda each: each.row.system, rows)
+    return [
+        Split(f"{_HELD_OUT_PERCENT} % of the configurations", (lambda each: held_out(each.row),)),
+        *(Split(f"model {name}", (left_out,)) for name, left_out in by_model.items()),
+        *(Split(f"system {name}", (left_out,)) for name, left_out in by_system.items()),
+    ]
+
+
+def _rewritten(_text: str, fitted: Logs, rows: Sequence[Known]) -> str:
+    """Return the constants of every family; releases with few rows take their engine's."""
+    families = list[ServingFamily]()
+    for index, architectures in enumerate(FAMILIES):
+        own = [each for each in rows if each.family == index]
+        groups = [(each.case.engine, release_group(each.case.engine, each.case.version)) for each in own]
+        source = f"{len(own)} aggregated rows of {_sources(own)}"
+        families.append(
+            serving_family(
+                architectures,
+                fitted[index],
+                source,
+                lambda engine, group, groups=groups: groups.count((engine, group)) >= _LEAST_ROWS or group == 0,
+            )
+        )
+    constants = ServingConstants(name=DEFAULT_SERVING, families=tuple(families))
+    return constants.model_dump_json(indent=2, exclude_none=True) + "\n"
+
+
+def _sources(rows: Sequence[Known]) -> str:
+    return ", ".join(sorted({each.row.source.partition(" (")[0] for each in rows}))
+
+
+SERVING_FIT = Fitting("serving", known_rows, fit_serving, serving_errors, _splits, _rewritten)

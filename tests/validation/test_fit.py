@@ -1,0 +1,70 @@
+"""Fits: constants come back from times that they made, and the command writes what it prints the errors of."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from moiety.calibration.catalog import load_calibration
+from moiety.calibration.reader import read_calibration
+from moiety.cluster.catalog import load_device
+from moiety.cost.roofline import product_seconds
+from moiety.package_data import catalog_text
+from moiety.validation.facts import catalog_facts
+from moiety.validation.fit import FITTINGS, main
+from moiety.validation.fit_products import Product, fit_products
+from moiety.validation.fitting import FOLDS, every_fold
+from moiety.validation.system_case import dense_product
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CALIBRATION = load_calibration()
+
+
+def test_a_fit_finds_the_constants_that_made_the_times() -> None:
+    line, device = CALIBRATION.roofline["dense_gemm"], load_device("h800")
+    shapes = [(m, n, k) for m in (16, 256, 4096) for n in (576, 4096, 24_576) for k in (512, 7168)]
+    works = [dense_product(*shape) for shape in shapes]
+    found = fit_products([Product(work, device, product_seconds(work, device, line), "made") for work in works])
+    assert found.tiles is not None
+    assert line.tiles is not None
+    assert found.overhead_s == pytest.approx(line.overhead_s, rel=0.02)
+    assert found.tiles.step_s == pytest.approx(line.tiles.step_s, rel=0.02)
+    assert found.compute_efficiency == pytest.approx(line.compute_efficiency, rel=0.02)
+    assert found.memory_efficiency == pytest.approx(line.memory_efficiency, rel=0.02)
+
+
+@pytest.mark.parametrize("what", ["products", "collectives"])
+def test_the_command_replaces_the_constants_in_a_calibration(
+    what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, into = tmp_path / "rows.jsonl", tmp_path / "calibration.json"
+    rows.write_text(catalog_text("measurements", "facts", ".jsonl"), encoding="utf-8")
+    before = catalog_text("calibration", CALIBRATION.name, ".json")
+    into.write_text(before, encoding="utf-8")
+    assert main([what, str(rows), "--into", str(into)]) == 0
+    assert capsys.readouterr().out.startswith(f"{what}, fitted on: ")
+    written = read_calibration(into.read_text(encoding="utf-8"), source="written")
+    fitting = FITTINGS[what]
+    samples = fitting.samples([each.row for each in catalog_facts().rows])
+    assert json.loads(fitting.rewritten(before, fitting.fit(samples), samples)) == json.loads(
+        into.read_text(encoding="utf-8")
+    )
+    assert (written.roofline == CALIBRATION.roofline) is (what == "collectives")
+    assert written.engines == CALIBRATION.engines
+
+
+def test_rows_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    assert main(["products", str(empty)]) == 2
+    assert "empty.jsonl" in capsys.readouterr().err
+
+
+def test_every_sample_is_left_out_once() -> None:
+    folds = every_fold(lambda each: f"{each}")
+    assert [sum(left_out(each) for left_out in folds) for each in range(50)] == [1] * 50
+    assert all(any(left_out(each) for each in range(50)) for left_out in folds[:FOLDS])
