@@ -294,6 +294,9 @@ class Plan(DerivedRecord):
         if self.calibration is not None and self.calibration.name != self.provenance.calibration:
             msg = f"provenance names the calibration {self.provenance.calibration}, the plan holds "
             raise ValueError(msg + self.calibration.name)
+        if self.calibration is not None and self.engine not in self.calibration.engines:
+            msg = f"the calibration that the plan holds has no constants of its engine, {self.engine}"
+            raise ValueError(msg)
         return self
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ def test_a_calibration_comes_back_equal_from_its_json(name: str) -> None:
         (lambda c: c["roofline"]["dense_gemm"].update(memory_efficiency=17), "memory_efficiency", "less than"),
         (lambda c: c["roofline"]["dense_gemm"].update(basis="guess"), "roofline.dense_gemm.basis", "measured"),
         (lambda c: c["roofline"].pop("memory_pass"), None, "roofline.memory_pass missing"),
-        (lambda c: c["engines"].pop("vllm"), None, "engines.vllm missing"),
+        (lambda c: c["engines"].pop("moiety"), None, "engines.moiety missing"),
         (lambda c: c["engines"].update(mine=c["engines"]["moiety"]), "engines.mine", "moiety"),
         (lambda c: c["engines"]["moiety"].update(reserve_bytes=-1), "reserve_bytes", "greater"),
         (lambda c: c["collectives"].update(latency_s=[1e-6]), "collectives", "each of the 3 group_sizes"),

@@ -195,6 +195,8 @@ def test_options_set_on_the_command_line_are_in_the_plan(work: Path) -> None:
     assert done.code == 0, done.err
     document = json.loads(done.out)
     assert document["engine"] == "vllm"
+    assert document["provenance"]["calibration"] == "serving-2026-11"
+    assert moiety("verify", "moiety-plan", "--quiet").code == 0  # it finds the constants by that name
     options, workload = document["options"], document["workload"]
     assert (options["two_batch_overlap"], options["all_to_all"], options["dtypes"]["kv_cache"]) == (
         False,

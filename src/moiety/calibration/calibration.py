@@ -17,6 +17,7 @@ Efficiency = Annotated[float, Field(ge=1e-6, le=1)]
 Share = Annotated[float, Field(ge=1e-6, le=16)]
 """Of a device's rate; above 1 where ranks share cores and seldom all compute at once."""
 Seconds = Annotated[float, Field(ge=0, le=100)]
+Factor = Annotated[float, Field(ge=0, le=100)]
 Bytes = Annotated[int, Field(ge=0, le=2**50)]
 TileEdge = Annotated[int, Field(gt=0, le=65_536)]
 Watts = Annotated[float, Field(ge=0, le=1e6)]
@@ -162,11 +163,32 @@ class ExchangeConstants(Sourced):
     decode_communication_sms: Annotated[float, Field(ge=0)]
 
 
-class EngineConstants(Sourced):
-    """What a serving engine adds to the kernels."""
+class EngineOverheads(Sourced):
+    """What an engine adds to the kernels.
 
+    A step of n ops, m of its layers mixtures, that serves s sequences takes
+    `kernel_slowdown x kernels + step_overhead + n x gap + m x moe_layer_gap + s x sequence_overhead`.
+    """
+
+    kernel_slowdown: Factor = 1.0
     step_overhead_s: Seconds
+    op_gap_s: Seconds = 0.0
+    """Between the kernels of a captured graph."""
+    eager_gap_s: Seconds = 0.0
+    """Between kernels that are launched one by one, as in steps that hold prompts."""
+    moe_layer_gap_s: Seconds = 0.0
+    sequence_overhead_s: Seconds = 0.0
     request_overhead_s: Seconds
+    """Tokenizer, scheduler, transport and first sample of a request alone."""
+    concurrency_overhead_s: Seconds = 0.0
+    """What each request in flight adds to that."""
+    prefill_slowdown: Factor = 1.0
+    """Of a request's own chunks until its first token is seen."""
+
+
+class EngineConstants(EngineOverheads):
+    """What an engine adds to the kernels, and what it keeps of the memory."""
+
     reserve_bytes: Bytes
     """Memory for the driver's context, captured graphs and the libraries' workspaces."""
 
@@ -222,16 +244,16 @@ class Calibration(Record):
     collectives: CollectiveConstants
     expert_exchange: ExchangeConstants
     engines: dict[Engine, EngineConstants]
+    """Of engines that are not named the serving constants hold."""
     power: PowerConstants
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
         lines: tuple[RooflineKind, ...] = get_args(RooflineKind)
-        engines: tuple[Engine, ...] = get_args(Engine)
         missing = [f"roofline.{kind}" for kind in lines if kind not in self.roofline]
-        missing += [f"engines.{engine}" for engine in engines if engine not in self.engines]
+        missing += [] if "moiety" in self.engines else ["engines.moiety"]
         if missing:
-            msg = f"{', '.join(missing)} missing: every kind of op and every engine needs its constants"
+            msg = f"{', '.join(missing)} missing: every kind of op and Moiety's own engine need their constants"
             raise ValueError(msg)
         return self
 

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
 
 from pydantic import Field
 
 from moiety.calibration.calibration import (
     CollectiveConstants,
     Engine,
+    EngineOverheads,
+    Factor,
     Roofline,
     RooflineKind,
-    Seconds,
-    Sourced,
 )
 from moiety.records import Record
 
-Factor = Annotated[float, Field(ge=0, le=100)]
+MEMORY_SHARE = 0.95
+"""Of a device's memory that engines fill (vLLM, SGLang and TensorRT-LLM: 0.90 to 0.95 of what is free)."""
+RESERVE_BYTES = 3_000_000_000
+"""Context, captured graphs and activations of a rank."""
 _NUMBERS = re.compile(r"([0-9]+)\.([0-9]+)\.([0-9]+)")
 
 
-class EngineRelease(Sourced):
-    """What the releases of an engine from `since` up to but not including `until` add to the device's time.
-
-    A step of n ops, m of its layers mixtures, that serves s sequences takes
-    `kernel_slowdown x kernels + step_overhead + n x gap + m x moe_layer_gap + s x sequence_overhead`.
-    """
+class EngineRelease(EngineOverheads):
+    """What the releases of an engine from `since` up to but not including `until` add to the device's time."""
 
     engine: Engine
     since: str | None = None
@@ -35,24 +33,10 @@ class EngineRelease(Sourced):
     """First release that it no longer holds for; None: all that follow."""
     mixes_prefill: bool
     """Chunks of prompts run in the steps that decode; otherwise in steps of their own, while decoding waits."""
-    kernel_slowdown: Factor
-    step_overhead_s: Seconds
-    op_gap_s: Seconds
-    """Between the kernels of a captured graph."""
-    eager_gap_s: Seconds
-    """Between kernels that are launched one by one, as in steps that hold prompts."""
-    moe_layer_gap_s: Seconds
-    sequence_overhead_s: Seconds
     interference: Factor
     """Share of the prompts' computation that is added to the time per output token."""
-    request_overhead_s: Seconds
-    """Tokenizer, scheduler, transport and first sample of a request alone."""
-    concurrency_overhead_s: Seconds
-    """What each request in flight adds to that."""
-    prefill_slowdown: Factor
-    """Of a request's own chunks until its first token is seen."""
     data_parallel_slowdown: Factor
-    """The same where attention is data parallel, whose groups wait for one another."""
+    """Times `prefill_slowdown` where attention is data parallel, whose groups wait for one another."""
     wait: Factor
     """Share of the modelled wait for the running step and for the prompts ahead."""
     burst: Factor
@@ -80,6 +64,11 @@ class ServingFamily(Record):
             if number is None or since is None or (since <= number and (until is None or number < until)):
                 return each
         return own[0] if own else self.releases[0]
+
+    def newest_release(self, engine: Engine) -> EngineRelease:
+        """Return the constants of an engine's newest releases."""
+        own = [each for each in self.releases if each.engine == engine]
+        return next((each for each in own if each.since is not None and each.until is None), self.release(engine, ""))
 
 
 class ServingConstants(Record):

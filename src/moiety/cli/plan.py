@@ -154,7 +154,7 @@ def _scenario(
     engine: str,
     calibration: str | None,
 ) -> Scenario:
-    from moiety.calibration.catalog import calibration_for
+    from moiety.calibration.engines import engine_calibration
     from moiety.cli.scenario_arguments import (
         engine_named,
         expert_shares,
@@ -168,13 +168,13 @@ def _scenario(
     shape = load_model(model)
     measured = load_routing(routing, shape)
     constants = load_calibration_file(calibration)
-    where = load_cluster(cluster, model=model)
+    where, chosen = load_cluster(cluster, model=model), engine_named(engine)
     return Scenario(
         model=shape,
         cluster=where,
         workload=workload,
-        engine=engine_named(engine),
-        calibration=constants or calibration_for(where.device.architecture),
+        engine=chosen,
+        calibration=engine_calibration(chosen, where.device.architecture, where.device.memory_bytes, constants),
         expert_shares=expert_shares(measured),
         routing=measured,
         carries_calibration=constants is not None,

@@ -73,11 +73,20 @@ def calibration_of(plan: Plan, source: str) -> Calibration:
     Raises InputError where this version does not have that.
     """
     from moiety.calibration.catalog import catalog_calibrations, load_calibration
+    from moiety.calibration.engines import engine_calibration
+    from moiety.calibration.serving_catalog import DEFAULT_SERVING
 
     if plan.calibration is not None:
         return plan.calibration
     name, known = plan.provenance.calibration, catalog_calibrations()
+    if name == DEFAULT_SERVING and plan.engine != "moiety":
+        device = plan.cluster.device
+        return engine_calibration(plan.engine, device.architecture, device.memory_bytes)
     if name not in known:
         rule = f"the plan was made with constants that this version does not have; it has {', '.join(known)}"
         raise InputError(rule, source=source, field="provenance.calibration", value=name, remedy=_REMEDY)
-    return load_calibration(name)
+    found = load_calibration(name)
+    if plan.engine not in found.engines:
+        rule = f"{name} holds no constants of {plan.engine}; plans for that engine are made with {DEFAULT_SERVING}"
+        raise InputError(rule, source=source, field="provenance.calibration", value=name, remedy=_REMEDY)
+    return found

@@ -10,6 +10,7 @@ from moiety.cli.table import table
 from moiety.cost.refit import Bench, Observation, refitted
 from moiety.graph.graph import build_step_graph
 from moiety.plan import Schedule
+from moiety.projection.engine_step import engine_step_s
 from moiety.projection.project import evaluate
 from moiety.units import format_duration, format_si
 
@@ -103,8 +104,9 @@ def bench_result(plan: Plan, calibration: Calibration, outcome: Mapping[str, obj
 
 def _step_s(plan: Plan, calibration: Calibration) -> float:
     """Return the seconds that a step of the plan's first pool takes by some constants, all micro-batches together."""
-    phase = evaluate(plan, calibration).phases[0]
-    return phase.outcome.step_s + calibration.engines[plan.engine].step_overhead_s
+    outcome, schedule = evaluate(plan, calibration).phases[0].outcome, plan.pools[0].schedule
+    sequences = schedule.decode_sequences * schedule.num_microbatches
+    return engine_step_s(calibration.engines[plan.engine], outcome.graph, outcome.step_s, sequences)
 
 
 def _refitted(plan: Plan, calibration: Calibration, outcome: Mapping[str, object]) -> Calibration:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from moiety.calibration.catalog import calibration_for
+from moiety.calibration.engines import engine_calibration
 from moiety.errors import InputError
 from moiety.machine.local_cluster import local_cluster
 from moiety.plan import Pool
@@ -117,7 +117,7 @@ def folded(plan: Plan, num_ranks: int, model: Model, cluster: Callable[[str], Cl
         cluster=here,
         workload=plan.workload,
         engine=plan.engine,
-        calibration=calibration_for(here.device.architecture),
+        calibration=engine_calibration(plan.engine, here.device.architecture, here.device.memory_bytes),
         expert_shares=plan.expert_shares if is_whole else None,
     )
     options = _options(plan, scenario, made)

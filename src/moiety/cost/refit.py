@@ -80,13 +80,12 @@ def refitted(  # noqa: PLR0913 - what was observed, where, and what it is called
             by_kind.setdefault(roofline_kind(each.op.work), []).append(each)
     for kind, found in by_kind.items():
         roofline[kind] = _roofline(calibration, kind, found, bench.cluster, source)
-    overhead = calibration.engines[engine].model_copy(
-        update={
-            "step_overhead_s": step_overhead_s,
-            "reserve_bytes": reserve_bytes,
-            "basis": "measured",
-            "source": source,
-        }
+    overhead = EngineConstants(
+        step_overhead_s=step_overhead_s,
+        request_overhead_s=calibration.engines[engine].request_overhead_s,
+        reserve_bytes=reserve_bytes,
+        basis="measured",
+        source=source,
     )
     engines: dict[Engine, EngineConstants] = {**calibration.engines, engine: overhead}
     return Calibration(

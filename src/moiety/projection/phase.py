@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moiety.cost.memory import plan_memory
+from moiety.projection.engine_step import engine_step_s
 from moiety.projection.queue import closed_loop_load, queue_wait_s
 from moiety.projection.step import time_step
 
@@ -59,6 +60,11 @@ class PoolCase:
             checkpointed=checkpointed,
         )
 
+    def request_s(self, in_flight: int) -> float:
+        """Return what the engine adds to the time to first token where so many requests are in flight."""
+        engine = self.scenario.overheads
+        return engine.request_overhead_s + in_flight * engine.concurrency_overhead_s
+
     def memory(self, outcome: StepOutcome, cached_tokens: int, cached_sequences: int) -> MemoryPlan:
         """Return the memory plan when one group caches that much."""
         return plan_memory(
@@ -66,7 +72,7 @@ class PoolCase:
             cached_tokens=cached_tokens,
             cached_sequences=cached_sequences,
             device=self.scenario.cluster.device,
-            engine=self.scenario.calibration.engines[self.scenario.engine],
+            engine=self.scenario.overheads,
             packed=outcome.timeline is not None,
         )
 
@@ -89,11 +95,11 @@ class PhaseOutcome:
 
 def prefill_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
     """Return a batch of prompts computed in one step; the first token comes at its end."""
-    engine = case.scenario.calibration.engines[case.scenario.engine]
+    engine = case.scenario.overheads
     outcome = case.step(schedule, training=False, timing=timing)
     tokens = schedule.tokens_per_step
     sequences = max(math.ceil(tokens / schedule.prompt_tokens), 1)
-    step_s = outcome.step_s + engine.step_overhead_s
+    step_s = engine_step_s(engine, outcome.graph, outcome.step_s, 0)
     rate = tokens * case.num_groups / step_s
     return PhaseOutcome(
         schedule=schedule,
@@ -101,7 +107,7 @@ def prefill_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> Phas
         memory=case.memory(outcome, tokens, sequences),
         tokens_per_s=rate,
         step_s=step_s,
-        ttft_s=step_s + engine.request_overhead_s,
+        ttft_s=engine.prefill_slowdown * step_s + case.request_s(sequences * case.num_groups),
         tpot_s=None,
         computed_tokens_per_s=rate,
     )
@@ -109,11 +115,11 @@ def prefill_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> Phas
 
 def decode_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
     """Return one output token for every sequence in flight; steps follow each other without a gap."""
-    engine = case.scenario.calibration.engines[case.scenario.engine]
+    engine = case.scenario.overheads
     workload = case.scenario.workload
     outcome = case.step(schedule, training=False, timing=timing)
     sequences = schedule.decode_sequences * schedule.num_microbatches
-    tpot_s = _token_period_s(outcome, schedule.num_microbatches) + engine.step_overhead_s
+    tpot_s = engine_step_s(engine, outcome.graph, _token_period_s(outcome, schedule.num_microbatches), sequences)
     rate = case.served(schedule) / tpot_s
     full = sequences * (workload.input_tokens + workload.output_tokens)
     return PhaseOutcome(
@@ -142,15 +148,15 @@ def mixed_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseO
     running step, for the prompts before it (M/D/1) and for its own chunks.
     """
     workload = case.scenario.workload
-    engine = case.scenario.calibration.engines[case.scenario.engine]
+    engine = case.scenario.overheads
     outcome = case.step(schedule, training=False, timing=timing)
-    tpot_s = _token_period_s(outcome, schedule.num_microbatches) + engine.step_overhead_s
     sequences = schedule.decode_sequences * schedule.num_microbatches
+    tpot_s = engine_step_s(engine, outcome.graph, _token_period_s(outcome, schedule.num_microbatches), sequences)
     burst = _burst(workload.input_tokens, schedule)
     busiest = case.step(burst, training=False, timing="folded" if timing == "simulated" else timing)
-    burst_s = _token_period_s(busiest, schedule.num_microbatches) + engine.step_overhead_s
+    burst_s = engine_step_s(engine, busiest.graph, _token_period_s(busiest, schedule.num_microbatches), sequences)
     steps = workload.input_tokens / (burst.prefill_tokens * burst.num_microbatches)
-    own_s = engine.request_overhead_s + tpot_s / 2 + math.ceil(steps) * burst_s
+    own_s = case.request_s(case.served(schedule)) + tpot_s / 2 + engine.prefill_slowdown * math.ceil(steps) * burst_s
     decode_s = (workload.output_tokens - 1) * tpot_s
     load = closed_loop_load(sequences * steps * burst_s, own_s + decode_s, steps * burst_s)
     arriving = workload.request_rate_per_s or math.inf

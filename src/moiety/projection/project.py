@@ -103,14 +103,15 @@ def project_disaggregated(scenario: Scenario, pools: tuple[Pool, ...], phases: t
     Requests in flight stay with the decode pool but for their time to first token (Little's law); the prefill pool's
     queue is M/D/1 with one batch as the service. Where prefill cannot follow, it sets the rate and requests wait there.
     """
-    workload, engine = scenario.workload, scenario.calibration.engines[scenario.engine]
+    workload, engine = scenario.workload, scenario.overheads
     prefill, decode = phases
     assert decode.tpot_s is not None, "a decode pool has a time per output token"
     in_flight = round(decode.tokens_per_s * decode.tpot_s)
     transfer_s = kv_transfer_s(scenario, pools[0], decode)
     decode_s = max(workload.output_tokens - 1, 0) * decode.tpot_s
     capacity = prefill.tokens_per_s / workload.input_tokens
-    own_s = engine.request_overhead_s + prefill.step_s + transfer_s
+    request_s = engine.request_overhead_s + in_flight * engine.concurrency_overhead_s
+    own_s = request_s + engine.prefill_slowdown * prefill.step_s + transfer_s
     arriving = workload.request_rate_per_s or math.inf
     load = min(closed_loop_load(in_flight / capacity, own_s + decode_s, prefill.step_s), arriving / capacity)
     ttft_s = own_s + queue_wait_s(load, prefill.step_s)

@@ -51,7 +51,7 @@ def provenance(scenario: Scenario, pools: Sequence[Pool], graphs: Sequence[Graph
     routed = weakest(*bases)
     kernels = calibration.basis_on(architecture, *_constants_used(calibration, graphs))
     machine = weakest(kernels, routed, _hardware(cluster, _timed_fields(scenario, graphs), links=True))
-    timing = weakest(machine, calibration.engines[scenario.engine].basis)
+    timing = weakest(machine, scenario.overheads.basis)
     power = weakest(machine, calibration.power.basis, _hardware(cluster, _POWERED_FIELDS, links=False))
     return {
         "throughput_tokens_per_s": timing,

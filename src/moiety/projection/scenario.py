@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moiety.calibration.calibration import Calibration, Engine
+    from moiety.calibration.calibration import Calibration, Engine, EngineConstants
     from moiety.cluster.cluster import Cluster
     from moiety.model.model import Model
     from moiety.plan import Plan
@@ -32,6 +32,11 @@ class Scenario:
     routing: Routing | None = None
     carries_calibration: bool = False
     """Whether plans must hold the calibration, because it came from a file."""
+
+    @property
+    def overheads(self) -> EngineConstants:
+        """What the engine adds to the kernels."""
+        return self.calibration.engines[self.engine]
 
 
 def scenario_of(plan: Plan, calibration: Calibration) -> Scenario:

@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.calibration.catalog import load_calibration
+from moiety.calibration.serving import MEMORY_SHARE, RESERVE_BYTES
 from moiety.cost.memory import cache_bytes, layer_weight_bytes
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
@@ -18,7 +18,7 @@ from moiety.projection.step import time_step
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
-    from moiety.calibration.serving import EngineRelease, ServingFamily
+    from moiety.calibration.serving import EngineRelease
     from moiety.cluster.cluster import Cluster
     from moiety.graph.graph import Graph
     from moiety.model.model import Model
@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from moiety.strategy.strategy import Strategy
     from moiety.workload.workload import Workload
 
-MEMORY_SHARE = 0.95
-"""Of a device's memory that engines fill (vLLM, SGLang and TensorRT-LLM: 0.90 to 0.95 of what is free)."""
-RESERVE_BYTES = 3_000_000_000
-"""Context, captured graphs and activations of a rank."""
 _LEAST_POOL = 0.03
 """Share of the memory that a cache needs at least to be believed: a run that was measured did fit."""
 
@@ -118,15 +114,3 @@ def num_kernels(graph: Graph) -> int:
     parts = [(graph.layers[block], count) for block, count in counts.items()]
     parts += [(graph.embedding, 1), (graph.head, 1)]
     return sum(count * sum(not isinstance(op.work, Collective) for op in ops) for ops, count in parts)
-
-
-def family_calibration(family: ServingFamily) -> Calibration:
-    """Return the cost model's constants with the kernels and collectives of a family in them."""
-    base = load_calibration()
-    return base.model_copy(
-        update={
-            "architectures": family.architectures,
-            "roofline": {**base.roofline, **family.roofline},
-            "collectives": family.collectives,
-        }
-    )

@@ -51,8 +51,8 @@ _KNOWN = """## What no law here explains
 - Kernels that fell back to slower ones (B300 with 8,192 tokens in, Qwen3-235B FP8 on vLLM 0.12) are predicted as if
   they had not.
 - DeepSeek's own figures for its dense products and those that InferSim measured of the same kernels on the same H800
-  differ by a quarter to a half where few rows are computed: one seems to count what surrounds the kernel. One law stands for
-  both, and is late by the one's account and early by the other's. First rows of a sweep are slower than larger ones.
+  differ by a quarter to a half where few rows are computed: one seems to count what surrounds the kernel. One law
+  stands for both, and lies between them. First rows of a sweep are slower than larger ones.
 - Small collectives on A100 and `h100_dgx` take two to four times as long as elsewhere and no longer for a megabyte:
   they seem to be timed from the host. H100 shares its constants with rows that are not.
 - DeepEP's first normal kernels over two nodes reach half of what they reach over four, and of what the second
@@ -117,7 +117,7 @@ def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) ->
     if left_out:
         parts.append(
             "## On rows that the fit did not see\n\n"
-            "The constants fitted anew without the rows named (of serving runs aggregated ones only; folds one after\nanother until every row was left out once):\n\n"
+            "The constants fitted anew without the rows named; of parts in turn, until each was left out:\n\n"
             + "".join(f"- {line}\n" for line in left_out)
         )
     parts.append(_KNOWN)

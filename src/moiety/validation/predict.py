@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moiety.calibration.engines import family_calibration
 from moiety.calibration.serving_catalog import load_serving
 from moiety.projection.serving import aggregated_latency, disaggregated_latency
-from moiety.projection.serving_pool import ServingPool, family_calibration
+from moiety.projection.serving_pool import ServingPool
 from moiety.workload.workload import Workload
 
 if TYPE_CHECKING:

@@ -1,0 +1,55 @@
+"""A plan's step under an engine is the step that `moiety validate` is held to."""
+
+from __future__ import annotations
+
+import pytest
+
+from moiety.calibration.engines import engine_calibration
+from moiety.calibration.serving_catalog import load_serving
+from moiety.cluster.catalog import load_cluster
+from moiety.model.catalog import load_catalog_model
+from moiety.plan import Options, Schedule
+from moiety.projection.engine_step import engine_step_s
+from moiety.projection.phase import PoolCase, decode_phase
+from moiety.projection.scenario import Scenario
+from moiety.projection.serving_pool import ServingPool
+from moiety.strategy.strategy import Strategy
+from moiety.workload.workload import Workload
+
+CLUSTER, MODEL = load_cluster("h200x8"), load_catalog_model("qwen3-235b-a22b")
+STRATEGY, OPTIONS = Strategy(attn_dp=8, ep=8), Options(two_batch_overlap=False)
+LOAD = Workload(name="measured", kind="decode", input_tokens=1024, output_tokens=512, concurrency=256)
+
+
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm"])
+def test_planning_and_validating_time_a_decode_step_alike(engine: str) -> None:
+    calibration = engine_calibration(engine, "hopper", CLUSTER.device.memory_bytes)
+    schedule = Schedule(
+        num_microbatches=1,
+        prefill_tokens=0,
+        prompt_tokens=0,
+        decode_sequences=32,
+        context_tokens=LOAD.decode_context_tokens,
+    )
+    planned = decode_phase(
+        PoolCase(Scenario(MODEL, CLUSTER, LOAD, engine, calibration), STRATEGY, OPTIONS, None),
+        schedule,
+        timing="estimated",
+    )
+    release = load_serving().family("hopper").newest_release(engine)
+    validated = ServingPool(MODEL, CLUSTER, STRATEGY, OPTIONS, 1, calibration, release, LOAD)
+    assert planned.tpot_s == pytest.approx(validated.step_s(0, 32, LOAD.decode_context_tokens), rel=1e-9)
+
+
+def test_every_overhead_is_added_where_it_arises() -> None:
+    calibration = engine_calibration("vllm", "hopper", CLUSTER.device.memory_bytes)
+    case = PoolCase(Scenario(MODEL, CLUSTER, LOAD, "vllm", calibration), STRATEGY, OPTIONS, None)
+    decode = Schedule(num_microbatches=1, prefill_tokens=0, prompt_tokens=0, decode_sequences=1, context_tokens=9)
+    prompts = decode.model_copy(update={"prefill_tokens": 1024, "prompt_tokens": 1024, "decode_sequences": 0})
+    engine = calibration.engines["vllm"]
+    graphs = [case.step(each, training=False, timing="estimated").graph for each in (decode, prompts)]
+    of_decode, of_prompts = (engine_step_s(engine, graph, 1.0, 0) for graph in graphs)
+    assert engine_step_s(engine, graphs[0], 3.0, 0) - of_decode == pytest.approx(2 * engine.kernel_slowdown)
+    assert engine_step_s(engine, graphs[0], 1.0, 10) - of_decode == pytest.approx(10 * engine.sequence_overhead_s)
+    assert of_decode > engine.kernel_slowdown + engine.step_overhead_s + MODEL.num_layers * engine.moe_layer_gap_s
+    assert of_prompts > of_decode
