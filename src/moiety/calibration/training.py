@@ -15,7 +15,7 @@ DEFAULT_TRAINING = "training-2026-11"
 
 
 class TrainingConstants(Sourced):
-    """What Megatron-LM adds to a step, as `python -m moiety.validation.fit_training` writes it."""
+    """What Megatron-LM adds to a step, as `python -m moiety.validation.fit training` writes it."""
 
     dense_layer_s: Seconds
     """A dense layer's forward and backward pass of a micro-batch: kernels that are launched one by one, casts, norms

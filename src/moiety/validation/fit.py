@@ -12,6 +12,7 @@ from moiety.files import read_text, write_all
 from moiety.validation.fit_collectives import COLLECTIVES_FIT
 from moiety.validation.fit_products import PRODUCTS_FIT
 from moiety.validation.fit_serving import SERVING_FIT
+from moiety.validation.fit_training import TRAINING_FIT
 from moiety.validation.fitting import fitted_lines
 from moiety.validation.rows import read_rows, refuse_empty
 
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
     from moiety.validation.fitting import Fitting
 
-FITTINGS: dict[str, Fitting[Any, Any]] = {each.name: each for each in (SERVING_FIT, COLLECTIVES_FIT, PRODUCTS_FIT)}
+FITTINGS: dict[str, Fitting[Any, Any]] = {
+    each.name: each for each in (SERVING_FIT, COLLECTIVES_FIT, PRODUCTS_FIT, TRAINING_FIT)
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""`python -m moiety.validation.fit_training ROWS... --into CONSTANTS.json`: Megatron-LM's constants from measured runs.
+"""Training: Megatron-LM's constants from measured runs.
 
 Three constants for all models and devices, fitted to the logarithms of the steps' ratios, and tested on models and
 devices left out. Runs of one configuration under several releases weigh as much as one.
@@ -6,30 +6,27 @@ devices left out. Runs of one configuration under several releases weigh as much
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from moiety.calibration.catalog import calibration_for
 from moiety.calibration.training import DEFAULT_TRAINING, TrainingCatalog, TrainingConstants
-from moiety.files import write_all
 from moiety.projection.training_run import TrainingParts, TrainingRun, training_parts
+from moiety.validation.fitting import Fitting, Split, each_value, rounded_fields
 from moiety.validation.least_squares import minimise, robust
-from moiety.validation.rows import read_rows
-from moiety.validation.score import error_percents, score_of
 from moiety.validation.serving_case import SkippedRow
 from moiety.validation.system_row import SystemRow
 from moiety.validation.training_case import training_run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from moiety.validation.serving_row import ServingRow
 
 _START = np.array([1e-3, 1e-3, 1.0])
 """A few dozen launches a layer; gradients as fast as an all-reduce."""
@@ -50,11 +47,11 @@ class MeasuredRun:
         return self.step_s / self.parts.step_s(constants) - 1
 
 
-def measured_runs(rows: Sequence[SystemRow]) -> list[MeasuredRun]:
+def measured_runs(rows: Sequence[ServingRow | SystemRow]) -> list[MeasuredRun]:
     """Return the training rows that can be predicted and whose throughput was measured."""
     found = list[MeasuredRun]()
     for row in rows:
-        if row.phase != "training" or row.tier != "A":
+        if not isinstance(row, SystemRow) or row.phase != "training" or row.tier != "A":
             continue
         try:
             run = training_run(row)
@@ -89,14 +86,15 @@ def fit_training(runs: Sequence[MeasuredRun]) -> TrainingConstants:
         return weight * robust(np.log((table @ np.array([1.0, *np.exp(logs)])) / measured), _SCALE)
 
     dense, moe, slowdown = np.exp(minimise(residuals, np.log(_START), rounds=_ROUNDS)).tolist()
-    return TrainingConstants(
+    constants = TrainingConstants(
         basis="fitted",
         source=f"{len(runs)} runs: {_SOURCE}",
         range="Hopper and Blackwell, 8 to 256 GPUs, sequences of 4,096 and 8,192 tokens, no context parallelism",
-        dense_layer_s=float(f"{dense:.4g}"),
-        moe_layer_s=float(f"{moe:.4g}"),
-        gradient_slowdown=float(f"{slowdown:.4g}"),
+        dense_layer_s=dense,
+        moe_layer_s=moe,
+        gradient_slowdown=slowdown,
     )
+    return rounded_fields(constants)
 
 
 def _configuration(run: TrainingRun) -> tuple[object, ...]:
@@ -104,45 +102,23 @@ def _configuration(run: TrainingRun) -> tuple[object, ...]:
     return run.model.name, device, dtype, run.strategy.name, run.tokens_per_step, run.virtual_stages
 
 
-def cross_validation(runs: Sequence[MeasuredRun]) -> list[str]:
-    """Return one line for each way to leave runs out: every model, every device."""
-    ways: dict[str, Callable[[MeasuredRun], str]] = {
-        "model": lambda each: each.run.model.name,
-        "device": lambda each: each.run.cluster.device.name,
-    }
-    lines = list[str]()
-    for what, key in ways.items():
-        errors = list[float]()
-        for value in sorted({key(each) for each in runs}):
-            constants = fit_training([each for each in runs if key(each) != value])
-            own = [each.error(constants) for each in runs if key(each) == value]
-            lines.append(f"training, {value} left out: {_line(own)}")
-            errors += own
-        lines.append(f"training, each {what} left out in turn: {_line(errors)}")
-    return lines
+def _errors(constants: TrainingConstants, runs: Sequence[MeasuredRun]) -> dict[str, list[float]]:
+    return {"throughput": [each.error(constants) for each in runs]}
 
 
-def _line(errors: Sequence[float]) -> str:
-    return "{} rows; MAPE {}, median {}, bias {}".format(len(errors), *error_percents(score_of(errors)))
+def _splits(runs: Sequence[MeasuredRun]) -> list[Split[MeasuredRun]]:
+    splits = list[Split[MeasuredRun]]()
+    for what, by_value in (
+        ("model", each_value(lambda each: each.run.model.name, runs)),
+        ("device", each_value(lambda each: each.run.cluster.device.name, runs)),
+    ):
+        splits += [Split(f"{what} {value}", (left_out,)) for value, left_out in by_value.items()]
+        splits.append(Split(f"each {what} in turn", tuple(by_value.values())))
+    return splits
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Fit the constants on the rows of the files named, print the errors, and write the constants."""
-    parser = argparse.ArgumentParser(prog="python -m moiety.validation.fit_training", description=main.__doc__)
-    parser.add_argument("rows", nargs="+", type=Path, help="files of measured rows, JSON Lines")
-    parser.add_argument("--into", type=Path, help="the file that is written")
-    parser.add_argument("--cross-validate", action="store_true", help="also fit without some rows, and test on those")
-    given = parser.parse_args(arguments)
-    read = [read_rows(path) for path in given.rows]
-    runs = measured_runs([each.row for found in read for each in found.rows if isinstance(each.row, SystemRow)])
-    if given.cross_validate:
-        sys.stdout.writelines(f"{line}\n" for line in cross_validation(runs))
-    constants = fit_training(runs)
-    sys.stdout.write(f"training, fitted on: {_line([each.error(constants) for each in runs])}\n")
-    if given.into:
-        document = TrainingCatalog(name=DEFAULT_TRAINING, constants=constants).model_dump_json(indent=2)
-        write_all(given.into.parent, {given.into.name: document + "\n"})
+def _rewritten(_text: str, constants: TrainingConstants, _runs: Sequence[MeasuredRun]) -> str:
+    return TrainingCatalog(name=DEFAULT_TRAINING, constants=constants).model_dump_json(indent=2) + "\n"
 
 
-if __name__ == "__main__":
-    main()
+TRAINING_FIT = Fitting("training", measured_runs, fit_training, _errors, _splits, _rewritten)
