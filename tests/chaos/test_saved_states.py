@@ -1,4 +1,4 @@
-"""The newest saved state of a training is cut short, or a bit of it flipped: it is found, and the one before is used."""
+"""The newest saved state of a training is cut short, or a bit of it flipped: the one before it is used."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch")
 
 from moiety.runtime.training.manifest import whole_state
-from tests.chaos.cluster import planned, rows_file, tiny_checkpoint
+from tests.chaos.cluster import planned, rows_file
 from tests.cli.command import Done, moiety
 
 if TYPE_CHECKING:
@@ -39,10 +39,9 @@ DAMAGES: dict[str, Callable[[Path], None]] = {"truncated": cut, "bit-flipped": f
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Done]:
+def train(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Done]:
     folder = tmp_path_factory.mktemp("training")
-    checkpoint = tiny_checkpoint(folder / "model")
-    plan, rows = planned(folder / "plan", checkpoint, "local:1", "tp1"), rows_file(folder / "rows.jsonl")
+    plan, rows = planned(folder / "plan", checkpoint, num_ranks=1), rows_file(folder / "rows.jsonl")
 
     def call(*arguments: str | Path) -> Done:
         return moiety("train", plan, "--checkpoint", checkpoint, "--data", rows, "--steps", "1", "--json", *arguments)
