@@ -1,4 +1,7 @@
-"""The newest saved state of a training is cut short, or a bit of it flipped: the one before it is used."""
+"""Saved states of a training: the newest is cut short, a bit of it flipped, or the disk is full when one is written.
+
+Files of other verbs on a full disk are in `tests/test_files.py`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ pytest.importorskip("torch")
 from moiety.runtime.training.manifest import whole_state
 from tests.chaos.cluster import planned, rows_file
 from tests.cli.command import Done, moiety
+from tests.small_disk import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,9 +84,22 @@ def test_a_damaged_newest_state_is_found_and_the_one_before_goes_on_bit_by_bit(
         assert loss(again) == second
         assert boxes(state) == expected, "bit by bit"
         assert whole_state(before).step == 1, "the damaged one is not kept in place of the good one"
+    check_full_disk(train, state, tmp_path / "disk")
     shutil.rmtree(state)
     cut(before / "__0_0.distcp")
     refused = train("--resume", state)
     assert (refused.code, refused.out, len(refused.err.splitlines())) == (2, "", 1)
     assert "no such folder" in refused.err
     assert "nor is the state before it whole" in refused.err
+
+
+def check_full_disk(train: Callable[..., Done], whole: Path, folder: Path) -> None:
+    """Assert that a state which finds no room is one message, and what was there before is there."""
+    with small_disk(folder, "6m") as disk:
+        state = disk / "state"
+        shutil.copytree(whole, state)
+        failed = train("--resume", state, "--save", state)
+        assert (failed.code, failed.out, len(failed.err.splitlines())) == (2, "", 1)
+        assert f"{state}: cannot be written: No space left on device; nothing was changed" in failed.err
+        assert list(disk.iterdir()) == [state]
+        assert boxes(state) == boxes(whole)

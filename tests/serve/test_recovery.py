@@ -1,4 +1,7 @@
-"""Ranks that die, freeze and will not live: streams go on with the same tokens; then the server's own end."""
+"""Ranks that die until none is left: streams go on, drawn ones too; then the server's own end.
+
+What each fault costs, and is allowed to, is in `tests/chaos`.
+"""
 
 from __future__ import annotations
 
@@ -45,30 +48,28 @@ class Reader(threading.Thread):
                     self.tokens += [token for choice in event.get("choices", ()) for token in choice["token_ids"]]
 
 
-def test_streams_outlive_ranks_that_die_and_freeze_as_long_as_there_are_any(tmp_path: Path) -> None:
+def test_streams_outlive_ranks_that_die_as_long_as_there_are_any(tmp_path: Path) -> None:
     checkpoint = checkpoint_with_texts(tmp_path / "qwen3")
     oracle = reference_model(checkpoint)
     expected = [greedy_continuation(oracle, prompt, LONG) for prompt in PROMPTS]
     plan = planned(tmp_path / "plan", checkpoint, "local:2", "tp1_dp2_ep2")
-    with served(plan, checkpoint, "--max-restarts", "2") as server:
+    with served(plan, checkpoint, "--max-restarts", "1") as server:
         drawn = server.complete([1, 2], LONG, temperature=1.0, seed=3)
-        for number in (signal.SIGKILL, signal.SIGSTOP):
-            epoch = server.epoch()
-            survivor, victim = (each["pid"] for each in server.ranks())
-            readers = [Reader(server, prompt, LONG) for prompt in PROMPTS]
-            sampled = Reader(server, [1, 2], LONG, temperature=1.0, seed=3)
-            awaited(lambda readers=readers: all(each.tokens for each in readers))
-            send(victim, number)
-            for each in (*readers, sampled):
-                each.join(timeout=240.0)
-            assert [each.tokens for each in readers] == expected
-            assert sampled.tokens == drawn
-            assert all(each.is_complete and each.error is None for each in (*readers, sampled))
-            assert server.epoch() > epoch
-            assert is_gone(victim), "a frozen rank that wakes up could do harm"
-            awaited(lambda: [each["state"] for each in server.ranks()] == ["ready", "ready"])
-            assert survivor in [each["pid"] for each in server.ranks()]
-            assert server.metric("moiety_epoch") == server.epoch()
+        epoch = server.epoch()
+        survivor, victim = (each["pid"] for each in server.ranks())
+        readers = [Reader(server, prompt, LONG) for prompt in PROMPTS]
+        sampled = Reader(server, [1, 2], LONG, temperature=1.0, seed=3)
+        awaited(lambda: all(each.tokens for each in readers))
+        send(victim, signal.SIGKILL)
+        for each in (*readers, sampled):
+            each.join(timeout=240.0)
+        assert [each.tokens for each in readers] == expected
+        assert sampled.tokens == drawn
+        assert all(each.is_complete and each.error is None for each in (*readers, sampled))
+        assert server.epoch() > epoch
+        awaited(lambda: [each["state"] for each in server.ranks()] == ["ready", "ready"])
+        assert survivor in [each["pid"] for each in server.ranks()]
+        assert server.metric("moiety_epoch") == server.epoch()
         last = [Reader(server, PROMPTS[0], MOST) for _ in range(12)]
         awaited(lambda: all(each.tokens for each in last))
         send(server.ranks()[0]["pid"], signal.SIGKILL)
