@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -172,10 +174,11 @@ def replacing_folder(folder: Path | str, *, previous: Path | None = None) -> Gen
     """Give an empty folder beside `folder`, whose name it takes when the block ends well.
 
     What was there before becomes `previous`, where that is given, in place of what that held. Where the block fails
-    all stays as it was. A process that is killed leaves `folder`, or else `previous`, whole. Raises OutputError where
-    the folder cannot be made or moved.
+    all stays as it was. A process that is killed leaves `folder`, or else `previous`, whole; the next call removes what it
+    leaves beside. Raises OutputError where the folder cannot be made or moved.
     """
     target = Path(folder).absolute()
+    _remove_leftovers(target)
     mark = f".{target.name}-{os.getpid()}-{os.urandom(4).hex()}"
     fresh, old = target.parent / f"{mark}.part", target.parent / f"{mark}.old"
     kept = old if previous is None else previous.absolute()
@@ -198,6 +201,24 @@ def replacing_folder(folder: Path | str, *, previous: Path | None = None) -> Gen
             place.rename(each)
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what processes have left that were killed while they replaced a folder."""
+    for each in target.parent.glob(f".{glob.escape(target.name)}-*"):
+        mark = re.fullmatch(r"-([0-9]+)-[0-9a-f]{8}\.(part|old)", each.name.removeprefix(f".{target.name}"))
+        if mark and not _is_alive(int(mark[1])):
+            shutil.rmtree(each, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _make_folder(folder: Path, writing: _Writing) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,5 +95,14 @@ def test_what_a_folder_held_before_is_kept_beside_it(tmp_path: Path) -> None:
     with pytest.raises(OutputError):
         write("half")
     assert {path.name: (path / "file").read_text() for path in tmp_path.iterdir()} == {"state.previous": "second"}
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for pid in (gone.pid, os.getppid()):  # a process that was killed in the midst of it, and one that is at it
+        (tmp_path / f".state-{pid}-0123abcd.part").mkdir()
     write("fourth")
     assert (kept / "file").read_text() == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f".state-{os.getppid()}-0123abcd.part",
+        "state",
+        "state.previous",
+    ]
