@@ -174,8 +174,8 @@ def replacing_folder(folder: Path | str, *, previous: Path | None = None) -> Gen
     """Give an empty folder beside `folder`, whose name it takes when the block ends well.
 
     What was there before becomes `previous`, where that is given, in place of what that held. Where the block fails
-    all stays as it was. A process that is killed leaves `folder`, or else `previous`, whole; the next call removes what it
-    leaves beside. Raises OutputError where the folder cannot be made or moved.
+    all stays as it was. A process that is killed leaves `folder`, or else `previous`, whole; what it leaves beside is
+    removed by the next call. Raises OutputError where the folder cannot be made or moved.
     """
     target = Path(folder).absolute()
     _remove_leftovers(target)
