@@ -120,6 +120,7 @@ def test_the_server_is_killed_while_ranks_regroup(fleet: Fleet, answers: list[An
     began_s = time.monotonic()
     awaited(lambda: all(is_gone(each) for each in ranks))
     ended_s = time.monotonic() - began_s
+    server.process.wait(30.0)
     for stream, (_, tokens) in zip(streams, answers, strict=True):
         stream.join(10.0)
         assert stream.tokens == tokens[: len(stream.tokens)], "what clients have is the beginning of what is right"
