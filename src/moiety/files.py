@@ -178,7 +178,7 @@ def replacing_folder(folder: Path | str, *, previous: Path | None = None) -> Gen
     removed by the next call. Raises OutputError where the folder cannot be made or moved.
     """
     target = Path(folder).absolute()
-    _remove_leftovers(target)
+    _remove_unplaced(target)
     mark = f".{target.name}-{os.getpid()}-{os.urandom(4).hex()}"
     fresh, old = target.parent / f"{mark}.part", target.parent / f"{mark}.old"
     kept = old if previous is None else previous.absolute()
@@ -203,22 +203,12 @@ def replacing_folder(folder: Path | str, *, previous: Path | None = None) -> Gen
             shutil.rmtree(leftover, ignore_errors=True)
 
 
-def _remove_leftovers(target: Path) -> None:
+def _remove_unplaced(target: Path) -> None:
     """Remove what processes have left that were killed while they replaced a folder."""
     for each in target.parent.glob(f".{glob.escape(target.name)}-*"):
         mark = re.fullmatch(r"-([0-9]+)-[0-9a-f]{8}\.(part|old)", each.name.removeprefix(f".{target.name}"))
-        if mark and not _is_alive(int(mark[1])):
+        if mark and not _lives(int(mark[1])):
             shutil.rmtree(each, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _make_folder(folder: Path, writing: _Writing) -> None:
