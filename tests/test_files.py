@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from moiety.errors import InputError, OutputError
 from moiety.files import read_bytes, read_text, remove_leftovers, resolve_input, write_all
+from tests.small_disk import small_disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -230,18 +231,8 @@ def test_file_that_the_system_cuts_short(tmp_path: Path) -> None:
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
     """Mount a file system of 64 KiB, where this machine lets us."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(mount, check=False, capture_output=True, timeout=60).returncode == 0
-    except OSError:
-        mounted = False
-    if not mounted:
-        pytest.skip("mounting is refused")
-    yield disk
-    unmount = ["umount", str(disk)]
-    subprocess.run(unmount, check=True, timeout=60)
+    with small_disk(tmp_path / "disk", "64k") as disk:
+        yield disk
 
 
 def test_full_disk(full_disk: Path) -> None:

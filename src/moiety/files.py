@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -168,30 +170,45 @@ def _lives(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def replacing_folder(folder: Path | str) -> Generator[Path]:
+def replacing_folder(folder: Path | str, *, previous: Path | None = None) -> Generator[Path]:
     """Give an empty folder beside `folder`, whose name it takes when the block ends well.
 
-    Until then, and where the block fails, what was there before stays as it was. Raises OutputError where the folder
-    cannot be made or moved.
+    What was there before becomes `previous`, where that is given, in place of what that held. Where the block fails
+    all stays as it was. A process that is killed leaves `folder`, or else `previous`, whole; what it leaves beside is
+    removed by the next call. Raises OutputError where the folder cannot be made or moved.
     """
     target = Path(folder).absolute()
+    _remove_unplaced(target)
     mark = f".{target.name}-{os.getpid()}-{os.urandom(4).hex()}"
     fresh, old = target.parent / f"{mark}.part", target.parent / f"{mark}.old"
+    kept = old if previous is None else previous.absolute()
+    moved: list[tuple[Path, Path]] = []
     try:
         fresh.mkdir(parents=True)
         yield fresh
         _sync(fresh)
-        if target.exists():
-            target.rename(old)
+        for each, place in ((kept, old), (target, kept)) if target.exists() else ():
+            if each.exists():
+                each.rename(place)
+                moved.append((each, place))
         fresh.rename(target)
+        moved.clear()
         _sync(target.parent)
     except OSError as error:
         raise OutputError(f"{target}: cannot be written: {_reason(error)}; nothing was changed") from None
     finally:
-        if old.exists() and not target.exists():
-            old.rename(target)
+        for each, place in reversed(moved):
+            place.rename(each)
         for leftover in (fresh, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _remove_unplaced(target: Path) -> None:
+    """Remove what processes have left that were killed while they replaced a folder."""
+    for each in target.parent.glob(f".{glob.escape(target.name)}-*"):
+        mark = re.fullmatch(r"-([0-9]+)-[0-9a-f]{8}\.(part|old)", each.name.removeprefix(f".{target.name}"))
+        if mark and not _lives(int(mark[1])):
+            shutil.rmtree(each, ignore_errors=True)
 
 
 def _make_folder(folder: Path, writing: _Writing) -> None:

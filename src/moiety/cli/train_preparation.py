@@ -16,6 +16,7 @@ from moiety.runtime.job import TRAINING_ENTRY, Job, Training
 from moiety.runtime.training.balance import BIAS
 from moiety.runtime.training.data import read_rows
 from moiety.runtime.training.state import METADATA
+from moiety.runtime.training.states import newest_whole, previous_of
 
 if TYPE_CHECKING:
     from moiety.cli.run_plan import Folding
@@ -61,6 +62,7 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
     if not (math.isfinite(wish.learning_rate) and wish.learning_rate > 0):
         raise InputError("must be above 0", field="--lr", value=wish.learning_rate)
     _check_folders(wish)
+    found = None if wish.resume is None else newest_whole(Path(wish.resume).absolute())
     choice = choose(wish.plan, wish.checkpoint, wish.fold, world)
     if choice.num_ranks is None:
         check_trainable(choice.plan, str(choice.path))
@@ -88,29 +90,40 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
             learning_rate=wish.learning_rate,
             batch_size=batch_size,
             save=_absolute(wish.save),
-            resume=_absolute(wish.resume),
+            keeps_previous=found is None or found.damage is None or _absolute(wish.save) != _absolute(wish.resume),
+            resume=None if found is None else str(found.folder),
             balance_rate=wish.balance_rate,
         ),
         entry=TRAINING_ENTRY,
     )
-    notes = () if folding is None else (folding.sentence(),)
-    return Preparation(job, folding, notes, planned_sharding(evaluation))
+    notes = (None if folding is None else folding.sentence(), None if found is None else found.damage)
+    return Preparation(job, folding, tuple(each for each in notes if each is not None), planned_sharding(evaluation))
 
 
 def _check_folders(wish: Wish) -> None:
     """Raise InputError where there is nothing to go on from, or where saving would replace what is no checkpoint."""
-    if wish.resume is not None and not (Path(wish.resume) / METADATA).is_file():
+    if wish.resume is not None and not any((each / METADATA).is_file() for each in _places(wish.resume)):
         rule = f"holds no {METADATA}, so it is no distributed checkpoint"
         raise InputError(rule, field="--resume", value=wish.resume, remedy="name the folder of an earlier --save")
     if wish.save is None:
         return
-    target = Path(wish.save)
-    if target.exists() and not (target / METADATA).is_file() and not (target.is_dir() and not any(target.iterdir())):
-        rule = "is there and is no distributed checkpoint, which alone would be replaced"
-        raise InputError(rule, field="--save", value=wish.save, remedy="name a new folder")
-    nearest = next(each for each in target.absolute().parents if each.exists())
+    for target in _places(wish.save):
+        if (
+            target.exists()
+            and not (target / METADATA).is_file()
+            and not (target.is_dir() and not any(target.iterdir()))
+        ):
+            rule = "is there and is no distributed checkpoint, which alone would be replaced"
+            raise InputError(rule, source=str(target), field="--save", value=wish.save, remedy="name a new folder")
+    nearest = next(each for each in Path(wish.save).absolute().parents if each.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise InputError(f"nothing can be written to {nearest}", field="--save", value=wish.save)
+
+
+def _places(folder: str) -> tuple[Path, Path]:
+    """Return the folder of a state and that of the one before it."""
+    target = Path(folder).absolute()
+    return target, previous_of(target)
 
 
 def _check_balance(rate: float, checkpoint: Checkpoint) -> None:

@@ -32,6 +32,8 @@ class Training(Record):
     """Rows of a step, over all attention groups."""
     save: str | None = None
     """Folder for a distributed checkpoint after the last step."""
+    keeps_previous: bool = True
+    """Whether what `save` holds is kept beside it; False where that is damaged."""
     resume: str | None = None
     """Folder of the distributed checkpoint to go on from."""
     balance_rate: Annotated[float, Field(gt=0)] | None = None

@@ -21,9 +21,6 @@ if TYPE_CHECKING:
 
 Value = TypeVar("Value")
 
-CLIENT_PATIENCE_S = 60.0
-"""How long a client may take to accept a piece of its stream."""
-
 
 class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
@@ -102,22 +99,18 @@ class EventStream(Response):
         """Send the stream."""
         try:
             await unless_gone(self._sent(send), receive)
-        except (ClientGoneError, TimeoutError):
+        except ClientGoneError:
             return
         finally:
             self._left()
 
     async def _sent(self, send: Send) -> None:
-        async def give(message: dict[str, object]) -> None:
-            async with asyncio.timeout(CLIENT_PATIENCE_S):
-                await send(message)
-
-        await give({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async for event in self._events:
             data = "[DONE]" if event is None else json.dumps(event, ensure_ascii=False, separators=(",", ":"))
             body = f"data: {data}\n\n".encode(errors="backslashreplace")
-            await give({"type": "http.response.body", "body": body, "more_body": True})
-        await give({"type": "http.response.body", "body": b"", "more_body": False})
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def unless_gone(work: Coroutine[object, object, Value], receive: Receive) -> Value:

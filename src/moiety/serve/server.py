@@ -16,6 +16,7 @@ from moiety.errors import InputError
 from moiety.runtime.serving.ranks import Ranks
 from moiety.runtime.serving.restart_budget import RestartBudget
 from moiety.serve.app import app_of
+from moiety.serve.connection import Connection
 from moiety.serve.engine_loop import EngineLoop
 from moiety.serve.metrics import Metrics
 from moiety.serve.scheduler import Scheduler
@@ -98,6 +99,7 @@ async def _serve(
         http = _Http(
             uvicorn.Config(
                 app_of(engine, served, metrics, settings.api_key),
+                http=Connection,
                 lifespan="off",
                 log_config=None,
                 log_level="error",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
 
-from moiety.errors import InputError
+from moiety.errors import InputError, OutputError
 from moiety.files import replacing_folder
 from moiety.runtime.training.state import Entry, read_state
 from tests.ranks import run_ranks
@@ -68,3 +72,37 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         raise KeyError((fresh / "file").write_text("half"))
     assert [(path.name, path.read_text()) for path in target.iterdir()] == [("file", "new")]
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_a_folder_held_before_is_kept_beside_it(tmp_path: Path) -> None:
+    target, kept = tmp_path / "state", tmp_path / "state.previous"
+
+    def write(text: str) -> None:
+        with replacing_folder(target, previous=kept) as fresh:
+            (fresh / "file").write_text(text)
+            if text == "half":
+                raise OSError
+
+    for text in ("first", "second", "third"):
+        write(text)
+    with pytest.raises(OutputError, match="nothing was changed"):
+        write("half")
+    assert {path.name: (path / "file").read_text() for path in tmp_path.iterdir()} == {
+        "state": "third",
+        "state.previous": "second",
+    }
+    shutil.rmtree(target)  # as a process that was killed between the two moves leaves it
+    with pytest.raises(OutputError):
+        write("half")
+    assert {path.name: (path / "file").read_text() for path in tmp_path.iterdir()} == {"state.previous": "second"}
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    for pid in (gone.pid, os.getppid()):  # a process that was killed in the midst of it, and one that is at it
+        (tmp_path / f".state-{pid}-0123abcd.part").mkdir()
+    write("fourth")
+    assert (kept / "file").read_text() == "second"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f".state-{os.getppid()}-0123abcd.part",
+        "state",
+        "state.previous",
+    ]

@@ -328,7 +328,7 @@ class Crew:
         hand.is_gone = True
         hand.process.send(signal.SIGKILL)
         self._selector.unregister(hand.process.channel)
-        hand.process.channel.close()  # who still lives there, on whatever machine, finds that it is alone, and leaves
+        hand.process.close()  # who still lives there, on whatever machine, finds that it is alone, and leaves
         if not self._was_ready:
             raise RankFailedError(message)
         rank = self._ranks.index(hand) if hand in self._ranks else None

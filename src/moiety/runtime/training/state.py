@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
@@ -29,10 +29,12 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from moiety.errors import InputError
+from moiety.errors import InputError, OutputError
+from moiety.files import write_all
+from moiety.runtime.training.manifest import MANIFEST, Manifest, summed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch.distributed.checkpoint.metadata import Metadata
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
     from torch.distributed.checkpoint.storage import WriteResult
 
     from moiety.runtime.comm.group import Group
+    from moiety.runtime.training.manifest import ManifestFile
+
+Done = TypeVar("Done")
 
 METADATA = ".metadata"
 """The file that makes a folder a distributed checkpoint."""
@@ -67,10 +72,15 @@ class Entry:
         return ChunkStorageMetadata(torch.Size(self.offsets), self.tensor.shape)
 
 
-def write_state(entries: Sequence[Entry], folder: Path, world: Group) -> None:
+class NotWrittenError(Exception):
+    """A state could not be written, for this reason; raised on all ranks alike."""
+
+
+def write_state(entries: Sequence[Entry], folder: Path, world: Group, *, step: int) -> None:
     """Write the state of all ranks into a folder that is there and empty; every rank calls it with its own entries.
 
-    A box that several ranks hold is written once.
+    A box that several ranks hold is written once. `step`, that the training has come to, goes into the manifest with
+    a checksum of every box. Raises NotWrittenError, on every rank, where one cannot write.
     """
     writer = FileSystemWriter(folder, single_file_per_rank=True)
     planner = _Writing(entries)
@@ -80,11 +90,55 @@ def write_state(entries: Sequence[Entry], folder: Path, world: Group) -> None:
     local = writer.prepare_local_plan(planner.create_local_plan())
     plans, metadata = planner.create_global_plan(cast("list[SavePlan]", world.gather_objects(local)))
     mine = planner.finish_plan(writer.prepare_global_plan(plans)[world.index])
-    writing: Any = writer.write_data(mine, planner)
-    results = cast("list[list[WriteResult]]", world.gather_objects(writing.wait()))
-    if is_first:
-        writer.finish(metadata, results)
-    world.barrier()
+
+    def write_boxes() -> tuple[list[WriteResult], list[ManifestFile]]:
+        writing: Any = writer.write_data(mine, planner)
+        results: list[WriteResult] = writing.wait()
+        return results, _summed(results, folder)
+
+    written = _by_all(write_boxes, world)
+
+    def finish() -> None:
+        if is_first:
+            writer.finish(metadata, [results for results, _ in written])
+            head = summed(folder / METADATA, [(METADATA, (folder / METADATA).stat().st_size)])
+            manifest = Manifest.of(step, [head, *(file for _, files in written for file in files)])
+            write_all(folder, {MANIFEST: manifest.model_dump_json()})
+
+    _by_all(finish, world)
+
+
+def _by_all(work: Callable[[], Done], world: Group) -> list[Done]:
+    """Return what every rank's work comes to, by rank; raise NotWrittenError on all where one's fails."""
+    done, trouble = None, None
+    try:
+        done = work()
+    except (OSError, RuntimeError, OutputError) as error:
+        trouble = _reason(error)
+    found = cast("list[tuple[Done, str | None]]", world.gather_objects((done, trouble)))
+    first = next((words for _, words in found if words is not None), None)
+    if first is not None:
+        raise NotWrittenError(first)
+    return [each for each, _ in found]
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the system said; torch raises errors of its own while it handles that."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):
+        cause = cause.__context__
+    return str(error) if cause is None else cause.strerror or str(cause)
+
+
+def _summed(results: Sequence[WriteResult], folder: Path) -> list[ManifestFile]:
+    """Return the files that hold the boxes, a part a box."""
+    boxes: dict[str, list[tuple[int, str, int]]] = {}
+    for each in results:
+        place = each.storage_data
+        boxes.setdefault(place.relative_path, []).append((place.offset, each.index.fqn, place.length))
+    return [
+        summed(folder / name, [(tensor, size) for _, tensor, size in sorted(parts)]) for name, parts in boxes.items()
+    ]
 
 
 def read_state(entries: Sequence[Entry], folder: Path) -> None:

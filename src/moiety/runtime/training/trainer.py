@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from moiety.errors import OutputError
 from moiety.files import replacing_folder
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.training.allocations import storage_bytes
@@ -18,7 +19,8 @@ from moiety.runtime.training.gradients import shared_copies
 from moiety.runtime.training.masters import Masters
 from moiety.runtime.training.pieces import local, pieces_of
 from moiety.runtime.training.sharding import GatheredBytes, shard_dense, shards_dense
-from moiety.runtime.training.state import Entry, read_state, write_state
+from moiety.runtime.training.state import Entry, NotWrittenError, read_state, write_state
+from moiety.runtime.training.states import previous_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -140,15 +142,21 @@ class Trainer:
             ]
         return entries
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, keeps_previous: bool = True) -> None:
         """Write the state of all ranks to `folder`, which appears whole or not at all; all ranks call it.
 
-        The folder is the same one for all ranks. Raises OutputError where it cannot be written.
+        The folder is the same one for all ranks. What it held before becomes the previous state, unless that is known
+        to be damaged. Raises OutputError where it cannot be written.
         """
         is_first = self.world.index == 0
-        with replacing_folder(folder) if is_first else nullcontext() as fresh:
-            beside = cast("list[str]", self.world.gather_objects(str(fresh)))[0]
-            write_state(self.state(), Path(beside), self.world)
+        kept = previous_of(folder) if keeps_previous else None
+        try:
+            with replacing_folder(folder, previous=kept) if is_first else nullcontext() as fresh:
+                beside = cast("list[str]", self.world.gather_objects(str(fresh)))[0]
+                write_state(self.state(), Path(beside), self.world, step=self.num_steps)
+        except NotWrittenError as error:
+            self.world.barrier()  # all raise when what there was of it has been removed
+            raise OutputError(f"{folder}: cannot be written: {error}; nothing was changed") from None
         self.world.barrier()
 
     def resume(self, folder: Path) -> None:

@@ -50,7 +50,7 @@ def train(post: Post) -> Report:
         trainer.world.barrier()
         report = take_steps(trainer, rows, training, post.progress)
         if training.save is not None:
-            trainer.save(Path(training.save))
+            trainer.save(Path(training.save), keeps_previous=training.keeps_previous)
         return {**report, "first_step": trainer.num_steps - training.num_steps, "rank": _of_rank(trainer, network)}
     finally:
         network.close()
