@@ -58,7 +58,7 @@ def _release(plan: Plan, calibration: Calibration) -> EngineRelease:
     family = next((each for each in load_serving().families if architecture in each.architectures), None)
     known = [] if family is None else [each.engine for each in family.releases]
     if family is not None and plan.engine in known and plan.calibration is None:
-        return max((each for each in family.releases if each.engine == plan.engine), key=lambda each: each.since or "")
+        return family.newest_release(plan.engine)
     engine = calibration.engines[plan.engine]
     return EngineRelease(
         engine=plan.engine,

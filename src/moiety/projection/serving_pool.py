@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.calibration.serving import MEMORY_SHARE
+from moiety.calibration.serving import MEMORY_SHARE, RESERVE_BYTES
 from moiety.cost.memory import cache_bytes, layer_weight_bytes
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
@@ -116,8 +116,7 @@ class ServingPool:
         element = BYTES_PER_ELEMENT[self.options.dtypes.activations]
         weights += int(2 * self.model.vocab_size * self.model.hidden_size * element / self.strategy.tp)
         memory = self.cluster.device.memory_bytes
-        reserve = self.calibration.engines[self.release.engine].reserve_bytes
-        free = memory * MEMORY_SHARE - weights / self.strategy.pp - reserve
+        free = memory * MEMORY_SHARE - weights / self.strategy.pp - RESERVE_BYTES
         each = cache_bytes(graph, range(self.model.num_layers), context, 1) / self.strategy.pp
         slots = float("inf") if self.max_sequences is None else float(self.max_sequences)
         # a run that was measured did fit: where not one sequence would, more memory was had than is known
