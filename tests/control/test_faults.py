@@ -64,8 +64,8 @@ def test_copies_are_used_before_the_checkpoint() -> None:
 def test_a_frozen_rank_is_fenced_and_its_word_is_worth_nothing_afterwards() -> None:
     state, bounds = started(deployment()), Policy()
     state = beats(state, 1.0, without=[5])
-    assert decide(state, bounds.beat_timeout_s - 0.1) == ()
-    late = 1.0 + bounds.beat_timeout_s - 0.1
+    assert decide(state, bounds.patience.silent_s - 0.1) == ()
+    late = 1.0 + bounds.patience.silent_s - 0.1
     state, commands = settle(beats(state, late, without=[5]), late)
     (fence,) = [each for each in commands if isinstance(each, Fence)]
     assert (fence.ranks, fence.epoch) == ((5,), 2)
@@ -80,7 +80,7 @@ def test_a_frozen_rank_is_fenced_and_its_word_is_worth_nothing_afterwards() -> N
 
 def test_a_hung_collective_is_blamed_on_who_has_not_come() -> None:
     state, bounds = started(deployment()), Policy()
-    for now in np.arange(0.5, bounds.progress_timeout_s + 1.5, 0.5).tolist():
+    for now in np.arange(0.5, bounds.patience.stuck_s + 1.5, 0.5).tolist():
         for rank in range(8):
             state = apply(Heartbeat(now, rank, state.epoch, 40 - (rank == 3), waiting=rank != 3), state)
         state, commands = settle(state, now)
@@ -92,7 +92,7 @@ def test_a_hung_collective_is_blamed_on_who_has_not_come() -> None:
 
 def test_a_collective_in_which_all_wait_is_aborted_and_nobody_fenced() -> None:
     state, bounds = started(deployment()), Policy()
-    for now in np.arange(0.5, bounds.progress_timeout_s + 1.5, 0.5).tolist():
+    for now in np.arange(0.5, bounds.patience.stuck_s + 1.5, 0.5).tolist():
         for rank in range(8):
             state = apply(Heartbeat(now, rank, state.epoch, 40, waiting=True), state)
         state, commands = settle(state, now)

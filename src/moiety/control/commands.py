@@ -38,11 +38,13 @@ class Fence:
     epoch: int
     ranks: tuple[int, ...]
     reason: str
+    failed: tuple[int, ...]
+    """Those of the ranks that have failed; the others stop because they share a group with one."""
 
 
 @dataclass(frozen=True, slots=True)
 class AbortStep:
-    """Give up the collectives of the epoch before, in which all wait and nobody is late, and repeat the step."""
+    """Give up the collectives of the epoch before, which cannot end though nobody has failed, and repeat the step."""
 
     epoch: int
     reason: str

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from moiety.errors import InputError
+from moiety.health import Patience
 
 if TYPE_CHECKING:
     from moiety.placement.migration.cost import CopyLinks
@@ -31,7 +32,7 @@ class Deployment:
     ranks_per_node: int
     num_experts: int
     num_layers: int
-    """Layers with experts."""
+    """Layers with experts that are looked after; 0: who works is all that is decided."""
     most_slots: int
     """Slots of a layer that a rank's memory can hold."""
     links: CopyLinks
@@ -67,10 +68,10 @@ class Policy:
     """Bounds and patience, in the units of their names; the defaults suit a serving deployment."""
 
     # Faults
-    beat_timeout_s: float = 3.0
-    """Silence after which a rank is taken for frozen."""
-    progress_timeout_s: float = 4.0
-    """Waiting in a collective after which whoever has not come is taken for hung."""
+    patience: Patience = Patience(silent_s=3.0)
+    """With ranks that may be at fault; beats cross a network."""
+    needs_majority: bool = True
+    """Whether ranks that are not heard may go on elsewhere. Not under a controller that they end with."""
     slower: float = 1.25
     """Times the median step from which a rank counts as slow, beyond what scatters ..."""
     far_slower: float = 3.0
