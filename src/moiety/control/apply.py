@@ -159,6 +159,8 @@ def _moved(event: Moved, state: State) -> State:
     if len(left) == len(state.pending):
         return state
     slot_map = put(state.slot_map, place[:3], event.expert)
+    if not left:
+        slot_map = slot_map[:, :, : state.num_slots]
     return replace(state, slot_map=slot_map, pending=left, moves=state.moves + 1)
 
 

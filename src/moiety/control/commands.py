@@ -64,7 +64,8 @@ class MoveExperts:
 
     epoch: int
     num_slots: int
-    """Slots of a layer on each rank; more than before where experts would not fit otherwise."""
+    """Slots of a layer on each rank afterwards: more than before where experts would not fit otherwise, and fewer where
+    they do again; what lies in the last ones is given up when all moves are done."""
     moves: tuple[Move, ...]
     """By step; one without a move says that none pays."""
     reason: Occasion

@@ -73,7 +73,8 @@ def _without(state: State, numbers: tuple[int, ...], status: Status) -> State:
 def _fence(command: Fence, state: State, time_s: float) -> State:
     after = _without(_new_epoch(state, command.epoch, time_s), command.ranks, Status.FENCED)
     ranks, chosen = after.ranks, list(command.ranks)
-    blames = tuple(each for each in state.blames if each.epoch != state.epoch)  # what they saw of it was this loss
+    known_why = (each.epoch == state.epoch or {each.blamer, each.blamed} & {*command.ranks} for each in state.blames)
+    blames = tuple(each for each, known in zip(state.blames, known_why, strict=True) if not known)
     fences, fenced_s = ranks.fences.copy(), ranks.fenced_s.copy()
     fences[chosen] += 1
     fenced_s[chosen] = time_s
@@ -113,7 +114,8 @@ def _move_experts(command: MoveExperts, state: State, time_s: float) -> State:
         looked_at[layer], level[layer] = True, peak
     return replace(
         state,
-        slot_map=slot_map,
+        slot_map=slot_map if command.moves else slot_map[:, :, : command.num_slots],
+        num_slots=command.num_slots,
         pending=command.moves,
         pending_s=time_s,
         pending_reason=command.reason,

@@ -92,6 +92,10 @@ class State:
     """Who could not reach whom, of late."""
     slot_map: SlotMap
     """Expert of each slot, [layers, ranks, slots of a rank]; -1: none, or nobody knows which."""
+    planned_slots: int
+    """Slots of a layer on each rank at the start; there are more only while experts would not fit otherwise."""
+    num_slots: int
+    """Those that there are when nothing is pending any more."""
     pending: tuple[Move, ...]
     """Moves that were asked for and not reported yet."""
     pending_s: float
@@ -161,6 +165,8 @@ def initial_state(
         ranks=known,
         blames=(),
         slot_map=slot_map.astype(np.int64).reshape(layers, ranks, slot_map.shape[1] // ranks),
+        planned_slots=slot_map.shape[1] // ranks,
+        num_slots=slot_map.shape[1] // ranks,
         pending=(),
         pending_s=time_s,
         pending_reason="recovery",

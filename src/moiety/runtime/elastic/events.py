@@ -20,6 +20,8 @@ class Lost:
     generation: int
     rank: int | None
     """In that generation; None of a process that was no rank of it."""
+    home: int
+    """Its rank in the whole plan."""
     member: int
     """Number of the process: every process that a crew has started has its own."""
     pid: int
@@ -43,6 +45,8 @@ class Ready:
     plan: Plan
     seconds: float
     """Since the generation before ended: since the launcher knew of the loss, or of the join."""
+    kept: tuple[bool, ...]
+    """By rank: whether it has its KV cache as it was in the generation that it was in before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +69,20 @@ class Slow:
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """A process has read the weights that it needs; the next generation has it."""
+class Parted:
+    """A rank could not reach another, or has lost its connection to it; both may live."""
 
+    generation: int
+    rank: int
+    peer: int | None
+    """None where it does not know whom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A process has read the weights that it needs, and can be a rank of the next generation."""
+
+    home: int
     member: int
     pid: int
 
@@ -83,4 +98,4 @@ class Switched:
     """Moves of the migration that are still to be made."""
 
 
-Event = Lost | Declared | Ready | Said | Slow | Joined | Switched
+Event = Lost | Declared | Ready | Said | Slow | Parted | Joined | Switched
