@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -21,8 +24,8 @@ from tests.runtime.checkpoints import save_checkpoint
 if TYPE_CHECKING:
     import signal
     from collections.abc import Iterator
-    from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 START_S = 240.0
 VOCABULARY = 131
 TEMPLATE = (
@@ -52,6 +55,11 @@ class Server:
         with self.client as client:
             return client.get("/ranks").json()["epoch"]
 
+    def control(self) -> dict[str, Any]:
+        """Return what the control plane says of itself."""
+        with self.client as client:
+            return client.get("/ranks").json()["control"]
+
     def metric(self, name: str, **labels: str) -> float:
         """Return the value of one metric; 0 where it has never been counted."""
         from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - only a few look at it
@@ -70,11 +78,41 @@ class Server:
         return answer.json()["choices"][0]["token_ids"]
 
 
+class Reader(threading.Thread):
+    """A client that reads a stream to its end."""
+
+    def __init__(self, server: Server, prompt: list[int], max_tokens: int, **more: object) -> None:
+        super().__init__(daemon=True)
+        self.tokens: list[int] = []
+        self.error: dict[str, Any] | None = None
+        self.is_complete = False
+        self._server = server
+        self._body = {"prompt": prompt, "max_tokens": max_tokens, "stream": True, "return_token_ids": True, **more}
+        self.start()
+
+    def run(self) -> None:
+        with self._server.client as client, client.stream("POST", "/v1/completions", json=self._body) as answer:
+            for line in answer.iter_lines():
+                if line == "data: [DONE]":
+                    self.is_complete = True
+                elif line:
+                    event = json.loads(line.removeprefix("data: "))
+                    self.error = event.get("error", self.error)
+                    self.tokens += [token for choice in event.get("choices", ()) for token in choice["token_ids"]]
+
+
 @contextlib.contextmanager
-def served(plan: Path, checkpoint: Path, *arguments: str, key: str | None = None) -> Iterator[Server]:
-    """Serve a plan at any free port during the block; a server that is still there at its end is killed."""
-    command = [sys.executable, "-m", "moiety", "serve", str(plan), "--checkpoint", str(checkpoint), "--port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"MOIETY_API_KEY": key} if key else {})
+def served(
+    plan: Path, checkpoint: Path, *arguments: str, key: str | None = None, module: str = "moiety"
+) -> Iterator[Server]:
+    """Serve a plan at any free port during the block; a server that is still there at its end is killed.
+
+    `module` is what is called in place of `moiety`.
+    """
+    command = [sys.executable, "-m", module, "serve", str(plan), "--checkpoint", str(checkpoint), "--port", "0"]
+    paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment |= {"MOIETY_API_KEY": key} if key else {}
     process = subprocess.Popen(
         [*command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,36 +12,14 @@ pytest.importorskip("fastapi", reason="serving is an extra")
 
 from tests.runtime.checkpoints import greedy_continuation, reference_model, save_checkpoint
 from tests.runtime.launched import is_gone
-from tests.serve.servers import Server, awaited, checkpoint_with_texts, ended, planned, send, served
+from tests.serve.poisoned import POISON
+from tests.serve.servers import Reader, awaited, checkpoint_with_texts, ended, planned, send, served
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PROMPTS = [[5, 9, 11], [7] * 30, [3], [100, 2, 50, 4]]
 LONG, MOST = 300, 500
-
-
-class Reader(threading.Thread):
-    """A client that reads a stream to its end."""
-
-    def __init__(self, server: Server, prompt: list[int], max_tokens: int, **more: object) -> None:
-        super().__init__(daemon=True)
-        self.tokens: list[int] = []
-        self.error: dict[str, Any] | None = None
-        self.is_complete = False
-        self._server = server
-        self._body = {"prompt": prompt, "max_tokens": max_tokens, "stream": True, "return_token_ids": True, **more}
-        self.start()
-
-    def run(self) -> None:
-        with self._server.client as client, client.stream("POST", "/v1/completions", json=self._body) as answer:
-            for line in answer.iter_lines():
-                if line == "data: [DONE]":
-                    self.is_complete = True
-                elif line:
-                    event = json.loads(line.removeprefix("data: "))
-                    self.error = event.get("error", self.error)
-                    self.tokens += [token for choice in event.get("choices", ()) for token in choice["token_ids"]]
 
 
 def test_streams_outlive_ranks_that_die_and_freeze_as_long_as_there_are_any(tmp_path: Path) -> None:
@@ -136,3 +113,20 @@ def test_a_server_with_a_key_and_without_texts_drains_when_told_to_end(tmp_path:
         assert found[-2:] == ["data: [DONE]", ""] or found[-1] == "data: [DONE]"
         assert ended(server)[0] == 0
         assert is_gone(rank)
+
+
+def test_a_request_that_ends_ranks_is_answered_alone(tmp_path: Path) -> None:
+    checkpoint = checkpoint_with_texts(tmp_path / "qwen3")
+    expected = greedy_continuation(reference_model(checkpoint), PROMPTS[0], LONG)
+    plan = planned(tmp_path / "plan", checkpoint, "local:2", "tp1_dp2_ep2")
+    with served(plan, checkpoint, "--max-restarts", "6", module="tests.serve.poisoned") as server:
+        reader = Reader(server, PROMPTS[0], LONG)
+        awaited(lambda: bool(reader.tokens))
+        with server.client as client:
+            refused = client.post("/v1/completions", json={"prompt": [1, POISON], "max_tokens": 4})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (500, "server_error")
+        assert "ranks were lost 3 times in steps of this request" in refused.json()["error"]["message"]
+        reader.join(timeout=240.0)
+        assert reader.tokens == expected
+        assert reader.error is None
+        assert server.metric("moiety_requests_total", finish_reason="failed") == 1

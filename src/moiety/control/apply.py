@@ -187,6 +187,7 @@ _HANDLERS: dict[type, Callable[[Any, State], State]] = {
     DeviceReading: _device_reading,
     RequestMetrics: _request_metrics,
     Moved: _moved,
+    Parted: _parted,
     Issued: _issued,
     Timer: _timer,
 }

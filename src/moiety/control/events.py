@@ -113,4 +113,6 @@ class Timer:
     time_s: float
 
 
-Event: TypeAlias = Heartbeat | Parted | Exited | Joined | ExpertCounts | DeviceReading | RequestMetrics | Moved | Issued | Timer
+Event: TypeAlias = (
+    Heartbeat | Parted | Exited | Joined | ExpertCounts | DeviceReading | RequestMetrics | Moved | Issued | Timer
+)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from moiety.control.state import State
     from moiety.health import Mask, Seconds
 
+
 def signs(state: State, now: float) -> Signs:
     """Return the signs of life of all ranks, members or not."""
     ranks = state.ranks

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from moiety.errors import InputError
 from moiety.health import Patience
+from moiety.placement.migration.cost import CopyLinks
 
-if TYPE_CHECKING:
-    from moiety.placement.migration.cost import CopyLinks
-
+_PATIENCE = Patience(silent_s=3.0)
 Phase = Literal["prefill", "decode", "mixed", "training"]
 
 
@@ -63,12 +62,28 @@ class Deployment:
         return self.num_ranks // self.ranks_per_node
 
 
+def members_alone(num_ranks: int) -> Deployment:
+    """Return ranks of which nothing is decided but who works: of plans whose experts are not looked after."""
+    nothing = CopyLinks(1.0, 1.0, 1.0)
+    return Deployment(
+        num_ranks=num_ranks,
+        ranks_per_node=num_ranks,
+        num_experts=0,
+        num_layers=0,
+        most_slots=0,
+        links=nothing,
+        layer_step_s=0.0,
+        step_s=1.0,
+        phase="mixed",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Bounds and patience, in the units of their names; the defaults suit a serving deployment."""
 
     # Faults
-    patience: Patience = Patience(silent_s=3.0)
+    patience: Patience = _PATIENCE
     """With ranks that may be at fault; beats cross a network."""
     needs_majority: bool = True
     """Whether ranks that are not heard may go on elsewhere. Not under a controller that they end with."""
@@ -84,6 +99,8 @@ class Policy:
     move_timeout_s: float = 30.0
     """After which moves that nobody has reported are asked for again."""
     # Balance
+    balance: bool = True
+    """Whether experts move for the sake of load; they are brought back when ranks are lost in any case."""
     window_s: float = 60.0
     max_move_share: float = 0.04
     """Of a layer's slots, moved at once for balance ..."""

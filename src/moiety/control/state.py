@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -185,3 +185,17 @@ def initial_state(
         moves=0,
         zombie_words=0,
     )
+
+
+def wanted_map(state: State) -> SlotMap:
+    """Return the slot map, [layers, ranks, slots], as it is when all pending moves are done."""
+    found = state.slot_map.copy()
+    for move in state.pending:
+        found[move.layer, move.rank, move.slot] = move.expert
+    return found[:, :, : state.num_slots]
+
+
+def begun_anew(state: State, slot_map: SlotMap, *, time_s: float) -> State:
+    """Return the state when all ranks have been started anew, under a later epoch; what was counted goes on."""
+    fresh = initial_state(state.deployment, state.policy, slot_map, time_s=time_s, epoch=state.epoch + 1)
+    return replace(fresh, recoveries=state.recoveries, moves=state.moves, zombie_words=state.zombie_words)

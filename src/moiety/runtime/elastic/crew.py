@@ -57,8 +57,8 @@ class Crew:
     Use it as a context: its end ends them all. One thread enters it, calls `poll`, `wait_ready` and `rejoin`, and lives
     as long as the crew, as the processes end with the thread that has started them; any thread may call the others.
 
-    By itself it fences whom its `Watchman` finds lost, and declares the next generation. One that `is_led` does neither:
-    who leads it looks at its events and `signs`, and calls `fence` and `regroup`.
+    By itself it fences whom its `Watchman` finds lost, and declares the next generation. One that `is_led` does not:
+    its leader looks at its events and `signs`, and calls `fence` and `regroup`.
     """
 
     def __init__(
@@ -154,6 +154,11 @@ class Crew:
             self._ranks[rank].process.tell({"say": {"generation": self.generation, "payload": payload}})
             return True
 
+    @property
+    def is_moving(self) -> bool:
+        """Whether a live migration is under way."""
+        return self._schedule.is_busy
+
     def migrate(self, moves: Sequence[Move], *, most_at_once: int = 8) -> None:
         """Have the ranks move experts in the background, in this order, and switch to them batch by batch.
 
@@ -169,6 +174,11 @@ class Crew:
             self._schedule.begin(placement, moves, most_at_once)
             if self._is_ready:
                 self._move_on()
+
+    def vacant_home(self) -> int | None:
+        """Return the first home that has no process; None where all have one."""
+        with self._lock:
+            return self._roster.vacant()
 
     def rejoin(self, slot_map: SlotMap | None = None) -> int | None:
         """Start a process for the first home that is vacant; return its number, None where all are taken.
@@ -191,17 +201,17 @@ class Crew:
 
     # For who leads it -----------------------------------------------------------------------------------------------
 
-    def fence(self, home: int, reason: Reason, message: str) -> None:
-        """Give up the process of a home, if it has one: it is killed, and what it may still say is not read any more."""
+    def fence(self, home: int, message: str) -> None:
+        """Give up the process of a home, if it has one: it is killed, and what it may still say is not read."""
         with self._lock:
             for each in self._roster.here():
                 if each.home == home:
-                    self._lose(each, reason, message)
+                    self._lose(each, "fenced", f"{each} {message}")
 
     def regroup(self, generation: int, homes: Collection[int], slot_map: SlotMap | None = None) -> None:
-        """Have the processes of these homes meet in a later generation, their experts as in `slot_map`; others stand by.
+        """Have the processes of these homes meet in a later generation, with experts as in `slot_map`.
 
-        See `layout_of`; raises CoverageLostError.
+        Others stand by. See `layout_of`; raises CoverageLostError.
         """
         with self._lock:
             self._declare(generation, {home: held for home, held in self._alive().items() if home in homes}, slot_map)
@@ -346,8 +356,8 @@ class Crew:
         if self._is_ready or any(each.ready != self.generation for each in self._ranks):
             return
         self._is_ready = self._was_ready = True
-        kept = tuple(each.kept_cache for each in self._ranks)
-        self._events.append(Ready(self.generation, self.plan, now_s - self._ended_s, kept))
+        members, kept = zip(*((each.number, each.kept_cache) for each in self._ranks), strict=True)
+        self._events.append(Ready(self.generation, self.plan, now_s - self._ended_s, members, kept))
         self._move_on()
 
     # Moving ---------------------------------------------------------------------------------------------------------

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from moiety.plan import Plan
 
-Reason = Literal["dead", "frozen", "hung", "cut off"]
+Reason = Literal["dead", "frozen", "hung", "cut off", "fenced"]
 """Why a rank is lost: its process is gone; it shows no sign of life; it lives, but gets nowhere while others wait for
-it; others cannot reach it."""
+it; others cannot reach it; who leads the crew says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,8 @@ class Ready:
     plan: Plan
     seconds: float
     """Since the generation before ended: since the launcher knew of the loss, or of the join."""
+    members: tuple[int, ...]
+    """Number of the process that is each rank."""
     kept: tuple[bool, ...]
     """By rank: whether it has its KV cache as it was in the generation that it was in before."""
 

@@ -50,7 +50,7 @@ def layout_of(whole: Plan, alive: Mapping[int, Held], slot_map: SlotMap | None =
     those of broken units stand by until they make a unit together. Where not one unit is whole, or the plan has
     pipeline stages or instances, the plan is folded onto all that are left.
 
-    Experts are placed as in `slot_map` [layers, expert ranks of the whole plan, slots], which somebody else has decided;
+    Experts are placed as in `slot_map` [layers, expert ranks of the whole plan, slots], which others have decided;
     without one by `placement.recovery`: they stay where they are as far as there is room. Raises CoverageLostError
     where nobody is left, or the experts do not fit on those who are.
     """

@@ -42,7 +42,8 @@ class Roster:
         """Start a process for every home; end all where that fails."""
         listener = self._stack.enter_context(listening(LOOPBACK, asked_port(self._environ)))
         self._port = int(listener.getsockname()[1])
-        self._job_file = self._stack.enter_context(tempfile.TemporaryFile())
+        self._job_file = tempfile.TemporaryFile()  # noqa: SIM115 - it is open as long as processes may be started
+        self._stack.callback(self._job_file.close)
         self._job_file.write(self._job.model_dump_json().encode())
         self._job_file.flush()
         self._environment = rank_environment(self._environ, self._job.num_ranks)
@@ -109,5 +110,3 @@ class Roster:
         self._selector.close()
         self._store = None
         self._stack.close()
-
-

@@ -67,8 +67,8 @@ class Watchman:
         ]
         alive = [each for each in ranks if not each.is_gone and all(each is not lost for lost, _, _ in found)]
         signs = _signs(alive, generation, now_s)
-        for index in np.flatnonzero(health.hung(signs, self._limits)).tolist():
-            found.append((alive[index], "hung", stuck_sentence(alive[index])))
+        stuck = [alive[index] for index in np.flatnonzero(health.hung(signs, self._limits)).tolist()]
+        found += [(each, "hung", _stuck_sentence(each)) for each in stuck]
         if self._due_s is None and health.is_deadlocked(signs, self._limits):
             for each in alive:
                 sign = each.sign(generation)
@@ -99,7 +99,7 @@ class Watchman:
         return news
 
 
-def stuck_sentence(hand: Hand) -> str:
+def _stuck_sentence(hand: Hand) -> str:
     """Return where a rank got stuck."""
     beat = hand.beat
     where = "the start" if beat is None else f"{beat.op} of layer {beat.layer}, step {beat.step}"
