@@ -20,14 +20,14 @@ POISON = 99
 
 def serve(post: Post) -> Report:
     """Do a rank's work; what `job.entry` names."""
-    take = worker._take
+    take = worker.take_step
 
     def taken(order: StepOrder, group: int, engine: worker.Engine, cache: KvCache) -> list[int]:
         if any(POISON in row.token_ids for row in order.groups[group]):
             os.kill(os.getpid(), signal.SIGKILL)
         return take(order, group, engine, cache)
 
-    worker._take = taken
+    worker.take_step = taken
     return worker.serve(post)
 
 

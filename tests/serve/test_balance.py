@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from tests.serve.servers import Server
 
-FIRST = [[(7 * index + place) % HALF for place in range(24)] for index in range(4)]
+FIRST = [[1 + 7 * index + place for place in range(24)] for index in range(4)]
 SECOND = [[HALF + token for token in prompt] for prompt in FIRST]
 NEW, LONG = 2, 300
 WINDOWS = 12

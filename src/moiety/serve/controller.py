@@ -126,13 +126,14 @@ class Controller:
             self._carry_out(commands, crew, homes)
 
     def slot_map_with(self, home: int) -> SlotMap | None:
-        """Return where experts would be if the rank of a home, and its group, were taken in now."""
+        """Return where experts would be if the rank of a home, its group, and all that wait were taken in now."""
         state, of = self._state, self._of
         if state is None or not of.deployment.num_layers:
             return None
         rank, width = of.rank_of(home), of.deployment.group_ranks
         group = range(rank // width * width, (rank // width + 1) * width)
-        coming = tuple(each for each in group if not state.ranks.working[each])
+        waiting = np.flatnonzero(state.ranks.status == Status.JOINING).tolist()
+        coming = tuple({*waiting, *(each for each in group if not state.ranks.working[each])})
         now_s = time.monotonic()
         state, _ = settle(apply(Issued(now_s, Admit(state.epoch + 1, coming)), state), now_s)
         return None if state.refused else wanted_map(state)

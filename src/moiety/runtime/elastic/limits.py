@@ -11,8 +11,8 @@ from moiety.health import Patience
 class Limits(Patience):
     """Seconds, of a crew's own beside those that all judge by."""
 
-    connect_s: float = 1.0
-    """To reach another rank, once it has said where. It answers from a thread of its own, on the same machine."""
+    connect_s: float = 2.0
+    """To reach another rank, once it has said where."""
     start_s: float = 120.0
     """From the start of a process to its first beat: libraries are loaded."""
     slow_ratio: float = 2.0

@@ -92,12 +92,11 @@ def _placement(
         return None
     count = before.num_logical_experts
     owners = [homes[rank * strategy.etp : (rank + 1) * strategy.etp] for rank in range(strategy.ep)]
-    if slot_map is None:
+    rows = None if slot_map is None else slot_map[:, [owner[0] // strategy.etp for owner in owners]]
+    if rows is None or (rows == EMPTY).any():  # it is not for all of these
         held = [[_common(alive, owner, layer) for owner in owners] for layer in before.layers]
         _check_room(whole, strategy, max(before.slots_per_rank, -(-count // strategy.ep)), held)
         rows = _recovered(whole, held, count, before.slots_per_rank)
-    else:
-        rows = slot_map[:, [owner[0] // strategy.etp for owner in owners]]
     return Placement(
         method="recovery",
         layers=before.layers,

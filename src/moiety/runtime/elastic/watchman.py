@@ -68,7 +68,7 @@ class Watchman:
         alive = [each for each in ranks if not each.is_gone and all(each is not lost for lost, _, _ in found)]
         signs = _signs(alive, generation, now_s)
         stuck = [alive[index] for index in np.flatnonzero(health.hung(signs, self._limits)).tolist()]
-        found += [(each, "hung", _stuck_sentence(each)) for each in stuck]
+        found.extend((each, "hung", _stuck_sentence(each)) for each in stuck)
         if self._due_s is None and health.is_deadlocked(signs, self._limits):
             for each in alive:
                 sign = each.sign(generation)

@@ -48,7 +48,7 @@ class Worker:
             for payload in generation.receive(_LISTEN_S):
                 order = StepOrder.model_validate(payload)
                 generation.agree(())
-                tokens = _take(order, generation.seat.attention_group, engine, self._cache)
+                tokens = take_step(order, generation.seat.attention_group, engine, self._cache)
                 counts = _counts(generation) if order.asks_counts else ()
                 answer = StepAnswer(number=order.number, tokens=tuple(tokens), counts=counts)
                 generation.say(answer.model_dump(mode="json"))
@@ -66,7 +66,7 @@ def _counts(generation: Generation) -> tuple[tuple[int, ...], ...]:
     return () if generation.seat.coordinates["tp"] else counts
 
 
-def _take(order: StepOrder, group: int, engine: Engine, cache: KvCache) -> list[int]:
+def take_step(order: StepOrder, group: int, engine: Engine, cache: KvCache) -> list[int]:
     """Take one step together with all other ranks; return what the rows of this attention group emit."""
     rows = order.groups[group]
     segments = [Segment(row.slot, row.start, row.token_ids, row.emits) for row in rows]
