@@ -286,3 +286,15 @@ def test_slots_that_were_added_are_given_up_when_experts_fit_without_them() -> N
     assert any(isinstance(each, Admit) for each in commands)
     assert is_covered(state)
     assert state.slot_map.shape == before.slot_map.shape
+
+
+def test_where_experts_are_refused_a_rank_that_is_back_does_not_wait_for_moves() -> None:
+    bounds = Policy()
+    state = apply(Exited(1.0, 2), beats(started(deployment(most_slots=2)), 1.0))
+    state, _ = settle(state, 1.0)
+    assert state.refused
+    now = 2.0 + bounds.backoff_s
+    state, commands = at_rest(apply(Joined(now, 2), beats(state, now)), now)
+    assert any(isinstance(each, Admit) for each in commands)
+    assert is_covered(state)
+    assert not state.refused

@@ -59,8 +59,11 @@ def abort_stuck_step(state: State, now: float) -> tuple[Command, ...]:
 
 
 def admit_repaired(state: State, now: float) -> tuple[Command, ...]:
-    """Take repaired ranks back, whole groups of them, when they have been away for long enough and nothing moves."""
-    if state.pending:
+    """Take repaired ranks back, whole groups of them, when they have been away for long enough.
+
+    Not while experts move, unless experts are missing and so nothing is served.
+    """
+    if state.pending and not state.refused:
         return ()
     ranks, bounds = state.ranks, state.policy
     wait_s = np.minimum(bounds.backoff_s * 2.0 ** np.maximum(ranks.fences - 1, 0), bounds.most_backoff_s)

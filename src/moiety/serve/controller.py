@@ -217,7 +217,7 @@ class Controller:
         for each in commands:
             if isinstance(each, Fence):
                 self._fence(each, crew)
-            elif isinstance(each, MoveExperts) and not meets:
+            elif isinstance(each, MoveExperts) and not meets and not state.refused:
                 self._move(each, crew, homes)
             elif isinstance(each, (Refuse, StandBack)):
                 self._note(each.reason)
