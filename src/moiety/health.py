@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -83,8 +83,7 @@ def is_deadlocked(signs: Signs, patience: Patience) -> bool:
     return bool(signs.waits.size) and bool((signs.waits & (signs.still_s > patience.deadlocked_s)).all())
 
 
-@dataclass(frozen=True, slots=True)
-class Blame:
+class Blame(NamedTuple):
     """One could not reach another."""
 
     time_s: float
