@@ -11,8 +11,9 @@ from moiety.control.apply import apply
 from moiety.control.commands import AbortStep, Admit, Fence, MoveExperts, Refuse, StandBack
 from moiety.control.decide import decide, settle
 from moiety.control.events import Exited, Heartbeat, Joined, Moved, Parted, Timer
-from moiety.control.policy import Policy
-from moiety.control.state import Status
+from moiety.control.metrics import metrics_text
+from moiety.control.policy import Policy, members_alone
+from moiety.control.state import Status, begun_anew, initial_state
 from moiety.control.working import is_covered
 from tests.control.deployments import at_rest, beats, carried_out, deployment, lose, started
 
@@ -298,3 +299,19 @@ def test_where_experts_are_refused_a_rank_that_is_back_does_not_wait_for_moves()
     assert any(isinstance(each, Admit) for each in commands)
     assert is_covered(state)
     assert not state.refused
+
+
+def test_of_ranks_without_experts_to_look_after_who_works_is_decided() -> None:
+    nothing = np.zeros((0, 4), dtype=np.int64)
+    state = initial_state(members_alone(4), Policy(needs_majority=False), nothing)
+    state, commands = lose(state, [2], 1.0)
+    assert [type(each) for each in commands] == [Fence]
+    now = 2.0 + state.policy.backoff_s
+    state, commands = at_rest(apply(Joined(now, 2), beats(state, now)), now)
+    assert [type(each) for each in commands] == [Admit]
+    assert 'moiety_ranks{status="working"} 4.0' in metrics_text(state)
+    state, _ = lose(state, range(4), now + 1)
+    assert not state.ranks.members.any()
+    anew = begun_anew(state, nothing, time_s=now + 2)
+    assert anew.ranks.members.all()
+    assert (anew.epoch, anew.recoveries) == (state.epoch + 1, state.recoveries)

@@ -68,7 +68,7 @@ def members_alone(num_ranks: int) -> Deployment:
     return Deployment(
         num_ranks=num_ranks,
         ranks_per_node=num_ranks,
-        num_experts=0,
+        num_experts=1,  # in no layer
         num_layers=0,
         most_slots=0,
         links=nothing,

@@ -23,6 +23,8 @@ def is_covered(state: State) -> bool:
     held = state.slot_map[:, state.ranks.working]
     if not state.ranks.working.any() or (held == EMPTY).any():
         return False
+    if not len(held):
+        return True
     seen = np.zeros((len(held), state.deployment.num_experts), dtype=np.bool_)
     seen[np.arange(len(held), dtype=np.int64)[:, None], held.reshape(len(held), -1)] = True
     return bool(seen.all())
