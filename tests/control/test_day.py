@@ -60,7 +60,7 @@ def test_a_lost_rank_is_fenced_after_the_timeout_and_taken_back_when_repaired() 
     assert found.served_after_s is not None
     assert found.back_after_s is not None
     policy = Policy()
-    assert policy.beat_timeout_s < found.fenced_after_s <= policy.beat_timeout_s + STEADY.beat_s + 1e-9
+    assert policy.patience.silent_s < found.fenced_after_s <= policy.patience.silent_s + STEADY.beat_s + 1e-9
     assert found.fenced_after_s <= found.served_after_s < found.back_after_s
     assert found.back_after_s >= STEADY.repair_s
     assert day.refused_s == pytest.approx(found.served_after_s)

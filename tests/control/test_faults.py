@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from moiety.control.apply import apply
 from moiety.control.commands import AbortStep, Admit, Fence, MoveExperts, Refuse, StandBack
 from moiety.control.decide import decide, settle
-from moiety.control.events import Exited, Heartbeat, Joined, Moved, Timer
-from moiety.control.policy import Policy
-from moiety.control.state import Status
+from moiety.control.events import Exited, Heartbeat, Joined, Moved, Parted, Timer
+from moiety.control.metrics import metrics_text
+from moiety.control.policy import Policy, members_alone
+from moiety.control.state import Status, begun_anew, initial_state
 from moiety.control.working import is_covered
 from tests.control.deployments import at_rest, beats, carried_out, deployment, lose, started
 
@@ -64,8 +65,8 @@ def test_copies_are_used_before_the_checkpoint() -> None:
 def test_a_frozen_rank_is_fenced_and_its_word_is_worth_nothing_afterwards() -> None:
     state, bounds = started(deployment()), Policy()
     state = beats(state, 1.0, without=[5])
-    assert decide(state, bounds.beat_timeout_s - 0.1) == ()
-    late = 1.0 + bounds.beat_timeout_s - 0.1
+    assert decide(state, bounds.patience.silent_s - 0.1) == ()
+    late = 1.0 + bounds.patience.silent_s - 0.1
     state, commands = settle(beats(state, late, without=[5]), late)
     (fence,) = [each for each in commands if isinstance(each, Fence)]
     assert (fence.ranks, fence.epoch) == ((5,), 2)
@@ -80,7 +81,7 @@ def test_a_frozen_rank_is_fenced_and_its_word_is_worth_nothing_afterwards() -> N
 
 def test_a_hung_collective_is_blamed_on_who_has_not_come() -> None:
     state, bounds = started(deployment()), Policy()
-    for now in np.arange(0.5, bounds.progress_timeout_s + 1.5, 0.5).tolist():
+    for now in np.arange(0.5, bounds.patience.stuck_s + 1.5, 0.5).tolist():
         for rank in range(8):
             state = apply(Heartbeat(now, rank, state.epoch, 40 - (rank == 3), waiting=rank != 3), state)
         state, commands = settle(state, now)
@@ -92,7 +93,7 @@ def test_a_hung_collective_is_blamed_on_who_has_not_come() -> None:
 
 def test_a_collective_in_which_all_wait_is_aborted_and_nobody_fenced() -> None:
     state, bounds = started(deployment()), Policy()
-    for now in np.arange(0.5, bounds.progress_timeout_s + 1.5, 0.5).tolist():
+    for now in np.arange(0.5, bounds.patience.stuck_s + 1.5, 0.5).tolist():
         for rank in range(8):
             state = apply(Heartbeat(now, rank, state.epoch, 40, waiting=True), state)
         state, commands = settle(state, now)
@@ -211,3 +212,106 @@ def test_ranks_that_all_go_are_refused_not_guessed_at() -> None:
     state, commands = lose(started(deployment()), range(8), 1.0)
     assert any(isinstance(each, StandBack) for each in commands)
     assert (state.ranks.status == Status.WORKING).sum() in {0, 8}
+
+
+def test_ranks_that_lose_each_other_meet_again_and_who_is_lost_again_is_cut_off() -> None:
+    state, bounds = started(deployment()), Policy()
+    settle_s, now = bounds.patience.settle_s, 1.0
+    for blamers in ([0], [0, 3, 5]):
+        state = beats(state, now)
+        for rank in blamers:
+            state = apply(Parted(now, rank, state.epoch, 6), state)
+        state, commands = settle(state, now)
+        if state.epoch > 2:
+            break
+        assert not commands, "its cause may come to light"
+        now += settle_s
+        state, commands = settle(beats(state, now), now)
+        assert [type(each) for each in commands] == [AbortStep]
+        now += 1.0
+    assert isinstance(commands[0], Fence)
+    assert commands[0].ranks == commands[0].failed == (6,)
+    assert "cut off" in commands[0].reason
+    assert not state.blames, "it explains what was seen"
+    late = apply(Parted(now, 6, state.epoch, 0), state)
+    assert late.zombie_words == state.zombie_words + 1
+
+
+def test_a_loss_that_has_its_cause_is_not_held_against_anybody() -> None:
+    state = apply(Parted(1.0, 0, 1, 6), beats(started(deployment()), 1.0))
+    state, commands = lose(state, [6], 1.1)
+    assert [each for each in commands if isinstance(each, AbortStep)] == []
+    assert not state.blames
+
+
+def test_whom_all_wait_for_twice_is_cut_off() -> None:
+    state, bounds, now = started(deployment()), Policy(), 0.0
+    commands: tuple[object, ...] = ()
+    while not any(isinstance(each, Fence) for each in commands):
+        now += 0.5
+        assert now < 4 * bounds.patience.deadlocked_s
+        for rank in range(8):
+            awaited = 2 if rank != 2 else 3
+            state = apply(Heartbeat(now, rank, state.epoch, 7, waiting=True, waits_for=awaited), state)
+        state, commands = settle(state, now)
+    assert not state.ranks.members[2]
+    assert int(state.ranks.members.sum()) == 7
+
+
+def test_a_rank_that_reads_weights_has_more_patience() -> None:
+    for loading, fenced in ((False, True), (True, False)):
+        state, bounds = started(deployment()), Policy()
+        late = 1.0 + bounds.patience.stuck_s + 0.5
+        for now in (1.0, late):
+            for rank in range(8):
+                beat = Heartbeat(now, rank, state.epoch, 40, waiting=rank != 3, loading=loading and rank == 3)
+                state = apply(beat, state)
+        _, commands = settle(state, late)
+        assert bool(commands) == fenced
+
+
+def test_a_controller_that_its_ranks_end_with_needs_no_majority() -> None:
+    state = beats(started(deployment(), policy=Policy(needs_majority=False)), 10.0, without=range(7))
+    _, commands = settle(state, 10.0)
+    (fence,) = [each for each in commands if isinstance(each, Fence)]
+    assert fence.ranks == tuple(range(7))
+
+
+def test_slots_that_were_added_are_given_up_when_experts_fit_without_them() -> None:
+    bounds = Policy()
+    before = started(deployment())
+    state, _ = lose(before, [2], 1.0)
+    assert state.slot_map.shape[2] > before.slot_map.shape[2]
+    now = 2.0 + bounds.backoff_s
+    state, commands = at_rest(apply(Joined(now, 2), beats(state, now)), now)
+    assert any(isinstance(each, Admit) for each in commands)
+    assert is_covered(state)
+    assert state.slot_map.shape == before.slot_map.shape
+
+
+def test_where_experts_are_refused_a_rank_that_is_back_does_not_wait_for_moves() -> None:
+    bounds = Policy()
+    state = apply(Exited(1.0, 2), beats(started(deployment(most_slots=2)), 1.0))
+    state, _ = settle(state, 1.0)
+    assert state.refused
+    now = 2.0 + bounds.backoff_s
+    state, commands = at_rest(apply(Joined(now, 2), beats(state, now)), now)
+    assert any(isinstance(each, Admit) for each in commands)
+    assert is_covered(state)
+    assert not state.refused
+
+
+def test_of_ranks_without_experts_to_look_after_who_works_is_decided() -> None:
+    nothing = np.zeros((0, 4), dtype=np.int64)
+    state = initial_state(members_alone(4), Policy(needs_majority=False), nothing)
+    state, commands = lose(state, [2], 1.0)
+    assert [type(each) for each in commands] == [Fence]
+    now = 2.0 + state.policy.backoff_s
+    state, commands = at_rest(apply(Joined(now, 2), beats(state, now)), now)
+    assert [type(each) for each in commands] == [Admit]
+    assert 'moiety_ranks{status="working"} 4.0' in metrics_text(state)
+    state, _ = lose(state, range(4), now + 1)
+    assert not state.ranks.members.any()
+    anew = begun_anew(state, nothing, time_s=now + 2)
+    assert anew.ranks.members.all()
+    assert (anew.epoch, anew.recoveries) == (state.epoch + 1, state.recoveries)

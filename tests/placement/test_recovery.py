@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moiety.placement.recovery import recover
+from moiety.placement.recovery import EMPTY, recover
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 6), st.integers(1, 4), st.integers(1, 16), st.integers(1, 8))
@@ -33,3 +33,43 @@ def test_recovery(seed: int, gpus: int, slots: int, experts: int, most: int) -> 
         assert old == -1 or (slot_map[fill.layer] == old).sum() > 1  # only a copy is given up
         slot_map[fill.layer, fill.gpu, fill.slot] = fill.expert
     assert np.array_equal(slot_map, found.slot_map)
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[list[tuple[int, ...]], int, int]:
+    """Return what each GPU holds, how many experts there are, and the slots of a GPU that are wanted."""
+    count = draw(st.integers(1, 12))
+    gpus = draw(st.integers(1, 6))
+    held = [tuple(draw(st.permutations(range(count)))[: draw(st.integers(0, count))]) for _ in range(gpus)]
+    return held, count, draw(st.integers(1, count))
+
+
+def taken_over(held: list[tuple[int, ...]], count: int, slots: int) -> list[list[int]]:
+    """Return the experts of each GPU afterwards, where there is room for as many slots as it takes."""
+    rows = np.full((1, len(held), count), EMPTY, dtype=np.int64)
+    for gpu, experts in enumerate(held):
+        rows[0, gpu, : len(experts)] = experts
+    everyone = np.ones(len(held), dtype=np.bool_)
+    found = recover(rows, everyone, np.full((1, count), 1 / count), most_slots=count, slots=slots)
+    assert not found.lost
+    return found.slot_map[0].tolist()
+
+
+@given(layers())
+def test_gpus_come_down_to_the_slots_that_are_wanted(case: tuple[list[tuple[int, ...]], int, int]) -> None:
+    held, count, slots = case
+    after = taken_over(held, count, slots)
+    width = max(slots, -(-count // len(held)))
+    assert {expert for each in after for expert in each} == set(range(count))
+    assert all(len(set(each)) == len(each) == width for each in after)
+    assert taken_over([tuple(each) for each in after], count, slots) == after, "where all fits nothing moves"
+
+
+@given(layers())
+def test_what_is_held_stays_unless_there_is_no_room_for_it(case: tuple[list[tuple[int, ...]], int, int]) -> None:
+    held, count, slots = case
+    width = max(slots, -(-count // len(held)))
+    kept = [each[:width] for each in held]
+    homeless = count - len({expert for each in kept for expert in each})
+    after = taken_over(held, count, slots)
+    assert sum(len(set(one) - set(other)) for one, other in zip(kept, after, strict=True)) <= homeless

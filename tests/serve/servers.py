@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -21,8 +22,8 @@ from tests.runtime.checkpoints import save_checkpoint
 if TYPE_CHECKING:
     import signal
     from collections.abc import Iterator
-    from pathlib import Path
 
+ROOT = Path(__file__).parents[2]
 START_S = 240.0
 VOCABULARY = 131
 TEMPLATE = (
@@ -52,6 +53,11 @@ class Server:
         with self.client as client:
             return client.get("/ranks").json()["epoch"]
 
+    def control(self) -> dict[str, Any]:
+        """Return what the control plane says of itself."""
+        with self.client as client:
+            return client.get("/ranks").json()["control"]
+
     def metric(self, name: str, **labels: str) -> float:
         """Return the value of one metric; 0 where it has never been counted."""
         from prometheus_client.parser import text_string_to_metric_families  # noqa: PLC0415 - only a few look at it
@@ -71,10 +77,17 @@ class Server:
 
 
 @contextlib.contextmanager
-def served(plan: Path, checkpoint: Path, *arguments: str, key: str | None = None) -> Iterator[Server]:
-    """Serve a plan at any free port during the block; a server that is still there at its end is killed."""
-    command = [sys.executable, "-m", "moiety", "serve", str(plan), "--checkpoint", str(checkpoint), "--port", "0"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"} | ({"MOIETY_API_KEY": key} if key else {})
+def served(
+    plan: Path, checkpoint: Path, *arguments: str, key: str | None = None, module: str = "moiety"
+) -> Iterator[Server]:
+    """Serve a plan at any free port during the block; a server that is still there at its end is killed.
+
+    `module` is what is called in place of `moiety`.
+    """
+    command = [sys.executable, "-m", module, "serve", str(plan), "--checkpoint", str(checkpoint), "--port", "0"]
+    paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment |= {"MOIETY_API_KEY": key} if key else {}
     process = subprocess.Popen(
         [*command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -16,7 +16,9 @@ pytest.importorskip("fastapi", reason="serving is an extra")
 from tests.chaos.streams import Stream
 from tests.runtime.checkpoints import greedy_continuation, reference_model, save_checkpoint
 from tests.runtime.launched import is_gone
+from tests.serve.poisoned import POISON
 from tests.serve.servers import awaited, checkpoint_with_texts, ended, planned, send, served
+from tests.serve.tight import tightened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -114,3 +116,42 @@ def test_a_server_with_a_key_and_without_texts_drains_when_told_to_end(tmp_path:
         assert found[-2:] == ["data: [DONE]", ""] or found[-1] == "data: [DONE]"
         assert ended(server)[0] == 0
         assert is_gone(rank)
+
+
+def test_a_request_that_ends_ranks_is_answered_alone(tmp_path: Path) -> None:
+    checkpoint = checkpoint_with_texts(tmp_path / "qwen3")
+    expected = greedy_continuation(reference_model(checkpoint), PROMPTS[0], LONG)
+    plan = planned(tmp_path / "plan", checkpoint, "local:2", "tp1_dp2_ep2")
+    with served(plan, checkpoint, "--max-restarts", "6", module="tests.serve.poisoned") as server:
+        reader = Stream(server, PROMPTS[0], LONG)
+        awaited(lambda: bool(reader.tokens))
+        with server.client as client:
+            refused = client.post("/v1/completions", json={"prompt": [1, POISON], "max_tokens": 4})
+        assert (refused.status_code, refused.json()["error"]["type"]) == (500, "server_error")
+        assert "ranks were lost 3 times in steps of this request" in refused.json()["error"]["message"]
+        reader.join(timeout=240.0)
+        assert reader.tokens == expected
+        assert reader.error is None
+        assert server.metric("moiety_requests_total", finish_reason="failed") == 1
+
+
+def test_experts_that_nobody_has_room_for_are_refused_by_name_until_a_rank_is_back(tmp_path: Path) -> None:
+    checkpoint = checkpoint_with_texts(tmp_path / "qwen3")
+    expected = greedy_continuation(reference_model(checkpoint), PROMPTS[0], LONG)
+    plan = tightened(planned(tmp_path / "plan", checkpoint, "local:2", "tp1_dp2_ep2"), 5)
+    with served(plan, checkpoint) as server:
+        reader = Stream(server, PROMPTS[0], LONG)
+        awaited(lambda: bool(reader.tokens))
+        survivor, victim = server.ranks()
+        send(victim["pid"], signal.SIGKILL)
+        awaited(lambda: server.control()["refused_experts"] != [])
+        with server.client as client:
+            assert client.get("/health").json()["status"] == "refusing"
+            refused = client.post("/v1/completions", json={"prompt": [1], "max_tokens": 4})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert "no rank has room for, or no copy is left of, expert " in refused.json()["error"]["message"]
+        reader.join(timeout=240.0)
+        assert reader.tokens == expected
+        assert server.control()["refused_experts"] == []
+        assert survivor["pid"] in [each["pid"] for each in server.ranks()]
+        assert [len(each["experts"]) for each in server.ranks()] == [4, 4], "each has its room, and no more"

@@ -66,6 +66,12 @@ def serve(
     max_restarts: Annotated[
         int, typer.Option(min=0, max=1_000_000, help="Processes started within 10 minutes in place of lost ranks.")
     ] = 5,
+    balance: Annotated[
+        bool, typer.Option("--balance/--no-balance", help="Move experts to other ranks, live, where the load drifts.")
+    ] = True,
+    window: Annotated[
+        float, typer.Option(min=0.1, max=86_400, metavar="SECONDS", help="Between two counts of the experts' load.")
+    ] = 60.0,
     dispatch: DispatchOption = None,
     transport: TransportOption = "sockets",
     fold: FoldOption = None,
@@ -112,6 +118,8 @@ def serve(
         max_waiting=max_waiting,
         prefill_chunk=prefill_chunk,
         max_restarts=max_restarts,
+        balance=balance,
+        window_s=window,
         rank_output=None if rank_output is None else Path(rank_output),
     )
     name = prepared.served.names[0]
@@ -120,7 +128,7 @@ def serve(
         text = json_text({"address": address, "model": name}) if json else f"moiety serves {name} on {address}\n"
         typer.echo(text, nl=False)
 
-    serve_until_drained(prepared.job, prepared.served, settings, ready, output.note)
+    serve_until_drained(prepared.job, prepared.calibration, prepared.served, settings, ready, output.note)
 
 
 def _is_loopback(host: str) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from moiety.cli.plan_file import calibration_of
 from moiety.cli.run_checkpoint import stop_tokens
 from moiety.cli.run_choice import choose, transport_named
 from moiety.errors import InputError
@@ -16,6 +17,7 @@ from moiety.serve.intake import Served, Texts
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from moiety.calibration.calibration import Calibration
     from moiety.cli.run_choice import Choice
     from moiety.runtime.world import World
 
@@ -44,6 +46,8 @@ class Preparation:
     """A server that nothing is known to be wrong with."""
 
     job: Job
+    calibration: Calibration
+    """What its plan is evaluated with."""
     served: Served
     notes: tuple[str, ...]
     """What the user should know before it runs."""
@@ -83,7 +87,9 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
         most_sequences=max(wish.max_waiting, 1),
         texts=texts,
     )
-    return Preparation(job, served, () if folding is None else (folding.sentence(),))
+    return Preparation(
+        job, calibration_of(plan, str(choice.path)), served, () if folding is None else (folding.sentence(),)
+    )
 
 
 def _capacity(wished: int | None, positions: int | None) -> int:

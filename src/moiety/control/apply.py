@@ -16,15 +16,17 @@ from moiety.control.events import (
     Issued,
     Joined,
     Moved,
+    Parted,
     RequestMetrics,
     Timer,
 )
 from moiety.control.forecast.backtest import observe
 from moiety.control.health import has_quorum
 from moiety.control.issued import issued
-from moiety.control.state import Status
+from moiety.control.state import NOBODY, Status
 from moiety.control.working import is_covered, relative_loads, working_map, working_problem
 from moiety.errors import InputError
+from moiety.health import Blame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,8 +77,20 @@ def _progress(ranks: Ranks, event: Heartbeat) -> Ranks:
         progress=put(ranks.progress, rank, event.progress),
         progress_s=put(ranks.progress_s, rank, event.time_s) if went_on else ranks.progress_s,
         waiting=put(ranks.waiting, rank, event.waiting),
+        waits_for=put(ranks.waits_for, rank, NOBODY if event.waits_for is None else event.waits_for),
+        loading=put(ranks.loading, rank, event.loading),
         steps_s=steps,
     )
+
+
+def _parted(event: Parted, state: State) -> State:
+    ranks, peer = state.ranks, event.peer
+    if event.epoch != state.epoch or not ranks.members[event.rank]:
+        return replace(state, zombie_words=state.zombie_words + 1)
+    if not (0 <= peer < len(ranks.status) and ranks.members[peer]):
+        return state
+    recent = tuple(each for each in state.blames if event.time_s - each.time_s < state.policy.patience.blame_s)
+    return replace(state, blames=(*recent, Blame(event.time_s, event.epoch, event.rank, peer)))
 
 
 def _exited(event: Exited, state: State) -> State:
@@ -145,6 +159,8 @@ def _moved(event: Moved, state: State) -> State:
     if len(left) == len(state.pending):
         return state
     slot_map = put(state.slot_map, place[:3], event.expert)
+    if not left:
+        slot_map = slot_map[:, :, : state.num_slots]
     return replace(state, slot_map=slot_map, pending=left, moves=state.moves + 1)
 
 
@@ -171,6 +187,7 @@ _HANDLERS: dict[type, Callable[[Any, State], State]] = {
     DeviceReading: _device_reading,
     RequestMetrics: _request_metrics,
     Moved: _moved,
+    Parted: _parted,
     Issued: _issued,
     Timer: _timer,
 }

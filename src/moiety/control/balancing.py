@@ -35,7 +35,7 @@ _OTHER_SPEED = 0.05
 
 def balance_experts(state: State, now: float) -> tuple[Command, ...]:  # noqa: ARG001 - every rule takes the time
     """Move the few experts whose gain pays for their copy, where layers drift, a GPU is hot, or ranks have changed."""
-    if state.pending or not is_covered(state):
+    if not state.policy.balance or state.pending or not is_covered(state):
         return ()
     reason, layers = _occasion(state)
     if not layers.any():

@@ -38,11 +38,13 @@ class Fence:
     epoch: int
     ranks: tuple[int, ...]
     reason: str
+    failed: tuple[int, ...]
+    """Those of the ranks that have failed; the others stop because they share a group with one."""
 
 
 @dataclass(frozen=True, slots=True)
 class AbortStep:
-    """Give up the collectives of the epoch before, in which all wait and nobody is late, and repeat the step."""
+    """Give up the collectives of the epoch before, which cannot end though nobody has failed, and repeat the step."""
 
     epoch: int
     reason: str
@@ -62,7 +64,8 @@ class MoveExperts:
 
     epoch: int
     num_slots: int
-    """Slots of a layer on each rank; more than before where experts would not fit otherwise."""
+    """Slots of a layer on each rank afterwards: more than before where experts would not fit otherwise, and fewer where
+    they do again; what lies in the last ones is given up when all moves are done."""
     moves: tuple[Move, ...]
     """By step; one without a move says that none pays."""
     reason: Occasion

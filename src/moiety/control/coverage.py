@@ -22,7 +22,7 @@ def repeat_moves(state: State, now: float) -> tuple[Command, ...]:
     if not state.pending or now - state.pending_s <= state.policy.move_timeout_s:
         return ()
     reason = state.pending_reason
-    return (MoveExperts(state.epoch, state.slot_map.shape[2], state.pending, reason),)
+    return (MoveExperts(state.epoch, state.num_slots, state.pending, reason),)
 
 
 def cover_experts(state: State, now: float) -> tuple[Command, ...]:  # noqa: ARG001 - every rule takes the time
@@ -37,12 +37,13 @@ def cover_experts(state: State, now: float) -> tuple[Command, ...]:  # noqa: ARG
         ranks.working,
         state.forecast.shares,
         most_slots=state.deployment.most_slots,
+        slots=state.planned_slots,
         sources=ranks.members,
         checkpoint=state.deployment.has_checkpoint,
     )
     if found.lost != state.refused:
         return (Refuse(state.epoch, found.lost, _named(found)),) if found.lost else (Resume(state.epoch),)
-    if not found.fills:
+    if not found.fills and found.slot_map.shape[2] == state.slot_map.shape[2]:
         return ()
     peaks = () if found.lost else _peaks(state, found)
     return (MoveExperts(state.epoch, found.slot_map.shape[2], _moves(found), "recovery", peaks),)

@@ -19,11 +19,26 @@ class Heartbeat:
     epoch: int
     """That the rank works under."""
     progress: int
-    """Collectives that it has entered."""
+    """Of all that it has got done, such as ops and collectives: it grows while the rank gets anywhere."""
     waiting: bool
-    """Whether it is inside one."""
+    """Whether it waits for others, inside a collective."""
     step_s: float | None = None
     """Its own time of the last step, without waiting; None where it had no work."""
+    loading: bool = False
+    """Whether it still reads weights."""
+    waits_for: int | None = None
+    """The rank that it waits for, where that is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parted:
+    """A rank could not reach another, or has lost its connection to it."""
+
+    time_s: float
+    rank: int
+    epoch: int
+    """That the rank works under."""
+    peer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,4 +113,6 @@ class Timer:
     time_s: float
 
 
-Event: TypeAlias = Heartbeat | Exited | Joined | ExpertCounts | DeviceReading | RequestMetrics | Moved | Issued | Timer
+Event: TypeAlias = (
+    Heartbeat | Parted | Exited | Joined | ExpertCounts | DeviceReading | RequestMetrics | Moved | Issued | Timer
+)

@@ -1,4 +1,4 @@
-"""Health: who is silent, hung, stuck or slow, from heartbeats and what they carry."""
+"""What the laws of `moiety.health` say of a state's members."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from moiety import health
+from moiety.health import Signs
+
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from moiety.control.state import State
-    from moiety.placement.problem import Loads
+    from moiety.health import Mask, Seconds
 
-    Mask = NDArray[np.bool_]
 
-_MAD_TO_SIGMA = 1.4826
-"""Of a normal law (Rousseeuw and Croux, "Alternatives to the median absolute deviation", 1993)."""
-_SIGMAS = 6.0
-_FEWEST_PEERS = 3
-"""Ranks that a median says anything about."""
+def signs(state: State, now: float) -> Signs:
+    """Return the signs of life of all ranks, members or not."""
+    ranks = state.ranks
+    return Signs(now - ranks.beat_s, now - ranks.progress_s, ranks.waiting, ranks.loading)
 
 
 def silent(state: State, now: float) -> Mask:
-    """Return the members, [ranks], whose last heartbeat is too long ago: a frozen process beats nothing."""
-    ranks = state.ranks
-    return ranks.members & ~ranks.exited & (now - ranks.beat_s > state.policy.beat_timeout_s)
+    """Return the members, [ranks], whose last heartbeat is too long ago."""
+    return state.ranks.members & ~state.ranks.exited & health.silent(signs(state, now), state.policy.patience)
 
 
 def has_quorum(state: State, now: float) -> bool:
@@ -32,6 +30,8 @@ def has_quorum(state: State, now: float) -> bool:
 
     Of two halves the one with the lowest rank is the one. A process that is known to have ended is in neither.
     """
+    if not state.policy.needs_majority:
+        return True
     unheard = silent(state, now)
     alive = state.ranks.members & ~state.ranks.exited
     heard = int((alive & ~unheard).sum())
@@ -41,29 +41,36 @@ def has_quorum(state: State, now: float) -> bool:
 
 
 def hung(state: State, now: float) -> Mask:
-    """Return the members that the others have waited for too long: alive, and behind in entering a collective."""
-    ranks = state.ranks
-    members = ranks.members
-    if not members.any():
-        return members
-    front = ranks.progress == ranks.progress[members].max()
-    waited = now - ranks.progress_s > state.policy.progress_timeout_s
-    expected = members & front & ranks.waiting & waited
-    return members & ~front & waited if expected.any() else np.zeros_like(members)
+    """Return the members, [ranks], that get nowhere while others wait."""
+    members = state.ranks.members
+    found = np.zeros_like(members)
+    found[members] = health.hung(_of_members(state, now), state.policy.patience)
+    return found
 
 
-def is_stuck(state: State, now: float) -> bool:
-    """Return whether all members wait in the same collective for too long, so that nobody can be blamed."""
-    ranks = state.ranks
-    members = ranks.members
-    if not members.any():
-        return False
-    together = np.unique(ranks.progress[members]).size == 1
-    waited = now - ranks.progress_s[members] > state.policy.progress_timeout_s
-    return together and bool(ranks.waiting[members].all() and waited.all())
+def is_deadlocked(state: State, now: float) -> bool:
+    """Return whether all members wait for each other for too long, so that nobody can be blamed."""
+    return health.is_deadlocked(_of_members(state, now), state.policy.patience)
 
 
-def slowness(state: State) -> Loads:
+def is_parted(state: State, now: float) -> bool:
+    """Return whether a member has lost another in this epoch, and the cause has not come to light since."""
+    settle_s = state.policy.patience.settle_s
+    return any(each.epoch == state.epoch and now - each.time_s >= settle_s for each in state.blames)
+
+
+def cut_off(state: State, now: float) -> Mask:
+    """Return the members, [ranks], that others could not reach again and again: one at most."""
+    members = state.ranks.members
+    blames = [each for each in state.blames if members[each.blamer] and members[each.blamed]]
+    number = health.cut_off(blames, state.policy.patience, now)
+    found = np.zeros_like(members)
+    if number is not None:
+        found[number] = True
+    return found
+
+
+def slowness(state: State) -> Seconds:
     """Return each rank's own step time over the median of all, [ranks]; 1 where it is within what scatters.
 
     A rank's time is the median of its last beats; where too few have been heard, it is taken to be like the others.
@@ -72,18 +79,17 @@ def slowness(state: State) -> Loads:
     recent = ranks.steps_s[:, -bounds.slow_beats :]
     known = ranks.members & ~np.isnan(recent).any(axis=1)
     found = np.ones(len(known))
-    if known.sum() < _FEWEST_PEERS:
-        return found
-    own = np.median(recent[known], axis=1)
-    middle = float(np.median(own))
-    scatter = _MAD_TO_SIGMA * float(np.median(np.abs(own - middle)))
-    ratio = own / middle
-    outlying = (ratio > bounds.slower) & (own > middle + _SIGMAS * scatter)
-    found[known] = np.where(outlying, ratio, 1.0)
+    if known.any():
+        found[known] = health.slowness(np.median(recent[known], axis=1), bounds.slower)
     return found
 
 
-def speeds(state: State) -> Loads:
+def _of_members(state: State, now: float) -> Signs:
+    every, members = signs(state, now), state.ranks.members
+    return Signs(*(getattr(every, name)[members] for name in ("silent_s", "still_s", "waits", "loads")))
+
+
+def speeds(state: State) -> Seconds:
     """Return the relative speed that experts are placed by, [ranks]: what slowness and heat leave; 0 without any."""
-    found: Loads = state.ranks.relief / slowness(state)
+    found: Seconds = state.ranks.relief / slowness(state)
     return np.where(state.ranks.working, found, 0.0)

@@ -22,8 +22,9 @@ from moiety.control.commands import (
     StandBack,
 )
 from moiety.control.drift import placed
-from moiety.control.health import speeds
-from moiety.control.state import Status
+from moiety.control.health import is_deadlocked, speeds
+from moiety.control.state import NOBODY, Status
+from moiety.health import Blame
 from moiety.placement.recovery import EMPTY
 
 if TYPE_CHECKING:
@@ -51,6 +52,8 @@ def _new_epoch(state: State, epoch: int, time_s: float) -> State:
         progress=np.zeros(count, dtype=np.int64),
         progress_s=np.full(count, time_s),
         waiting=np.zeros(count, dtype=np.bool_),
+        waits_for=np.full(count, NOBODY),
+        loading=np.ones(count, dtype=np.bool_),  # until they say that they have what they need
     )
     return replace(state, epoch=epoch, ranks=fresh, slot_map=slot_map, pending=())
 
@@ -70,14 +73,22 @@ def _without(state: State, numbers: tuple[int, ...], status: Status) -> State:
 def _fence(command: Fence, state: State, time_s: float) -> State:
     after = _without(_new_epoch(state, command.epoch, time_s), command.ranks, Status.FENCED)
     ranks, chosen = after.ranks, list(command.ranks)
+    known_why = (each.epoch == state.epoch or {each.blamer, each.blamed} & {*command.ranks} for each in state.blames)
+    blames = tuple(each for each, known in zip(state.blames, known_why, strict=True) if not known)
     fences, fenced_s = ranks.fences.copy(), ranks.fenced_s.copy()
     fences[chosen] += 1
     fenced_s[chosen] = time_s
-    return replace(after, ranks=replace(ranks, fences=fences, fenced_s=fenced_s), recoveries=state.recoveries + 1)
+    known = replace(ranks, fences=fences, fenced_s=fenced_s)
+    return replace(after, ranks=known, blames=blames, recoveries=state.recoveries + 1)
 
 
 def _abort_step(command: AbortStep, state: State, time_s: float) -> State:
-    return _new_epoch(state, command.epoch, time_s)
+    """Begin a new epoch; where all waited, each for one that is known, that is who could not be reached."""
+    ranks, blames = state.ranks, state.blames
+    if is_deadlocked(state, time_s):
+        waiting = np.flatnonzero(ranks.members & (ranks.waits_for != NOBODY)).tolist()
+        blames += tuple(Blame(time_s, state.epoch, rank, int(ranks.waits_for[rank])) for rank in waiting)
+    return replace(_new_epoch(state, command.epoch, time_s), blames=blames)
 
 
 def _admit(command: Admit, state: State, time_s: float) -> State:
@@ -103,7 +114,8 @@ def _move_experts(command: MoveExperts, state: State, time_s: float) -> State:
         looked_at[layer], level[layer] = True, peak
     return replace(
         state,
-        slot_map=slot_map,
+        slot_map=slot_map if command.moves else slot_map[:, :, : command.num_slots],
+        num_slots=command.num_slots,
         pending=command.moves,
         pending_s=time_s,
         pending_reason=command.reason,

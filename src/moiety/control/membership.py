@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moiety.control.commands import AbortStep, Admit, Fence, StandBack
-from moiety.control.health import has_quorum, hung, is_stuck, silent, slowness
+from moiety.control.health import cut_off, has_quorum, hung, is_deadlocked, is_parted, silent, slowness
 from moiety.control.state import Status
 
 if TYPE_CHECKING:
@@ -32,12 +32,13 @@ def stand_back(state: State, now: float) -> tuple[Command, ...] | None:
 
 
 def fence_failed(state: State, now: float) -> tuple[Command, ...]:
-    """Fence who has ended, is silent, is late in a collective, or is far slower than the others."""
+    """Fence who has ended, is silent, keeps the others waiting, cannot be reached, or is far slower than they are."""
     members = state.ranks.members
     kinds = {
         "ended": members & state.ranks.exited,
         "silent": silent(state, now),
         "hung": hung(state, now),
+        "cut off": cut_off(state, now),
         "slow": members & (slowness(state) > state.policy.far_slower),
     }
     failed = np.logical_or.reduce(list(kinds.values()))
@@ -45,24 +46,29 @@ def fence_failed(state: State, now: float) -> tuple[Command, ...]:
         return ()
     whole = _with_partners(failed, state.deployment.group_ranks) & members
     reason = "; ".join(f"{name}: {_some(found)}" for name, found in kinds.items() if found.any())
-    return (Fence(state.epoch + 1, _numbers(whole), reason),)
+    return (Fence(state.epoch + 1, _numbers(whole), reason, _numbers(failed)),)
 
 
 def abort_stuck_step(state: State, now: float) -> tuple[Command, ...]:
-    """Give up a collective in which all wait for each other."""
-    if not is_stuck(state, now):
-        return ()
-    return (AbortStep(state.epoch + 1, "all ranks wait in one collective and none is late"),)
+    """Give up a collective in which all wait for each other, or in which one has lost another that lives."""
+    if is_parted(state, now):
+        return (AbortStep(state.epoch + 1, "ranks have lost each other, and both live"),)
+    if is_deadlocked(state, now):
+        return (AbortStep(state.epoch + 1, "all ranks wait and none gets anywhere"),)
+    return ()
 
 
 def admit_repaired(state: State, now: float) -> tuple[Command, ...]:
-    """Take repaired ranks back, whole groups of them, when they have been away for long enough and nothing moves."""
-    if state.pending:
+    """Take repaired ranks back, whole groups of them, when they have been away for long enough.
+
+    Not while experts move, unless experts are missing and so nothing is served.
+    """
+    if state.pending and not state.refused:
         return ()
     ranks, bounds = state.ranks, state.policy
     wait_s = np.minimum(bounds.backoff_s * 2.0 ** np.maximum(ranks.fences - 1, 0), bounds.most_backoff_s)
     ready = (ranks.status == Status.JOINING) & ((ranks.fences == 0) | (now - ranks.fenced_s >= wait_s))
-    ready &= now - ranks.beat_s <= bounds.beat_timeout_s
+    ready &= now - ranks.beat_s <= bounds.patience.silent_s
     width = state.deployment.group_ranks
     there = (ready | ranks.working).reshape(-1, width).all(axis=1).repeat(width)
     admitted = ready & there

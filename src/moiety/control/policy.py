@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from moiety.errors import InputError
+from moiety.health import Patience
+from moiety.placement.migration.cost import CopyLinks
 
-if TYPE_CHECKING:
-    from moiety.placement.migration.cost import CopyLinks
-
+_PATIENCE = Patience(silent_s=3.0)
 Phase = Literal["prefill", "decode", "mixed", "training"]
 
 
@@ -31,7 +31,7 @@ class Deployment:
     ranks_per_node: int
     num_experts: int
     num_layers: int
-    """Layers with experts."""
+    """Layers with experts that are looked after; 0: who works is all that is decided."""
     most_slots: int
     """Slots of a layer that a rank's memory can hold."""
     links: CopyLinks
@@ -62,15 +62,31 @@ class Deployment:
         return self.num_ranks // self.ranks_per_node
 
 
+def members_alone(num_ranks: int) -> Deployment:
+    """Return ranks of which nothing is decided but who works: of plans whose experts are not looked after."""
+    nothing = CopyLinks(1.0, 1.0, 1.0)
+    return Deployment(
+        num_ranks=num_ranks,
+        ranks_per_node=num_ranks,
+        num_experts=1,  # in no layer
+        num_layers=0,
+        most_slots=0,
+        links=nothing,
+        layer_step_s=0.0,
+        step_s=1.0,
+        phase="mixed",
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Bounds and patience, in the units of their names; the defaults suit a serving deployment."""
 
     # Faults
-    beat_timeout_s: float = 3.0
-    """Silence after which a rank is taken for frozen."""
-    progress_timeout_s: float = 4.0
-    """Waiting in a collective after which whoever has not come is taken for hung."""
+    patience: Patience = _PATIENCE
+    """With ranks that may be at fault; beats cross a network."""
+    needs_majority: bool = True
+    """Whether ranks that are not heard may go on elsewhere. Not under a controller that they end with."""
     slower: float = 1.25
     """Times the median step from which a rank counts as slow, beyond what scatters ..."""
     far_slower: float = 3.0
@@ -83,6 +99,8 @@ class Policy:
     move_timeout_s: float = 30.0
     """After which moves that nobody has reported are asked for again."""
     # Balance
+    balance: bool = True
+    """Whether experts move for the sake of load; they are brought back when ranks are lost in any case."""
     window_s: float = 60.0
     max_move_share: float = 0.04
     """Of a layer's slots, moved at once for balance ..."""

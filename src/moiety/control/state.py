@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
@@ -19,9 +19,12 @@ if TYPE_CHECKING:
     from moiety.control.drift import Drift
     from moiety.control.forecast.backtest import Forecast
     from moiety.control.policy import Deployment, Policy
+    from moiety.health import Blame
     from moiety.placement.problem import Loads, SlotMap
 
 _BEATS = 16
+NOBODY = -1
+"""No rank."""
 
 
 class Status(IntEnum):
@@ -47,6 +50,9 @@ class Ranks:
     progress_s: Loads
     """Time at which `progress` last changed."""
     waiting: NDArray[np.bool_]
+    waits_for: SlotMap
+    """The rank that each waits for; -1: none, or nobody knows which."""
+    loading: NDArray[np.bool_]
     exited: NDArray[np.bool_]
     """Members whose process is known to have ended."""
     steps_s: Loads
@@ -82,8 +88,14 @@ class State:
     time_s: float
     epoch: int
     ranks: Ranks
+    blames: tuple[Blame, ...]
+    """Who could not reach whom, of late."""
     slot_map: SlotMap
     """Expert of each slot, [layers, ranks, slots of a rank]; -1: none, or nobody knows which."""
+    planned_slots: int
+    """Slots of a layer on each rank at the start; there are more only while experts would not fit otherwise."""
+    num_slots: int
+    """Those that there are when nothing is pending any more."""
     pending: tuple[Move, ...]
     """Moves that were asked for and not reported yet."""
     pending_s: float
@@ -114,7 +126,9 @@ class State:
     """Messages that carried an old epoch, or came from a fenced rank; ignored."""
 
 
-def initial_state(deployment: Deployment, policy: Policy, slot_map: SlotMap, *, time_s: float = 0.0) -> State:
+def initial_state(
+    deployment: Deployment, policy: Policy, slot_map: SlotMap, *, time_s: float = 0.0, epoch: int = 1
+) -> State:
     """Return the state at the start: every rank works, its experts as in `slot_map` [layers, slots].
 
     Raises InputError where the map does not fit the deployment.
@@ -123,7 +137,7 @@ def initial_state(deployment: Deployment, policy: Policy, slot_map: SlotMap, *, 
     if slot_map.ndim != 2 or slot_map.shape[0] != layers or slot_map.shape[1] % ranks:  # noqa: PLR2004 - layers, slots
         rule = f"must have {layers} layers of slots that divide over {ranks} ranks"
         raise InputError(rule, field="physical_to_logical_map", value=list(slot_map.shape))
-    if slot_map.min() < 0 or slot_map.max() >= experts:
+    if slot_map.size and (slot_map.min() < 0 or slot_map.max() >= experts):
         raise InputError(f"must name experts from 0 to {experts - 1}", field="physical_to_logical_map")
     now, zeros = np.full(ranks, time_s), np.zeros(ranks, dtype=np.int64)
     never = np.zeros(ranks, dtype=np.bool_)
@@ -133,6 +147,8 @@ def initial_state(deployment: Deployment, policy: Policy, slot_map: SlotMap, *, 
         progress=zeros,
         progress_s=now,
         waiting=never,
+        waits_for=np.full(ranks, NOBODY),
+        loading=never,
         exited=never,
         steps_s=np.full((ranks, _BEATS), np.nan),
         fences=zeros,
@@ -145,9 +161,12 @@ def initial_state(deployment: Deployment, policy: Policy, slot_map: SlotMap, *, 
         deployment=deployment,
         policy=policy,
         time_s=time_s,
-        epoch=1,
+        epoch=epoch,
         ranks=known,
-        slot_map=slot_map.astype(np.int64).reshape(layers, ranks, -1),
+        blames=(),
+        slot_map=slot_map.astype(np.int64).reshape(layers, ranks, slot_map.shape[1] // ranks),
+        planned_slots=slot_map.shape[1] // ranks,
+        num_slots=slot_map.shape[1] // ranks,
         pending=(),
         pending_s=time_s,
         pending_reason="recovery",
@@ -166,3 +185,17 @@ def initial_state(deployment: Deployment, policy: Policy, slot_map: SlotMap, *, 
         moves=0,
         zombie_words=0,
     )
+
+
+def wanted_map(state: State) -> SlotMap:
+    """Return the slot map, [layers, ranks, slots], as it is when all pending moves are done."""
+    found = state.slot_map.copy()
+    for move in state.pending:
+        found[move.layer, move.rank, move.slot] = move.expert
+    return found[:, :, : state.num_slots]
+
+
+def begun_anew(state: State, slot_map: SlotMap, *, time_s: float) -> State:
+    """Return the state when all ranks have been started anew, under a later epoch; what was counted goes on."""
+    fresh = initial_state(state.deployment, state.policy, slot_map, time_s=time_s, epoch=state.epoch + 1)
+    return replace(fresh, recoveries=state.recoveries, moves=state.moves, zombie_words=state.zombie_words)

@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 def is_covered(state: State) -> bool:
     """Return whether the working ranks' slots are all known and hold every expert of every layer."""
     held = state.slot_map[:, state.ranks.working]
-    if not held.size or (held == EMPTY).any():
+    if not state.ranks.working.any() or (held == EMPTY).any():
         return False
+    if not len(held):
+        return True
     seen = np.zeros((len(held), state.deployment.num_experts), dtype=np.bool_)
     seen[np.arange(len(held), dtype=np.int64)[:, None], held.reshape(len(held), -1)] = True
     return bool(seen.all())

@@ -49,6 +49,7 @@ def recover(
     shares: Loads,
     *,
     most_slots: int,
+    slots: int | None = None,
     sources: Mask | None = None,
     checkpoint: bool = True,
 ) -> Recovery:
@@ -62,13 +63,14 @@ def recover(
 
     An expert is lost only where GPUs x slots are fewer than experts (the coldest are), or where nobody has it.
     """
-    layers, gpus, slots = slot_map.shape
+    layers, gpus, before = slot_map.shape
+    least = before if slots is None else slots
     readable = taking if sources is None else sources
     num_experts = shares.shape[1]
     count = int(taking.sum())
-    size = min(max(slots, -(-num_experts // max(count, 1))), max(most_slots, slots))
+    size = min(max(least, -(-num_experts // max(count, 1))), max(most_slots, least))
     after = np.full((layers, gpus, size), EMPTY, dtype=np.int64)
-    after[:, taking, :slots] = slot_map[:, taking]
+    after[:, taking, :before] = slot_map[:, taking, :size]
     fills: list[list[tuple[int, Fill]]] = []
     lost: list[tuple[int, int]] = []
     for layer in range(layers):

@@ -24,6 +24,7 @@ from moiety.serve.scheduler import QueueFullError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
+    from moiety.serve.controller import Controller
     from moiety.serve.engine_loop import EngineLoop
     from moiety.serve.intake import Served
     from moiety.serve.journal import Entry
@@ -37,9 +38,11 @@ _CLIENT_CLOSED_REQUEST = 499
 _NOT_FOUND = 404
 
 
-def app_of(engine: EngineLoop, served: Served, metrics: Metrics, api_key: str | None) -> ASGIApp:
+def app_of(
+    engine: EngineLoop, controller: Controller, served: Served, metrics: Metrics, api_key: str | None
+) -> ASGIApp:
     """Return the server's application; with an `api_key` requests must carry it."""
-    api = Api(engine, served, metrics)
+    api = Api(engine, controller, served, metrics)
     app = FastAPI(title="moiety", openapi_url=None, docs_url=None, redoc_url=None)
     app.add_api_route("/v1/completions", api.completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions", api.chat_completions, methods=["POST"])
@@ -63,8 +66,8 @@ def app_of(engine: EngineLoop, served: Served, metrics: Metrics, api_key: str | 
 class Api:
     """What each path answers."""
 
-    def __init__(self, engine: EngineLoop, served: Served, metrics: Metrics) -> None:
-        self._engine, self._served, self._metrics = engine, served, metrics
+    def __init__(self, engine: EngineLoop, controller: Controller, served: Served, metrics: Metrics) -> None:
+        self._engine, self._controller, self._served, self._metrics = engine, controller, served, metrics
         self._began = int(time.time())
 
     async def completions(self, request: Request) -> Response:
@@ -108,15 +111,19 @@ class Api:
     async def health(self) -> Response:
         """Say whether requests are taken: 200, or 503."""
         takes_requests = self._engine.state in {"ready", "recovering"}
-        return JSONResponse({"status": self._engine.state, "epoch": self._engine.epoch}, 200 if takes_requests else 503)
+        return JSONResponse(
+            {"status": self._engine.state, "epoch": self._controller.epoch}, 200 if takes_requests else 503
+        )
 
     async def ranks(self) -> Response:
         """Say which ranks there are."""
-        return JSONResponse({"epoch": self._engine.epoch, "ranks": [asdict(each) for each in self._engine.ranks()]})
+        ranks = [asdict(each) for each in self._engine.ranks()]
+        return JSONResponse({"epoch": self._controller.epoch, "ranks": ranks, "control": self._controller.summary()})
 
     async def prometheus(self) -> Response:
         """Return the metrics."""
-        return Response(self._metrics.text(), media_type=CONTENT_TYPE_LATEST)
+        text = self._metrics.text() + self._controller.metrics_text().encode()
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     async def refused(self, _: Request, error: Exception) -> Response:
         """Answer a request that cannot be done."""

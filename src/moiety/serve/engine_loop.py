@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from moiety.errors import MoietyError
 from moiety.runtime.serving.ranks import RanksLostError
+from moiety.serve.journal import MOST_LOSSES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from moiety.serve.metrics import Metrics
     from moiety.serve.scheduler import Scheduler
 
-State = Literal["starting", "ready", "recovering", "draining", "failed"]
+State = Literal["starting", "ready", "recovering", "refusing", "draining", "failed"]
 
 
 class NotServingError(Exception):
@@ -37,12 +38,9 @@ class EngineLoop:
     @property
     def state(self) -> State:
         """What the server is doing."""
-        return "draining" if self._is_draining and self._state != "failed" else self._state
-
-    @property
-    def epoch(self) -> int:
-        """Number of the ranks' generation: it grows with every loss and every return."""
-        return self._ranks.epoch
+        if self._is_draining and self._state != "failed":
+            return "draining"
+        return "refusing" if self._state == "recovering" and self._ranks.refusal else self._state
 
     def ranks(self) -> tuple[RankState, ...]:
         """Return what is known of each rank."""
@@ -54,7 +52,7 @@ class EngineLoop:
         Raises NotServingError where none are taken, QueueFullError where too many would wait.
         """
         if self.state not in {"ready", "recovering"}:
-            raise NotServingError(f"the server is {self.state}")
+            raise NotServingError(self._ranks.refusal or f"the server is {self.state}")
         self._scheduler.admit(entries)
         self._metrics.submitted(entries)
         self._woken.set()
@@ -81,7 +79,6 @@ class EngineLoop:
         try:
             self._scheduler.begin(await self._ranks.ready())
             self._state = "ready"
-            self._metrics.began(self.epoch)
             ready()
             while True:
                 try:
@@ -128,7 +125,18 @@ class EngineLoop:
         """Wait for the ranks' next generation, with everything in flight waiting for it."""
         began_s = time.monotonic()
         self._state = "recovering"
+        if lost.is_loss:
+            self._blame(self._scheduler.suspects())
         self._note(f"{lost}; {self._scheduler.num_running} sequences go on with the ranks' next generation")
         self._scheduler.begin(await self._ranks.ready())
         self._state = "ready"
-        self._metrics.recovered(time.monotonic() - began_s, self.epoch)
+        self._metrics.recovered(time.monotonic() - began_s)
+
+    def _blame(self, entries: Sequence[Entry]) -> None:
+        """Count a loss of ranks for what they were computing; who was alone with it for the last time is given up."""
+        for each in entries:
+            each.num_losses += 1
+            if each.num_losses >= MOST_LOSSES and not each.is_over:
+                self._scheduler.withdraw(each)
+                each.fail(f"ranks were lost {MOST_LOSSES} times in steps of this request; it is not tried again")
+                self._metrics.ended("failed")

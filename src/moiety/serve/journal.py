@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 FinishReason = Literal["stop", "length"]
 
 _arrivals = itertools.count()
+_SUSPECT = 2
+"""Losses in a row after which a sequence is computed alone: one may be the machine's, of two nobody knows whose."""
+MOST_LOSSES = 3
+"""Losses in a row after which it is not tried again: the last time nothing else was computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,14 @@ class Entry:
     arrived_s: float = field(default_factory=time.monotonic)
     gap_s: float = 0.0
     """From the token before to the last one; of the first one, from the arrival."""
+    num_losses: int = 0
+    """How often ranks were lost in a step that had it, since its last token."""
     _heard_s: float | None = None
+
+    @property
+    def is_suspect(self) -> bool:
+        """Whether it may be what ends the ranks."""
+        return self.num_losses >= _SUSPECT
 
     @property
     def is_over(self) -> bool:
@@ -76,6 +87,7 @@ class Entry:
     def accept(self, token: int, now_s: float) -> None:
         """Take the next token, and see whether it is the last."""
         self.accepted.append(token)
+        self.num_losses = 0
         self.gap_s = now_s - (self.arrived_s if self._heard_s is None else self._heard_s)
         self._heard_s = now_s
         if self.text is not None:

@@ -27,9 +27,6 @@ class Metrics:
         )
         self._prompt = Counter("moiety_prompt_tokens", "Tokens of admitted prompts.", registry=registry)
         self._generated = Counter("moiety_generation_tokens", "Tokens generated.", registry=registry)
-        self._recoveries = Counter(
-            "moiety_recoveries", "Regroupings of the ranks: losses that were survived, and returns.", registry=registry
-        )
         self._first = Histogram(
             "moiety_time_to_first_token_seconds",
             "From the arrival of a sequence to its first token.",
@@ -50,9 +47,6 @@ class Metrics:
             "From the end of a generation of ranks to the next step.",
             buckets=_LATENCY_S,
             registry=registry,
-        )
-        self._epoch = Gauge(
-            "moiety_epoch", "Generation of the ranks: it grows with every loss and return.", registry=registry
         )
         self._running = Gauge("moiety_num_requests_running", "Sequences in flight.", registry=registry)
         self._waiting = Gauge("moiety_num_requests_waiting", "Sequences that wait for a place.", registry=registry)
@@ -88,15 +82,9 @@ class Metrics:
         """Count a request that was refused."""
         self._refused.labels(str(status)).inc()
 
-    def began(self, epoch: int) -> None:
-        """Say which generation of the ranks takes the first requests."""
-        self._epoch.set(epoch)
-
-    def recovered(self, seconds: float, epoch: int) -> None:
-        """Count and time a loss of ranks that was survived."""
-        self._recoveries.inc()
+    def recovered(self, seconds: float) -> None:
+        """Time a regrouping of the ranks."""
         self._recovery.observe(seconds)
-        self._epoch.set(epoch)
 
     def text(self) -> bytes:
         """Return the metrics as Prometheus reads them."""

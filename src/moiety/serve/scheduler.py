@@ -49,6 +49,7 @@ class Scheduler:
 
     Every step gives each sequence that has its prompt behind it one token; up to `prefill_chunk` tokens of prompts
     come beside them, in the order of arrival. Who waits is seated, first come first served, where most rows are free.
+    A sequence that is suspected of ending ranks is computed alone until it has its next token.
     """
 
     def __init__(self, *, num_slots: int, prefill_chunk: int, max_waiting: int) -> None:
@@ -56,6 +57,8 @@ class Scheduler:
         self._waiting: deque[Entry] = deque()
         self._groups: list[Group] = []
         self._num_steps = 0
+        self._step: Step | None = None
+        """The one that is under way."""
 
     @property
     def num_waiting(self) -> int:
@@ -73,11 +76,31 @@ class Scheduler:
         rows = self._num_slots * len(self._groups)
         return self.num_running / rows if rows else 0.0
 
-    def begin(self, num_groups: int) -> None:
-        """Start with new ranks, whose caches are empty: who was in flight comes first, in the order of arrival."""
-        again = sorted((each.entry for group in self._groups for each in group.seated), key=lambda each: each.number)
+    def begin(self, groups: Sequence[int | None]) -> None:
+        """Go on with the attention groups of the next ranks.
+
+        For each the number that it had before is given, where its caches are what they were: its sequences stay, and
+        what the step that was given up had of them is computed again. None: its caches are empty. Who was in flight
+        elsewhere comes first, in the order of arrival.
+        """
+        before, self._groups = self._groups, [Group(list(range(self._num_slots))) for _ in groups]
+        for number, old in enumerate(groups):
+            if old is not None:
+                self._groups[number] = before[old]
+        gone = [group for number, group in enumerate(before) if number not in groups]
+        again = sorted((each.entry for group in gone for each in group.seated), key=lambda each: each.number)
         self._waiting.extendleft(reversed(again))
-        self._groups = [Group(list(range(self._num_slots))) for _ in range(num_groups)]
+        for seated, row in self._under_way():
+            if row.start and len(row.token_ids) > 1:
+                seated.cached = 0  # layers with a window may have lost what the first of the tokens see
+        self._step = None
+
+    def suspects(self) -> list[Entry]:
+        """Return the sequences of the step that is under way."""
+        return [seated.entry for seated, _ in self._under_way()]
+
+    def _under_way(self) -> list[tuple[Seated, Row]]:
+        return [] if self._step is None else [each for rows in self._step.rows for each in rows]
 
     def admit(self, entries: Collection[Entry]) -> None:
         """Take in sequences, all or none; raise QueueFullError where too many would wait."""
@@ -102,16 +125,22 @@ class Scheduler:
     def next_step(self) -> Step | None:
         """Return what is to be computed next; None where nobody is in flight."""
         self._seat()
-        rows = tuple(self._rows(group) for group in self._groups)
+        alone = min((each for each in self._seated() if each.entry.is_suspect), key=_arrival, default=None)
+        rows = tuple(self._rows(group, alone) for group in self._groups)
         if not any(rows):
             return None
         self._num_steps += 1
         order = StepOrder(number=self._num_steps, groups=tuple(tuple(row for _, row in each) for each in rows))
-        return Step(order, rows)
+        self._step = Step(order, rows)
+        return self._step
+
+    def _seated(self) -> list[Seated]:
+        return [each for group in self._groups for each in group.seated]
 
     def accept(self, step: Step, tokens: Sequence[Sequence[int]], now_s: float) -> list[Entry]:
         """Take the tokens that a step has given, by attention group; return the sequences that got one."""
         found: list[Entry] = []
+        self._step = None
         for group, rows, emitted in zip(self._groups, step.rows, tokens, strict=True):
             given = iter(emitted)
             for seated, row in rows:
@@ -140,11 +169,11 @@ class Scheduler:
                 group.seated.remove(seated)
                 group.free.append(seated.slot)
 
-    def _rows(self, group: Group) -> tuple[tuple[Seated, Row], ...]:
-        """Return the rows of one group's step, by slot."""
+    def _rows(self, group: Group, alone: Seated | None) -> tuple[tuple[Seated, Row], ...]:
+        """Return the rows of one group's step, by slot; of all groups' none but those of who must be `alone`."""
         room = self._chunk
         found: list[tuple[Seated, Row]] = []
-        for seated in group.seated:
+        for seated in group.seated if alone is None else [each for each in group.seated if each is alone]:
             missing = seated.entry.num_known - seated.cached
             if missing > 1:
                 missing = min(missing, room)
@@ -152,6 +181,10 @@ class Scheduler:
             if missing:
                 found.append((seated, _row(seated, missing)))
         return tuple(sorted(found, key=lambda pair: pair[0].slot))
+
+
+def _arrival(seated: Seated) -> int:
+    return seated.entry.number
 
 
 def _row(seated: Seated, num_tokens: int) -> Row:

@@ -17,7 +17,9 @@ from moiety.runtime.serving.ranks import Ranks
 from moiety.runtime.serving.restart_budget import RestartBudget
 from moiety.serve.app import app_of
 from moiety.serve.connection import Connection
+from moiety.serve.controller import Controller
 from moiety.serve.engine_loop import EngineLoop
+from moiety.serve.looked_after import looked_after, policy_of
 from moiety.serve.metrics import Metrics
 from moiety.serve.scheduler import Scheduler
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
 
+    from moiety.calibration.calibration import Calibration
     from moiety.runtime.job import Job
     from moiety.serve.intake import Served
 
@@ -43,20 +46,31 @@ class Settings:
     max_waiting: int
     prefill_chunk: int
     max_restarts: int
+    balance: bool
+    """Whether experts move when the load drifts."""
+    window_s: float
+    """Between two counts of what the experts were asked for."""
     rank_output: Path | None
 
 
 def serve(
-    job: Job, served: Served, settings: Settings, ready: Callable[[str], None], note: Callable[[str], None]
+    job: Job,
+    calibration: Calibration,
+    served: Served,
+    settings: Settings,
+    ready: Callable[[str], None],
+    note: Callable[[str], None],
 ) -> None:
     """Serve until a signal asks for the end and the last answer is given.
 
     `ready` gets the server's address when it takes requests, `note` a line for whoever looks after it. Raises
     InputError where the address cannot be had, RankFailedError where the ranks fail for good, and leaves with 128 plus
-    the signal's number when a second one comes.
+    the signal's number when a second one comes. `calibration` is what the job's plan is evaluated with.
     """
+    policy = policy_of(window_s=settings.window_s, balance=settings.balance)
+    controller = Controller(looked_after(job.plan, calibration), policy, note)
     with listening_on(settings.host, settings.port) as listener:
-        asyncio.run(_serve(job, served, settings, listener, ready, note))
+        asyncio.run(_serve(job, controller, served, settings, listener, ready, note))
 
 
 @contextmanager
@@ -83,6 +97,7 @@ class _Http(uvicorn.Server):
 
 async def _serve(
     job: Job,
+    controller: Controller,
     served: Served,
     settings: Settings,
     listener: socket.socket,
@@ -94,11 +109,12 @@ async def _serve(
     scheduler = Scheduler(
         num_slots=job.serving.num_slots, prefill_chunk=settings.prefill_chunk, max_waiting=settings.max_waiting
     )
-    async with Ranks(job, RestartBudget(settings.max_restarts), output_folder=settings.rank_output) as ranks:
+    budget = RestartBudget(settings.max_restarts)
+    async with Ranks(job, budget, controller, output_folder=settings.rank_output) as ranks:
         engine = EngineLoop(ranks, scheduler, metrics, note)
         http = _Http(
             uvicorn.Config(
-                app_of(engine, served, metrics, settings.api_key),
+                app_of(engine, controller, served, metrics, settings.api_key),
                 http=Connection,
                 lifespan="off",
                 log_config=None,

@@ -125,7 +125,7 @@ def _stand_back(fleet: State) -> Advice:
 
 
 def _restart(ranks: tuple[int, ...], site: Site) -> Advice:
-    silent_s = site.policy.beat_timeout_s
+    silent_s = site.policy.patience.silent_s
     do = f"take {names_of(ranks, site)} out of the router, and start it anew"
     return Advice("restart", do, f"it has not answered for more than {silent_s:g} s", {}, NO_HANDLE)
 

@@ -15,6 +15,7 @@ from moiety.control.policy import Deployment, Policy
 from moiety.control.scrape import GENERATED, PROMPT
 from moiety.control.state import State, initial_state
 from moiety.errors import InputError
+from moiety.health import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ class Site:
     def policy(self) -> Policy:
         """The bounds of the core, with this site's window."""
         beat_s = _MISSED_ROUNDS * self.interval_s
-        return Policy(window_s=self.interval_s, beat_timeout_s=beat_s, backoff_s=self.interval_s)
+        return Policy(window_s=self.interval_s, patience=Patience(silent_s=beat_s), backoff_s=self.interval_s)
 
     def starting_experts(self) -> State:
         """Return the state that balance is decided on: the ranks of an instance.
@@ -66,7 +67,7 @@ class Site:
         instances is decided by the fleet.
         """
         bare = replace(self.deployment, tokens_per_s_per_node=None, tpot_limit_s=None, clock_points=())
-        return initial_state(bare, replace(self.policy, beat_timeout_s=float("inf")), self.slot_map)
+        return initial_state(bare, replace(self.policy, patience=Patience(silent_s=float("inf"))), self.slot_map)
 
     def starting_fleet(self, answering: Sequence[bool], time_s: float) -> State:
         """Return the state that health, number and clocks are decided on: its ranks are the instances.

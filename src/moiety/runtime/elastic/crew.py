@@ -1,54 +1,40 @@
-"""Crew: the launcher's half of ranks that outlive each other: it starts them, watches them, and says who goes on."""
+"""Crew: the launcher's half of ranks that outlive each other: it starts them, listens to them, and says who goes on."""
 
 from __future__ import annotations
 
 import os
-import selectors
-import signal
-import tempfile
 import threading
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self, cast
 
 from moiety.errors import InputError
 from moiety.runtime.elastic.beacon import Beat
 from moiety.runtime.elastic.declaration import Declaration
-from moiety.runtime.elastic.events import Declared, Joined, Lost, Ready, Said, Slow, Switched
-from moiety.runtime.elastic.hand import Hand
-from moiety.runtime.elastic.health import frozen, hung, is_deadlocked, most_blamed, slow
+from moiety.runtime.elastic.events import Declared, Joined, Lost, Parted, Ready, Said, Slow, Switched
 from moiety.runtime.elastic.limits import Limits
 from moiety.runtime.elastic.replan import CoverageLostError, held_by, layout_of
+from moiety.runtime.elastic.roster import PERIOD_S, Roster
 from moiety.runtime.elastic.schedule import Schedule, moved_placement
+from moiety.runtime.elastic.watchman import Watchman
 from moiety.runtime.failure import Cause, RankFailedError
-from moiety.runtime.launch import LOOPBACK, end_all, rank_environment
-from moiety.runtime.rank_process import start
-from moiety.runtime.world import World, asked_port, hosted_store, listening
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
-    from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage] - torch's own way to export it
-
     from moiety.placement.migration.order import Move
+    from moiety.placement.problem import SlotMap
     from moiety.plan import Plan
     from moiety.runtime.channel import Message
     from moiety.runtime.elastic.events import Event, Reason
-    from moiety.runtime.elastic.health import Sign
-    from moiety.runtime.elastic.replan import Layout
+    from moiety.runtime.elastic.hand import Hand, Sign
+    from moiety.runtime.elastic.replan import Held
     from moiety.runtime.job import Job
 
-_PERIOD_S = 0.02
-"""How often signs of life are judged."""
-_BLAME_S = 30.0
-"""For how long it is remembered who could not reach whom, and ..."""
-_MOST_BLAMED = 2
-"""... in how many generations of that time, until one is cut off."""
-_GONE_S = 5.0
-"""How long ranks may take to leave when the crew is closed."""
+_LAST_WORDS_S = 5.0
+"""How long a process whose channel has ended may take to end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +56,9 @@ class Crew:
 
     Use it as a context: its end ends them all. One thread enters it, calls `poll`, `wait_ready` and `rejoin`, and lives
     as long as the crew, as the processes end with the thread that has started them; any thread may call the others.
+
+    By itself it fences whom its `Watchman` finds lost, and declares the next generation. One that `is_led` does not:
+    its leader looks at its events and `signs`, and calls `fence` and `regroup`.
     """
 
     def __init__(
@@ -79,6 +68,8 @@ class Crew:
         limits: Limits | None = None,
         output_folder: Path | None = None,
         environ: Mapping[str, str] = os.environ,
+        is_led: bool = False,
+        first_generation: int = 1,
     ) -> None:
         """Raise InputError for a job that ranks cannot go on with when they are fewer."""
         _check(job)
@@ -86,41 +77,21 @@ class Crew:
         """Number of the generation in force; 0 before the first."""
         self.plan: Plan = job.plan
         """Of the generation in force, with the map of the experts that serves now."""
-        self._job, self._limits, self._environ, self._output = job, limits or Limits(), environ, output_folder
+        self._job, self._limits, self._first = job, limits or Limits(), first_generation
+        self._roster = Roster(job, self._limits.connect_s, output_folder, environ)
+        self._watchman = None if is_led else Watchman(self._limits)
         self._lock = threading.RLock()
-        self._stack = ExitStack()
-        self._selector = selectors.DefaultSelector()
-        self._hands: list[Hand] = []
-        """Of all processes so far, by their numbers."""
         self._ranks: tuple[Hand, ...] = ()
         """Of the generation in force, by rank."""
         self._events: list[Event] = []
-        self._declare_at_s: float | None = None
         self._ended_s = time.monotonic()
         """When the generation before ended."""
-        self._blamed: list[tuple[float, int, int, int]] = []
-        """When, in which generation, which member could not reach which."""
-        self._is_ready = False
-        self._was_ready = False
-        self._must_meet = True
-        """Whether the ranks must meet anew even if they are the same."""
+        self._is_ready = self._was_ready = False
         self._schedule = Schedule(0)
 
     def __enter__(self) -> Self:
         """Start all processes; the first generation is declared when all have shown a sign of life."""
-        listener = self._stack.enter_context(listening(LOOPBACK, asked_port(self._environ)))
-        self._port = int(listener.getsockname()[1])
-        self._job_file = self._stack.enter_context(tempfile.TemporaryFile())
-        self._job_file.write(self._job.model_dump_json().encode())
-        self._job_file.flush()
-        self._environment = rank_environment(self._environ, self._job.num_ranks)
-        try:
-            for home in range(self._job.num_ranks):
-                self._start(home, is_in=True)
-            self._store: Store | None = hosted_store(listener)
-        except BaseException:
-            self.close()
-            raise
+        self._roster.open()
         return self
 
     def __exit__(
@@ -128,6 +99,12 @@ class Crew:
     ) -> None:
         """Close it."""
         self.close()
+
+    def close(self) -> None:
+        """End all processes: those that can take leave do."""
+        with self._lock:
+            self._ranks = ()
+            self._roster.close()
 
     # For the driver -------------------------------------------------------------------------------------------------
 
@@ -139,7 +116,7 @@ class Crew:
         """
         deadline_s = time.monotonic() + timeout_s
         while True:
-            self._turn(min(_PERIOD_S, max(deadline_s - time.monotonic(), 0.0)))
+            self._turn(min(PERIOD_S, max(deadline_s - time.monotonic(), 0.0)))
             with self._lock:
                 if self._events or time.monotonic() >= deadline_s:
                     events, self._events = self._events, []
@@ -152,7 +129,7 @@ class Crew:
         while not self._is_ready:
             if time.monotonic() > deadline_s:
                 raise RankFailedError(f"generation {self.generation} is not ready after {timeout_s:.0f} s")
-            events += self.poll(_PERIOD_S)
+            events += self.poll(PERIOD_S)
         return events
 
     def ranks(self) -> tuple[RankStatus, ...]:
@@ -163,6 +140,12 @@ class Crew:
                 for rank, each in enumerate(self._ranks)
             )
 
+    def signs(self) -> tuple[Sign, ...]:
+        """Return what each process has shown of itself that has been heard and is not given up."""
+        with self._lock:
+            found = (each.sign(self.generation) for each in self._roster.here())
+            return tuple(each for each in found if each is not None)
+
     def send(self, rank: int, payload: object, *, generation: int | None = None) -> bool:
         """Send a rank some JSON; return False, and send nothing, where `generation` is not in force any more."""
         with self._lock:
@@ -170,6 +153,11 @@ class Crew:
                 return False
             self._ranks[rank].process.tell({"say": {"generation": self.generation, "payload": payload}})
             return True
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether a live migration is under way."""
+        return self._schedule.is_busy
 
     def migrate(self, moves: Sequence[Move], *, most_at_once: int = 8) -> None:
         """Have the ranks move experts in the background, in this order, and switch to them batch by batch.
@@ -187,60 +175,64 @@ class Crew:
             if self._is_ready:
                 self._move_on()
 
-    def rejoin(self) -> int | None:
+    def vacant_home(self) -> int | None:
+        """Return the first home that has no process; None where all have one."""
+        with self._lock:
+            return self._roster.vacant()
+
+    def rejoin(self, slot_map: SlotMap | None = None) -> int | None:
         """Start a process for the first home that is vacant; return its number, None where all are taken.
 
-        It reads its weights while the others go on, and is a rank from the next generation on.
+        It reads its weights while the others go on, those of `slot_map` (see `layout_of`) where one is given, and can
+        be a rank from the next generation on.
         """
         with self._lock:
-            taken = {each.home for each in self._here()}
-            home = next((each for each in range(self._job.num_ranks) if each not in taken), None)
+            home = self._roster.vacant()
             if home is None:
                 return None
-            hand = self._start(home, is_in=False)
-            alive = {each.home: each.held for each in self._here() if each.is_in}
-            layout = layout_of(self._job.plan, {**alive, home: {}})
-            members = tuple(self._at(each).number for each in layout.homes)
+            hand = self._roster.start(home, is_in=False)
+            layout = layout_of(self._job.plan, {**self._alive(), home: {}}, slot_map)
+            members = tuple(self._roster.at(each).number for each in layout.homes)
             wanted = Declaration(generation=self.generation + 1, members=members, plan=layout.plan)
             if hand.number in members:
                 hand.held = held_by(layout.plan, members.index(hand.number))
             hand.process.tell({"prepare": wanted.model_dump(mode="json")})
             return hand.number
 
-    def close(self) -> None:
-        """End all processes: those that can take leave do."""
-        with self._lock:
-            here = [each.process for each in self._hands if not each.is_gone]
-            for each in here:
-                each.tell({"end": "closed"})
-            deadline_s = time.monotonic() + _GONE_S
-            while any(each.is_running for each in here) and time.monotonic() < deadline_s:
-                for each in here:
-                    each.push()
-                time.sleep(_PERIOD_S)
-            end_all([each.process for each in self._hands])
-            self._hands.clear()
-            self._ranks = ()
-            self._selector.close()
-            self._store = None
-            self._stack.close()
+    # For who leads it -----------------------------------------------------------------------------------------------
 
-    # Watching -------------------------------------------------------------------------------------------------------
+    def fence(self, home: int, message: str) -> None:
+        """Give up the process of a home, if it has one: it is killed, and what it may still say is not read."""
+        with self._lock:
+            for each in self._roster.here():
+                if each.home == home:
+                    self._lose(each, "fenced", f"{each} {message}")
+
+    def regroup(self, generation: int, homes: Collection[int], slot_map: SlotMap | None = None) -> None:
+        """Have the processes of these homes meet in a later generation, with experts as in `slot_map`.
+
+        Others stand by. See `layout_of`; raises CoverageLostError.
+        """
+        with self._lock:
+            self._declare(generation, {home: held for home, held in self._alive().items() if home in homes}, slot_map)
+
+    # Listening ------------------------------------------------------------------------------------------------------
 
     def _turn(self, timeout_s: float) -> None:
-        """Take in what the ranks say and what becomes of them; declare the next generation where it is due."""
-        ready = self._selector.select(timeout_s)
+        """Take in what the ranks say and what becomes of them."""
+        ready = self._roster.wait(timeout_s)
         with self._lock:
-            now_s = time.monotonic()
-            for key, _ in ready:
-                self._read(cast("Hand", key.data), now_s)
-            for hand in self._here():
-                hand.process.push()
-            self._judge(time.monotonic())
-            if not self.generation and all(each.heard_s is not None for each in self._hands):
-                self._declare()
-            if self._declare_at_s is not None and time.monotonic() >= self._declare_at_s:
-                self._declare()
+            for hand in ready:
+                self._read(hand, time.monotonic())
+            self._roster.push()
+            now_s, limits = time.monotonic(), self._limits
+            for hand in self._roster.here():
+                if hand.heard_s is None and now_s - hand.started_s > limits.start_s:
+                    self._lose(hand, "frozen", f"{hand} has shown no sign of life for {limits.start_s:.0f} s")
+            if self._watchman is not None:
+                self._lead(self._watchman)
+            if not self.generation and all(each.heard_s is not None for each in self._roster.hands):
+                self._declare(self._first, self._alive())
 
     def _read(self, hand: Hand, now_s: float) -> None:
         if hand.is_gone:
@@ -254,10 +246,10 @@ class Crew:
         if failure is not None and failure.cause is Cause.INPUT and hand.is_in:
             raise RankFailedError(failure.message)
         if not is_open or failure is not None:
-            hand.process.wait(_GONE_S)
+            hand.process.wait(_LAST_WORDS_S)
             hand.process.notice_end()
             failure = hand.process.failure
-            self._lose(hand, "dead", failure.message if failure else f"{_name(hand)} has ended its work")
+            self._lose(hand, "dead", failure.message if failure else f"{hand} has ended its work")
 
     def _take(self, hand: Hand, message: Message, now_s: float) -> None:
         """Take in what a rank says; what belongs to an older generation is refused."""
@@ -267,131 +259,108 @@ class Crew:
         kind, said = next((kind, cast("dict[str, object]", said)) for kind, said in message.items())
         if kind == "prepared":
             hand.is_in = True
-            self._events.append(Joined(hand.number, hand.process.pid))
-            self._declare_soon(now_s, must_meet=False)
+            self._events.append(Joined(hand.home, hand.number, hand.process.pid))
+            if self._watchman is not None:
+                self._watchman.soon(now_s, must_meet=False)
         elif said["generation"] != self.generation or hand not in self._ranks:
             return
         elif kind == "say":
             self._events.append(Said(self.generation, self._ranks.index(hand), said["payload"]))
         elif kind == "ready":
-            hand.ready = self.generation
+            hand.ready, hand.kept_cache = self.generation, bool(said["kept"])
             self._begin_if_ready(now_s)
         elif kind == "switched":
             hand.switched = cast("int", said["batch"])
             self._switch_if_all()
         elif kind == "lost":
-            rank = cast("int | None", said["rank"])
-            if rank is not None:
-                self._blame(hand, rank)
-            self._declare_soon(now_s + self._limits.settle_s)
+            self._parted(hand, cast("int | None", said["rank"]), now_s)
 
-    def _judge(self, now_s: float) -> None:
-        """Find who is lost by the signs of life."""
-        limits = self._limits
-        for hand in self._here():
-            if hand.heard_s is None and now_s - hand.started_s > limits.start_s:
-                self._lose(hand, "frozen", f"{_name(hand)} has shown no sign of life for {limits.start_s:.0f} s")
-        signs = {each.number: each.sign(self.generation, now_s) for each in self._here() if each.heard_s is not None}
-        for number in frozen(signs, limits):
-            words = f"{_name(self._hands[number])} has been silent for {signs[number].silent_s:.1f} s"
-            self._lose(self._hands[number], "frozen", words)
-        ranks = {rank: each for rank, each in enumerate(self._ranks) if not each.is_gone}
-        self._judge_progress({rank: each.sign(self.generation, now_s) for rank, each in ranks.items()})
-
-    def _judge_progress(self, signs: dict[int, Sign]) -> None:
-        """Find who gets nowhere, or slowly, of the ranks that live."""
-        limits = self._limits
-        for rank in hung(signs, limits):
-            beat = self._ranks[rank].beat
-            where = f"{beat.op} of layer {beat.layer}, step {beat.step}" if beat is not None else "the start"
-            words = f"{_name(self._ranks[rank])} gets no further than {where} while others wait for it"
-            self._lose(self._ranks[rank], "hung", words)
-        if self._declare_at_s is None and is_deadlocked(signs, limits):
-            for rank, sign in signs.items():
-                if sign.waits_for is not None:
-                    self._blame(self._ranks[rank], sign.waits_for)
-            self._declare_soon(time.monotonic())
-        slow_ones = slow(signs, limits)
-        for rank, hand in enumerate(self._ranks):
-            if rank in slow_ones and not hand.is_slow:
-                self._events.append(Slow(self.generation, rank, slow_ones[rank]))
-            hand.is_slow = rank in slow_ones
-
-    def _blame(self, hand: Hand, rank: int) -> None:
-        """Remember that one could not reach another."""
-        self._blamed.append((time.monotonic(), self.generation, hand.number, self._ranks[rank].number))
+    def _parted(self, hand: Hand, peer: int | None, now_s: float) -> None:
+        self._events.append(Parted(self.generation, self._ranks.index(hand), peer))
+        if self._watchman is not None:
+            self._watchman.parted(hand, None if peer is None else self._ranks[peer], self.generation, now_s)
 
     def _lose(self, hand: Hand, reason: Reason, message: str) -> None:
-        """Give a process up: it is fenced, and what it may still say is not read any more."""
+        """Give a process up."""
         if hand.is_gone:
             return
-        hand.is_gone = True
-        hand.process.send(signal.SIGKILL)
-        self._selector.unregister(hand.process.channel)
-        hand.process.close()  # who still lives there, on whatever machine, finds that it is alone, and leaves
+        self._roster.give_up(hand)
         if not self._was_ready:
             raise RankFailedError(message)
         rank = self._ranks.index(hand) if hand in self._ranks else None
-        self._events.append(Lost(self.generation, rank, hand.number, hand.process.pid, reason, message))
-        self._blamed = [each for each in self._blamed if each[1] != self.generation]
+        self._events.append(Lost(self.generation, rank, hand.home, hand.number, hand.process.pid, reason, message))
         if rank is not None:
-            self._declare_soon(time.monotonic())
+            self._mark_end()
+        if self._watchman is not None:
+            self._watchman.lost(hand, self.generation)
+            if rank is not None:
+                self._watchman.soon(time.monotonic())
+
+    # Leading itself -------------------------------------------------------------------------------------------------
+
+    def _lead(self, watchman: Watchman) -> None:
+        """Fence whom the watchman finds lost, and declare the next generation where it is due."""
+        now_s = time.monotonic()
+        for hand, reason, message in watchman.judge(self._roster.here(), self._ranks, self.generation, now_s):
+            self._lose(hand, reason, message)
+        self._events += [Slow(self.generation, rank, ratio) for rank, ratio in watchman.slow(self._ranks).items()]
+        if not watchman.is_due(time.monotonic()):
+            return
+        gone = watchman.cut_off(self._roster.here(), time.monotonic())
+        if gone is not None:
+            self._lose(*gone)
+        alive = self._alive()
+        must_meet = watchman.must_meet
+        watchman.begun()
+        if must_meet or self._homes(alive) != tuple(each.home for each in self._ranks):  # who has joined may stand by
+            self._mark_end()
+            self._declare(self.generation + 1, alive)
+
+    def _homes(self, alive: Mapping[int, Held]) -> tuple[int, ...]:
+        return layout_of(self._job.plan, alive).homes
 
     # Declaring ------------------------------------------------------------------------------------------------------
 
-    def _declare_soon(self, at_s: float, *, must_meet: bool = True) -> None:
-        """See to it that a generation is declared, now or a moment later."""
-        self._must_meet = self._must_meet or must_meet
-        if self._declare_at_s is None and self._is_ready:
-            self._ended_s = time.monotonic()
-        self._declare_at_s = at_s if self._declare_at_s is None else min(self._declare_at_s, at_s)
+    def _alive(self) -> dict[int, Held]:
+        """Return what those hold that may be declared, by home."""
+        return {each.home: each.held for each in self._roster.here() if each.is_in}
 
-    def _declare(self) -> None:
+    def _mark_end(self) -> None:
+        """Remember when the generation in force ended."""
+        if self._is_ready:
+            self._ended_s, self._is_ready = time.monotonic(), False
+
+    def _declare(self, generation: int, alive: Mapping[int, Held], slot_map: SlotMap | None = None) -> None:
         """Say who is in the next generation, and under which plan."""
-        self._cut_off_the_most_blamed()
-        self._declare_at_s = None
-        layout = self._layout()
-        ranks = tuple(self._at(home) for home in layout.homes)
-        if ranks == self._ranks and not self._must_meet:
-            return  # who has joined stands by
-        self._is_ready = self._must_meet = False
-        self.generation += 1
-        self.plan, self._ranks, self._schedule = layout.plan, ranks, Schedule(self.generation)
-        members = tuple(each.number for each in ranks)
-        declaration = Declaration(generation=self.generation, members=members, plan=layout.plan)
-        for rank, hand in enumerate(ranks):
-            hand.held, hand.switched = held_by(layout.plan, rank), 0
-            hand.moved_s = time.monotonic()  # who has waited for the lost is not stuck for that
-        for hand in self._here():
-            if hand.is_in:
-                hand.process.tell({"declare": declaration.model_dump(mode="json")})
-        self._events.append(Declared(self.generation, self.plan))
-
-    def _layout(self) -> Layout:
         try:
-            return layout_of(self._job.plan, {each.home: each.held for each in self._here() if each.is_in})
+            layout = layout_of(self._job.plan, alive, slot_map)
         except CoverageLostError as error:
             lost = [each.message for each in self._events if isinstance(each, Lost)]
             raise CoverageLostError("; ".join((str(error), *lost))) from None
-
-    def _cut_off_the_most_blamed(self) -> None:
-        """Give up who could not be reached in two generations of late."""
-        now_s = time.monotonic()
-        here = {each.number for each in self._here()}
-        self._blamed = [each for each in self._blamed if now_s - each[0] < _BLAME_S and {*each[2:]} <= here]
-        if len({generation for _, generation, _, _ in self._blamed}) < _MOST_BLAMED:
-            return
-        number = most_blamed([(blamer, blamed) for _, _, blamer, blamed in self._blamed])
-        if number is not None:
-            self._blamed.clear()
-            self._lose(self._hands[number], "cut off", f"{_name(self._hands[number])} cannot be reached by the others")
+        self._mark_end()
+        assert generation > self.generation, "generations are numbered in order"
+        self.generation, self.plan = generation, layout.plan
+        self._ranks = tuple(self._roster.at(home) for home in layout.homes)
+        self._schedule = Schedule(generation)
+        members = tuple(each.number for each in self._ranks)
+        declaration = Declaration(generation=generation, members=members, plan=layout.plan)
+        for rank, hand in enumerate(self._ranks):
+            hand.held, hand.switched = held_by(layout.plan, rank), 0
+            hand.moved_s = time.monotonic()  # who has waited for the lost is not stuck for that
+        for hand in self._roster.here():
+            if hand.is_in:
+                hand.process.tell({"declare": declaration.model_dump(mode="json")})
+        self._events.append(Declared(generation, self.plan))
 
     def _begin_if_ready(self, now_s: float) -> None:
         if self._is_ready or any(each.ready != self.generation for each in self._ranks):
             return
         self._is_ready = self._was_ready = True
-        self._events.append(Ready(self.generation, self.plan, now_s - self._ended_s))
+        members, kept = zip(*((each.number, each.kept_cache) for each in self._ranks), strict=True)
+        self._events.append(Ready(self.generation, self.plan, now_s - self._ended_s, members, kept))
         self._move_on()
+
+    # Moving ---------------------------------------------------------------------------------------------------------
 
     def _move_on(self) -> None:
         """Have the ranks make the next moves."""
@@ -415,25 +384,6 @@ class Crew:
         self._events.append(Switched(self.generation, self.plan, self._schedule.num_left))
         self._move_on()
 
-    # Processes ------------------------------------------------------------------------------------------------------
-
-    def _start(self, home: int, *, is_in: bool) -> Hand:
-        """Start the process of a home."""
-        size = self._job.num_ranks
-        world = World(home, size, home, size, LOOPBACK, self._port, is_hosted=True)
-        process = start(world, self._job_file.fileno(), self._environment, self._output)
-        hand = Hand(len(self._hands), home, process, time.monotonic(), held_by(self._job.plan, home), is_in)
-        self._hands.append(hand)
-        self._selector.register(process.channel, selectors.EVENT_READ, hand)
-        process.tell({"welcome": {"member": hand.number, "connect_s": self._limits.connect_s}})
-        return hand
-
-    def _here(self) -> list[Hand]:
-        return [each for each in self._hands if not each.is_gone]
-
-    def _at(self, home: int) -> Hand:
-        return next(each for each in self._here() if each.home == home)
-
 
 def _check(job: Job) -> None:
     """Raise InputError for a job that ranks cannot go on with when they are fewer."""
@@ -442,7 +392,3 @@ def _check(job: Job) -> None:
     if job.transport == "deep_ep":
         remedy = "leave --transport out, or have it gloo"
         raise InputError("DeepEP's groups cannot be made anew", field="transport", value="deep_ep", remedy=remedy)
-
-
-def _name(hand: Hand) -> str:
-    return f"rank {hand.home} (pid {hand.process.pid})"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from moiety.plan import Plan
 
-Reason = Literal["dead", "frozen", "hung", "cut off"]
+Reason = Literal["dead", "frozen", "hung", "cut off", "fenced"]
 """Why a rank is lost: its process is gone; it shows no sign of life; it lives, but gets nowhere while others wait for
-it; others cannot reach it."""
+it; others cannot reach it; who leads the crew says so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,8 @@ class Lost:
     generation: int
     rank: int | None
     """In that generation; None of a process that was no rank of it."""
+    home: int
+    """Its rank in the whole plan."""
     member: int
     """Number of the process: every process that a crew has started has its own."""
     pid: int
@@ -43,6 +45,10 @@ class Ready:
     plan: Plan
     seconds: float
     """Since the generation before ended: since the launcher knew of the loss, or of the join."""
+    members: tuple[int, ...]
+    """Number of the process that is each rank."""
+    kept: tuple[bool, ...]
+    """By rank: whether it has its KV cache as it was in the generation that it was in before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +71,20 @@ class Slow:
 
 
 @dataclass(frozen=True, slots=True)
-class Joined:
-    """A process has read the weights that it needs; the next generation has it."""
+class Parted:
+    """A rank could not reach another, or has lost its connection to it; both may live."""
 
+    generation: int
+    rank: int
+    peer: int | None
+    """None where it does not know whom."""
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A process has read the weights that it needs, and can be a rank of the next generation."""
+
+    home: int
     member: int
     pid: int
 
@@ -83,4 +100,4 @@ class Switched:
     """Moves of the migration that are still to be made."""
 
 
-Event = Lost | Declared | Ready | Said | Slow | Joined | Switched
+Event = Lost | Declared | Ready | Said | Slow | Parted | Joined | Switched

@@ -199,7 +199,7 @@ class Member:
         )
         world.barrier()
         self._cached_by = cached_by
-        self._channel.say({"ready": {"generation": declaration.generation}})
+        self._channel.say({"ready": {"generation": declaration.generation, "kept": keeps_cache}})
         return generation
 
     def _tell_loss(self, generation: int, error: GenerationEndedError | PeerLost) -> None:

@@ -6,11 +6,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from moiety.errors import MoietyError
 from moiety.placement.linear import place_linear
 from moiety.placement.placement import Placement
+from moiety.placement.recovery import EMPTY, recover
 from moiety.plan import Plan, Pool
-from moiety.runtime.elastic.takeover import slots_needed, taken_over
 from moiety.runtime.fold import described, fold
 from moiety.strategy.legality import broken_rules
 from moiety.strategy.strategy import Strategy
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from moiety.cluster.cluster import Cluster
+    from moiety.placement.problem import SlotMap
 
 Held = dict[int, tuple[int, ...]]
 """The experts that a rank holds, by layer of the model."""
@@ -40,13 +43,16 @@ class Layout:
     """The rank in the whole plan of each rank. Homes that are alive and not among them stand by."""
 
 
-def layout_of(whole: Plan, alive: Mapping[int, Held]) -> Layout:
+def layout_of(whole: Plan, alive: Mapping[int, Held], slot_map: SlotMap | None = None) -> Layout:
     """Return the plan for the homes that are `alive`, with the experts that each of them holds.
 
     Attention and experts stay divided as they are: homes go on in units of whole attention groups and whole experts,
     those of broken units stand by until they make a unit together. Where not one unit is whole, or the plan has
-    pipeline stages or instances, the plan is folded onto all that are left. Experts stay where they are, see
-    `taken_over`. Raises CoverageLostError where nobody is left, or the experts do not fit on those who are.
+    pipeline stages or instances, the plan is folded onto all that are left.
+
+    Experts are placed as in `slot_map` [layers, expert ranks of the whole plan, slots], which others have decided;
+    without one by `placement.recovery`: they stay where they are as far as there is room. Raises CoverageLostError
+    where nobody is left, or the experts do not fit on those who are.
     """
     if not alive:
         raise CoverageLostError("no rank is left")
@@ -54,7 +60,7 @@ def layout_of(whole: Plan, alive: Mapping[int, Held]) -> Layout:
     for homes in _unions(strategy, alive):
         size = len(homes)
         shrunk = Strategy(tp=strategy.tp, attn_dp=size // strategy.tp, ep=size // strategy.etp, etp=strategy.etp)
-        placement = _placement(whole, shrunk, homes, alive)
+        placement = _placement(whole, shrunk, homes, alive, slot_map)
         if not broken_rules(whole.model, shrunk, _redundant(placement)):
             return Layout(_plan(whole, shrunk, homes, placement), homes)
     return _folded(whole, alive)
@@ -77,25 +83,41 @@ def _unions(strategy: Strategy, alive: Collection[int]) -> list[tuple[int, ...]]
     return [tuple(home for unit in units[:count] for home in unit) for count in range(len(units), 0, -1)]
 
 
-def _placement(whole: Plan, strategy: Strategy, homes: Sequence[int], alive: Mapping[int, Held]) -> Placement | None:
+def _placement(
+    whole: Plan, strategy: Strategy, homes: Sequence[int], alive: Mapping[int, Held], slot_map: SlotMap | None
+) -> Placement | None:
     """Return the experts' placement on whole units; None for a model without experts."""
     before = whole.pools[0].placement
     if before is None:
         return None
     count = before.num_logical_experts
-    width = slots_needed(count, strategy.ep, before.slots_per_rank)
     owners = [homes[rank * strategy.etp : (rank + 1) * strategy.etp] for rank in range(strategy.ep)]
-    held = [[_common(alive, owner, layer) for owner in owners] for layer in before.layers]
-    _check_room(whole, strategy, width, held)
+    rows = None if slot_map is None else slot_map[:, [owner[0] // strategy.etp for owner in owners]]
+    if rows is None or (rows == EMPTY).any():  # it is not for all of these
+        held = [[_common(alive, owner, layer) for owner in owners] for layer in before.layers]
+        _check_room(whole, strategy, max(before.slots_per_rank, -(-count // strategy.ep)), held)
+        rows = _recovered(whole, held, count, before.slots_per_rank)
     return Placement(
-        method="takeover",
+        method="recovery",
         layers=before.layers,
-        physical_to_logical_map=tuple(taken_over(row, count, width) for row in held),
+        physical_to_logical_map=tuple(tuple(row) for row in rows.reshape(len(rows), -1).tolist()),
         num_gpus=strategy.gpus_per_stage,
         num_nodes=1,
         num_logical_experts=count,
         expert_tp=strategy.etp,
     )
+
+
+def _recovered(whole: Plan, held: Sequence[Sequence[tuple[int, ...]]], count: int, width: int) -> SlotMap:
+    """Return who has which experts afterwards, [layers, ranks, slots], of those that each holds, [layers][ranks]."""
+    most = max(len(each) for row in held for each in row)
+    before = np.full((len(held), len(held[0]), most), EMPTY, dtype=np.int64)
+    for layer, row in enumerate(held):
+        for rank, experts in enumerate(row):
+            before[layer, rank, : len(experts)] = experts
+    shares = np.array(whole.expert_shares or np.full((len(held), count), 1 / count), dtype=np.float64)
+    taking = np.ones(len(held[0]), dtype=np.bool_)
+    return recover(before, taking, shares, most_slots=count, slots=width).slot_map
 
 
 def _common(alive: Mapping[int, Held], homes: Sequence[int], layer: int) -> tuple[int, ...]:

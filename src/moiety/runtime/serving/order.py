@@ -35,6 +35,8 @@ class StepOrder(Record):
     number: Count
     groups: tuple[tuple[Row, ...], ...]
     """By attention group."""
+    asks_counts: bool = False
+    """Whether the answers bring what the experts were asked for since they did last."""
 
     @property
     def busiest(self) -> int:
@@ -48,3 +50,5 @@ class StepAnswer(Record):
     number: Count
     tokens: tuple[Count, ...]
     """The tokens that the rows of its attention group emitted, in their order."""
+    counts: tuple[tuple[Count, ...], ...] = ()
+    """[layers with experts][experts]: how often the group's tokens chose each; from one rank of each group."""

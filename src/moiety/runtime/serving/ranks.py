@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Literal, TypeVarTuple
 
 from moiety.errors import MoietyError
 from moiety.runtime.elastic.crew import Crew
-from moiety.runtime.elastic.events import Declared, Lost, Ready, Said
-from moiety.runtime.elastic.limits import Limits
+from moiety.runtime.elastic.events import Declared, Joined, Lost, Ready, Said
 from moiety.runtime.elastic.replan import CoverageLostError
 from moiety.runtime.failure import RankFailedError
 from moiety.runtime.seat import seat_of
 from moiety.runtime.serving.order import StepAnswer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -26,18 +25,23 @@ if TYPE_CHECKING:
     from moiety.plan import Plan
     from moiety.runtime.elastic.events import Event
     from moiety.runtime.job import Job
+    from moiety.runtime.seat import Seat
+    from moiety.runtime.serving.lead import Lead
     from moiety.runtime.serving.order import StepOrder
     from moiety.runtime.serving.restart_budget import RestartBudget
 
 Arguments = TypeVarTuple("Arguments")
 
 _POLL_S = 0.05
-_LIMITS = Limits(silent_s=2.5)
-"""A server's machine may be busy with more than its ranks: a little more patience than the crew's own."""
 
 
 class RanksLostError(MoietyError):
-    """The generation has ended, and a step with it; what is in flight has to be computed again by the next one."""
+    """The generation has ended, and a step with it; what is in flight has to go on in the next one."""
+
+    def __init__(self, message: str, *, is_loss: bool) -> None:
+        self.is_loss = is_loss
+        """Whether a rank was lost, and not only another one joined, or the step given up."""
+        super().__init__(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,23 +59,29 @@ class RankState:
 class Ranks:
     """All ranks of a job on this machine, through losses and returns; a context, at whose end every rank is gone.
 
-    When a rank is lost the others go on without it, and a process is started in its place that joins them once it has
-    its weights. When those that are left cannot hold the model, all are started anew. `budget` counts processes and
+    `lead` decides who goes on when a rank is lost, and who is taken back. A process is started in place of each that
+    is gone. When those that are left cannot hold the model, all are started anew. `budget` counts processes and
     restarts; when it is spent the server goes on with the ranks that are left, as long as there are enough.
     """
 
-    def __init__(self, job: Job, budget: RestartBudget, *, output_folder: Path | None = None) -> None:
-        self._job, self._budget, self._output_folder = job, budget, output_folder
+    def __init__(self, job: Job, budget: RestartBudget, lead: Lead, *, output_folder: Path | None = None) -> None:
+        self._job, self._budget, self._lead, self._output_folder = job, budget, lead, output_folder
         self._crew: Crew | None = None
-        self._before = 0
-        """Generations of the crews before this one."""
         self._missing = 0
         """Homes that have no process."""
+        self._starting: set[int] = set()
+        """Numbers of the processes that do not have their weights yet."""
         self._plan: Plan | None = None
         """Of the generation that is ready; None between two."""
         self._generation = 0
-        """The one that is ready, or was last, in its crew."""
-        self._loss = "the ranks are being started"
+        """The one that is ready, or was last."""
+        self._groups: tuple[tuple[int, ...], ...] = ()
+        """The processes of each of its attention groups."""
+        self._has_caches: tuple[bool, ...] = ()
+        """Whether they all kept their caches from the generation before."""
+        self._served_groups: tuple[tuple[int, ...], ...] = ()
+        """The groups that `ready` has returned last."""
+        self._loss, self._is_loss = "the ranks are being started", False
         self._answers: dict[int, StepAnswer] = {}
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
@@ -90,9 +100,9 @@ class Ranks:
         await asyncio.to_thread(self._thread.join)
 
     @property
-    def epoch(self) -> int:
-        """Number of the generation in force, over all crews; it grows with every loss and every return."""
-        return self._before + (0 if self._crew is None else self._crew.generation)
+    def refusal(self) -> str | None:
+        """Why nothing can be served for now; None where all can be."""
+        return self._lead.refusal
 
     def states(self) -> tuple[RankState, ...]:
         """Return what is known of each rank."""
@@ -110,14 +120,16 @@ class Ranks:
             for each in crew.ranks()
         )
 
-    async def ready(self) -> int:
-        """Return the number of attention groups when the next generation takes steps, its caches empty.
+    async def ready(self) -> tuple[int | None, ...]:
+        """Return the attention groups when the next generation takes steps.
 
-        Raises RankFailedError where there will be none.
+        For each the number that it had in the generation whose groups were returned last, where its ranks still have
+        the caches of that one; None where they are empty. Raises RankFailedError where there will be none.
         """
         await self._until(lambda: self._plan is not None)
-        assert self._plan is not None, "that was waited for"
-        return seat_of(self._plan, 0).num_attention_groups
+        self._is_loss = False
+        kept, self._served_groups = self._kept(), self._groups
+        return kept
 
     async def step(self, order: StepOrder) -> tuple[tuple[int, ...], ...]:
         """Return the tokens that a step's rows emit, by attention group; raise RanksLostError where a rank is lost."""
@@ -126,13 +138,13 @@ class Ranks:
         assert plan is not None, "a step follows a generation that is ready"
         assert crew is not None, "its crew is there"
         self._answers.clear()
-        payload = order.model_dump(mode="json")
+        payload = order.model_copy(update={"asks_counts": self._lead.asks_counts()}).model_dump(mode="json")
         for rank in range(plan.num_gpus):
             crew.send(rank, payload, generation=self._generation)
         await self._until(lambda: self._plan is not plan or len(self._answers) == plan.num_gpus)
         self._check()
-        groups = {seat.attention_group: seat.rank for seat in (seat_of(plan, rank) for rank in range(plan.num_gpus))}
-        return tuple(self._answers[groups[group]].tokens for group in range(len(groups)))
+        first_ranks = {seat.attention_group: seat.rank for seat in reversed(_seats(plan))}
+        return tuple(self._answers[first_ranks[group]].tokens for group in range(len(first_ranks)))
 
     async def lost(self) -> None:
         """Wait for the end of the generation; raise RanksLostError then. Returns never."""
@@ -141,7 +153,7 @@ class Ranks:
 
     def _check(self) -> None:
         if self._plan is None:
-            raise RanksLostError(self._loss)
+            raise RanksLostError(self._loss, is_loss=self._is_loss)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
         """Return when the condition holds; raise where the ranks have failed for good."""
@@ -155,17 +167,39 @@ class Ranks:
         """Take note of what has become of the ranks, in the event loop."""
         if isinstance(event, Lost):
             self._loss = event.message
+            if event.rank is not None:
+                self._plan, self._is_loss = None, True
         elif isinstance(event, Declared):
             self._plan = None
         elif isinstance(event, Ready):
-            self._plan, self._generation = event.plan, event.generation
+            self._begin(event)
         elif isinstance(event, Said) and self._plan is not None and event.generation == self._generation:
             self._answers[event.rank] = StepAnswer.model_validate(event.payload)
         self._changed.set()
 
+    def _begin(self, event: Ready) -> None:
+        """Take note of a generation that is ready, and of whose caches are what they were."""
+        groups: dict[int, list[int]] = {}
+        for seat in _seats(event.plan):
+            groups.setdefault(seat.attention_group, []).append(seat.rank)
+        ordered = [groups[number] for number in range(len(groups))]
+        is_one_stage = event.plan.pools[0].strategy.pp == 1  # else layers may have changed hands in between
+        self._groups = tuple(tuple(event.members[rank] for rank in each) for each in ordered)
+        self._has_caches = tuple(is_one_stage and all(event.kept[rank] for rank in each) for each in ordered)
+        self._plan, self._generation = event.plan, event.generation
+
+    def _kept(self) -> tuple[int | None, ...]:
+        """Return which of the groups that were returned last each group is; None without its caches."""
+        before = {each: number for number, each in enumerate(self._served_groups)}
+        return tuple(
+            before.get(each) if has_caches else None
+            for each, has_caches in zip(self._groups, self._has_caches, strict=True)
+        )
+
     def _end(self, failure: BaseException | None, loss: str) -> None:
         """Take note of a crew's end: for good, or because all ranks are started anew."""
-        self._failure, self._loss, self._plan = failure, loss, None
+        self._failure, self._loss, self._is_loss = failure, loss, True
+        self._plan, self._served_groups = None, ()  # processes are numbered anew
         self._changed.set()
 
     # The crew's thread ----------------------------------------------------------------------------------------------
@@ -179,26 +213,50 @@ class Ranks:
 
     def _follow_a_crew(self) -> None:
         """Start all ranks and follow them until the server ends, or they cannot go on and may start anew."""
+        lead, first = self._lead, self._lead.begin()
         try:
-            with Crew(self._job, limits=_LIMITS, output_folder=self._output_folder) as crew:
+            with Crew(self._job, output_folder=self._output_folder, is_led=True, first_generation=first) as crew:
                 self._crew, self._missing = crew, 0
+                self._starting.clear()
                 while not self._is_over.is_set():
-                    for event in crew.poll(_POLL_S):
-                        self._missing += isinstance(event, Lost)
+                    events = crew.poll(_POLL_S)
+                    for event in events:
                         self._tell(self._take, event)
-                    while self._plan is not None and self._missing and self._budget.takes(time.monotonic()):
-                        self._missing -= crew.rejoin() is not None
+                    lead.turn(crew, events)
+                    self._replace(crew, events)
         except CoverageLostError as error:
-            self._before = self.epoch
             self._crew = None
             if not self._budget.takes(time.monotonic()):
                 raise RankFailedError(f"{error}; {self._budget.sentence}") from None
             self._tell(self._end, None, str(error))
 
+    def _replace(self, crew: Crew, events: Sequence[Event]) -> None:
+        """Start processes in place of those that are gone, when the others have regrouped, or cannot without them."""
+        for event in events:
+            if isinstance(event, Lost):
+                self._missing += 1
+            if isinstance(event, (Lost, Joined)):
+                self._starting.discard(event.member)
+        refusal = self._lead.refusal
+        while self._missing and (self._plan is not None or refusal):
+            home = crew.vacant_home()
+            if home is None or not self._budget.takes(time.monotonic()):
+                break
+            member = crew.rejoin(self._lead.slot_map_with(home))
+            self._starting |= set[int]() if member is None else {member}
+            self._missing -= 1
+        if refusal and self._missing and not self._starting:
+            raise RankFailedError(f"{refusal}; {self._budget.sentence}")
+
     def _tell(self, what: Callable[[*Arguments], None], *arguments: *Arguments) -> None:
         """Have the event loop do something; it may be closed already where the server ends in a hurry."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(what, *arguments)
+
+
+def _seats(plan: Plan) -> list[Seat]:
+    """Return the seats of all ranks, in their order."""
+    return [seat_of(plan, rank) for rank in range(plan.num_gpus)]
 
 
 def experts_of(plan: Plan, rank: int) -> tuple[int, ...]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
+
+from moiety.runtime.conversion import integers
 from moiety.runtime.elastic.member import Member
 from moiety.runtime.engine import Engine
 from moiety.runtime.model.batch import Segment
@@ -12,8 +15,6 @@ from moiety.runtime.serving.order import Row, StepAnswer, StepOrder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    import torch
 
     from moiety.runtime.elastic.generation import Generation
     from moiety.runtime.job import Serving
@@ -27,24 +28,45 @@ def serve(post: Post) -> Report:
     """Do the steps that are ordered, generation after generation, until the crew is closed; the report is empty."""
     serving = post.job.serving
     assert serving is not None, "the job says how many sequences there is room for"
-    Member(post).serve(lambda generation: _serve(generation, serving))
+    Member(post).serve(Worker(serving))
     return {}
 
 
-def _serve(generation: Generation, serving: Serving) -> None:
-    """Do the steps of one generation, its cache empty at first; it ends with an error that `Member.serve` takes."""
-    group = generation.seat.attention_group
-    engine = Engine(generation.model, generation.network, generation.turns)
-    cache = engine.new_cache(serving.num_slots, serving.capacity)
-    while True:
-        for payload in generation.receive(_LISTEN_S):
-            order = StepOrder.model_validate(payload)
-            generation.agree(())
-            tokens = _take(order, group, engine, cache)
-            generation.say(StepAnswer(number=order.number, tokens=tuple(tokens)).model_dump(mode="json"))
+class Worker:
+    """A rank's work, with the KV cache that it keeps from one generation to the next as long as its group is whole."""
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+        self._cache: KvCache | None = None
+
+    def __call__(self, generation: Generation) -> None:
+        """Do the steps of one generation; it ends with an error that `Member.serve` takes."""
+        engine = Engine(generation.model, generation.network, generation.turns)
+        if self._cache is None or not generation.keeps_cache:
+            self._cache = engine.new_cache(self._serving.num_slots, self._serving.capacity)
+        while True:
+            for payload in generation.receive(_LISTEN_S):
+                order = StepOrder.model_validate(payload)
+                generation.agree(())
+                tokens = take_step(order, generation.seat.attention_group, engine, self._cache)
+                counts = _counts(generation) if order.asks_counts else ()
+                answer = StepAnswer(number=order.number, tokens=tuple(tokens), counts=counts)
+                generation.say(answer.model_dump(mode="json"))
 
 
-def _take(order: StepOrder, group: int, engine: Engine, cache: KvCache) -> list[int]:
+def _counts(generation: Generation) -> tuple[tuple[int, ...], ...]:
+    """Return what this rank's attention group has asked its experts for since the last time, and begin anew.
+
+    All ranks of a group count the same tokens: the first one says it.
+    """
+    layers = [layer for _, layer in sorted(generation.model.expert_layers.items())]
+    counts = tuple(tuple(integers(each.counts)) for each in layers)
+    for each in layers:
+        each.counts = torch.zeros_like(each.counts)
+    return () if generation.seat.coordinates["tp"] else counts
+
+
+def take_step(order: StepOrder, group: int, engine: Engine, cache: KvCache) -> list[int]:
     """Take one step together with all other ranks; return what the rows of this attention group emit."""
     rows = order.groups[group]
     segments = [Segment(row.slot, row.start, row.token_ids, row.emits) for row in rows]

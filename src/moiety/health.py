@@ -1,0 +1,120 @@
+"""Health: who of some ranks is silent, hung, cut off or slow, by the signs of life that they give.
+
+The run time and the control plane judge by these laws; neither has others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from numpy.typing import NDArray
+
+    Mask = NDArray[np.bool_]
+    Seconds = NDArray[np.float64]
+
+_MAD_TO_SIGMA = 1.4826
+"""Of a normal law (Rousseeuw and Croux, "Alternatives to the median absolute deviation", 1993)."""
+_SIGMAS = 6.0
+_FEWEST_PEERS = 3
+"""Ranks that a median says anything about."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds. Whoever has less of it recovers sooner and fences more that would have come back.
+
+    Together they keep every fault that a rank survives below 5 s: a frozen process `silent_s`, a hung one `stuck_s`,
+    a link that is cut `deadlocked_s`, then `connect_s` (`runtime/elastic/limits.py`) until nobody is reached, and
+    `settle_s`.
+    """
+
+    silent_s: float = 1.5
+    """Without a sign of life a rank is frozen."""
+    stuck_s: float = 4.0
+    """A rank that lives and gets nowhere, not waiting for anybody, while others wait, is hung."""
+    deadlocked_s: float = 1.5
+    """Where all ranks wait and none gets anywhere, the step is given up and taken again: that costs a step, and
+    nobody is lost for it, so it may come soon."""
+    load_s: float = 120.0
+    """From one tensor to the next while weights are read, in place of `stuck_s`."""
+    settle_s: float = 0.3
+    """From a word that a peer was lost until the step is given up: its cause may come meanwhile."""
+    blame_s: float = 30.0
+    """For how long it is remembered who could not reach whom."""
+    most_blamed: int = 2
+    """Memberships of that time in which somebody could not be reached, until he is cut off."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Signs:
+    """What is known of the ranks of one membership, each [ranks]."""
+
+    silent_s: Seconds
+    """Since it was heard of last."""
+    still_s: Seconds
+    """Since it got anywhere, as far as is known."""
+    waits: Mask
+    """Whether it waits for others."""
+    loads: Mask
+    """Whether it still reads weights, which may take long from one sign to the next."""
+
+
+def silent(signs: Signs, patience: Patience) -> Mask:
+    """Return the ranks that show no sign of life: their processes are stopped, or starved."""
+    return signs.silent_s > patience.silent_s
+
+
+def hung(signs: Signs, patience: Patience) -> Mask:
+    """Return the ranks that get nowhere though nobody keeps them waiting, while another waits just as long."""
+    still = signs.still_s > np.where(signs.loads, patience.load_s, patience.stuck_s)
+    kept_waiting = signs.waits & (signs.still_s > patience.stuck_s)
+    return still & ~signs.waits & kept_waiting.any()
+
+
+def is_deadlocked(signs: Signs, patience: Patience) -> bool:
+    """Return whether all ranks wait and none has got anywhere for too long: a link is cut, or a message lost."""
+    return bool(signs.waits.size) and bool((signs.waits & (signs.still_s > patience.deadlocked_s)).all())
+
+
+class Blame(NamedTuple):
+    """One could not reach another."""
+
+    time_s: float
+    epoch: int
+    blamer: int
+    blamed: int
+
+
+def cut_off(blames: Iterable[Blame], patience: Patience, now_s: float) -> int | None:
+    """Return whom most others could not reach, where that was so in several memberships of late; else None.
+
+    Of two that blame each other, the one of the higher number.
+    """
+    recent = [each for each in blames if now_s - each.time_s < patience.blame_s]
+    if len({each.epoch for each in recent}) < patience.most_blamed:
+        return None
+    pairs = {(each.blamer, each.blamed) for each in recent}
+    counts = Counter(blamed for _, blamed in pairs)
+    return max(counts, key=lambda each: (counts[each], each))
+
+
+def slowness(own_s: Seconds, slower: float) -> Seconds:
+    """Return each rank's time over the median of all, [ranks]; 1 where it is below `slower`, or within what scatters.
+
+    Fewer than three ranks say nothing about each other.
+    """
+    if len(own_s) < _FEWEST_PEERS:
+        return np.ones(len(own_s))
+    middle = float(np.median(own_s))
+    if middle <= 0:
+        return np.ones(len(own_s))
+    scatter = _MAD_TO_SIGMA * float(np.median(np.abs(own_s - middle)))
+    outlying = (own_s > slower * middle) & (own_s > middle + _SIGMAS * scatter)
+    return np.where(outlying, own_s / middle, 1.0)

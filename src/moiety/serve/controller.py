@@ -1,0 +1,257 @@
+"""The controller: the control plane's pure core at work on a crew: events in, decisions out, and carried out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moiety.control.apply import apply
+from moiety.control.commands import AbortStep, Admit, Fence, MoveExperts, Park, Refuse, StandBack
+from moiety.control.decide import settle
+from moiety.control.events import Exited, ExpertCounts, Issued, Joined, Parted, RequestMetrics
+from moiety.control.metrics import metrics_text
+from moiety.control.state import Status, begun_anew, initial_state, wanted_map
+from moiety.runtime.elastic import events as crew_events
+from moiety.runtime.elastic.replan import CoverageLostError
+from moiety.runtime.serving.order import StepAnswer
+from moiety.serve.translation import done_moves, heartbeats, positions, slot_moves
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from moiety.control.commands import Command
+    from moiety.control.events import Event
+    from moiety.control.policy import Policy
+    from moiety.control.state import State
+    from moiety.placement.problem import Loads, SlotMap
+    from moiety.plan import Plan
+    from moiety.runtime.elastic.crew import Crew
+    from moiety.serve.looked_after import LookedAfter
+    from moiety.strategy.strategy import Strategy
+
+_MEETINGS = (Fence, AbortStep, Admit, Park)
+"""Commands that begin a new epoch: the ranks meet anew."""
+
+
+@dataclass(slots=True)
+class _Window:
+    """What has been counted since the last window's end."""
+
+    began_s: float
+    is_asked: bool = False
+    """Whether a step has been told to bring the experts' counts."""
+    counts: Loads | None = None
+    heard: int = 0
+    """Attention groups that have said their counts."""
+    tokens: float = 0.0
+
+
+class Controller:
+    """Leads the crews of `Ranks` (see `Lead`); nothing but the core decides, and nothing is known but its state."""
+
+    def __init__(self, of: LookedAfter, policy: Policy, note: Callable[[str], None]) -> None:
+        self._of, self._policy, self._note = of, policy, note
+        self._state: State | None = None
+        self._is_founded = False
+        """Whether the crew has declared its first generation."""
+        self._losses: list[str] = []
+        """Words on the losses since ranks were ready last."""
+        self._refusal: str | None = None
+        self._is_in: set[int] = set()
+        """Homes that have a process that can be declared."""
+        self._window = _Window(time.monotonic())
+        self._num_windows = 0
+        """Windows whose counts the core has heard."""
+
+    # What others see of it; any thread -----------------------------------------------------------------------------
+
+    @property
+    def epoch(self) -> int:
+        """Number of the membership in force; 0 before the first."""
+        return 0 if self._state is None else self._state.epoch
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nothing can be served for now; None where all can be."""
+        return self._refusal
+
+    def asks_counts(self) -> bool:
+        """Return whether a window is over, so that the next step shall bring the experts' counts: once a window."""
+        window = self._window
+        if not (self._policy.balance and self._of.deployment.num_layers) or window.is_asked:
+            return False
+        window.is_asked = time.monotonic() - window.began_s >= self._policy.window_s
+        return window.is_asked
+
+    def metrics_text(self) -> str:
+        """Return the metrics of the state in Prometheus' text format; nothing before there is one."""
+        return "" if self._state is None else metrics_text(self._state)
+
+    def summary(self) -> dict[str, object]:
+        """Return what is known of the ranks, in short."""
+        state = self._state
+        if state is None:
+            return {}
+        return {
+            "statuses": [Status(each).name.lower() for each in state.ranks.status.tolist()],
+            "windows": self._num_windows,
+            "moves": state.moves,
+            "pending_moves": len(state.pending),
+            "refused_experts": [list(each) for each in state.refused],
+        }
+
+    # In the crew's thread -------------------------------------------------------------------------------------------
+
+    def begin(self) -> int:
+        """Hear of a new crew; return the number of its first generation."""
+        self._is_founded, self._refusal, self._is_in = False, None, set()
+        return self.epoch + 1
+
+    def turn(self, crew: Crew, events: Sequence[crew_events.Event]) -> None:
+        """Hear what has happened, decide, and have the crew do it; raise CoverageLostError where it cannot go on."""
+        now_s = time.monotonic()
+        homes = [each.home for each in crew.ranks()]
+        for event in events:
+            self._hear(event, crew, homes, now_s)
+        if self._state is None or not self._is_founded:
+            return
+        heard: list[float] = self._state.ranks.beat_s.tolist()
+        for beat in heartbeats(crew.signs(), self._of, homes, heard):
+            self._tell(beat)
+        self._state, commands = settle(self._state, now_s)
+        if commands:
+            self._carry_out(commands, crew, homes)
+
+    def slot_map_with(self, home: int) -> SlotMap | None:
+        """Return where experts would be if the rank of a home, its group, and all that wait were taken in now."""
+        state, of = self._state, self._of
+        if state is None or not of.deployment.num_layers:
+            return None
+        rank, width = of.rank_of(home), of.deployment.group_ranks
+        group = range(rank // width * width, (rank // width + 1) * width)
+        waiting = np.flatnonzero(state.ranks.status == Status.JOINING).tolist()
+        coming = tuple({*waiting, *(each for each in group if not state.ranks.working[each])})
+        now_s = time.monotonic()
+        state, _ = settle(apply(Issued(now_s, Admit(state.epoch + 1, coming)), state), now_s)
+        return None if state.refused else wanted_map(state)
+
+    def _tell(self, event: Event) -> None:
+        assert self._state is not None, "there is a state from the first generation on"
+        self._state = apply(event, self._state)
+
+    def _hear(self, event: crew_events.Event, crew: Crew, homes: Sequence[int], now_s: float) -> None:
+        """Take in one event of the crew; `homes` are those of the generation in force, by rank."""
+        if isinstance(event, crew_events.Declared):
+            self._window = _Window(now_s)
+            if not self._is_founded:
+                self._found(event, now_s)
+            return
+        if self._state is None or not self._is_founded:
+            return
+        if isinstance(event, (crew_events.Ready, crew_events.Switched)):
+            self._losses.clear()
+            if event.generation == self._state.epoch:
+                self._report_moves(event.plan, homes, now_s)
+        elif isinstance(event, crew_events.Said):
+            self._count(event, crew.plan.pools[0].strategy, now_s)
+        else:
+            self._hear_of_processes(event, self._state, homes, now_s)
+
+    def _hear_of_processes(self, event: crew_events.Event, state: State, homes: Sequence[int], now_s: float) -> None:
+        if isinstance(event, crew_events.Lost):
+            self._losses.append(event.message)
+            self._is_in.discard(event.home)
+            self._tell(Exited(now_s, self._of.rank_of(event.home), event.message))
+        elif isinstance(event, crew_events.Joined):
+            self._is_in.add(event.home)
+            rank = self._of.rank_of(event.home)
+            if self._is_in.issuperset(self._of.homes_of(rank)):
+                self._tell(Joined(now_s, rank))
+        elif isinstance(event, crew_events.Parted) and event.generation == state.epoch and event.peer is not None:
+            rank, peer = (self._of.rank_of(homes[each]) for each in (event.rank, event.peer))
+            self._tell(Parted(now_s, rank, event.generation, peer))
+
+    def _found(self, event: crew_events.Declared, now_s: float) -> None:
+        """Begin with the state of a crew all of whose ranks have shown a sign of life."""
+        deployment, before = self._of.deployment, self._state
+        if before is None:
+            self._state = initial_state(
+                deployment, self._policy, self._of.slot_map, time_s=now_s, epoch=event.generation
+            )
+        else:
+            self._state = begun_anew(before, self._of.slot_map, time_s=now_s)
+        self._is_founded = True
+        self._is_in = set(range(deployment.num_ranks * self._of.gpus_per_rank))
+
+    def _report_moves(self, plan: Plan, homes: Sequence[int], now_s: float) -> None:
+        placement, state = plan.pools[0].placement, self._state
+        if placement is not None and state is not None and self._of.deployment.num_layers:
+            for moved in done_moves(state, placement, positions(self._of, homes), now_s):
+                self._tell(moved)
+
+    def _count(self, event: crew_events.Said, strategy: Strategy, now_s: float) -> None:
+        """Add up what the experts were asked for; tell it when every attention group has said it."""
+        answer, window = StepAnswer.model_validate(event.payload), self._window
+        window.tokens += len(answer.tokens) / strategy.tp
+        if not answer.counts:
+            return
+        counts = np.array(answer.counts, dtype=np.float64)
+        window.counts = counts if window.counts is None else window.counts + counts
+        window.heard += 1
+        if window.heard < strategy.attn_dp:
+            return
+        self._window = _Window(now_s)
+        self._tell(RequestMetrics(now_s, window.tokens / max(now_s - window.began_s, 1e-9)))
+        if window.counts.sum() > 0:
+            self._tell(ExpertCounts(now_s, window.counts))
+            self._num_windows += 1
+
+    def _carry_out(self, commands: Sequence[Command], crew: Crew, homes: Sequence[int]) -> None:
+        """Have the crew do what was decided; what belongs to one new epoch is done in one meeting."""
+        state = self._state
+        assert state is not None, "it has decided"
+        meets = any(isinstance(each, _MEETINGS) for each in commands)
+        for each in commands:
+            if isinstance(each, Fence):
+                self._fence(each, crew)
+            elif isinstance(each, MoveExperts) and not meets and not state.refused:
+                self._move(each, crew, homes)
+            elif isinstance(each, (Refuse, StandBack)):
+                self._note(each.reason)
+        if not state.ranks.members.any():
+            raise CoverageLostError("; ".join(("no rank is left", *self._losses)))
+        refusals = [each.reason for each in commands if isinstance(each, Refuse)]
+        if refusals:
+            self._refusal = "; ".join((*refusals, *self._losses))
+        if state.refused:
+            return
+        self._refusal = None
+        if meets:
+            self._meet(crew)
+
+    def _fence(self, command: Fence, crew: Crew) -> None:
+        for rank in command.failed:
+            for home in self._of.homes_of(rank):
+                crew.fence(home, f"was fenced: {command.reason}")
+                self._is_in.discard(home)
+        for rank in set(command.ranks) - set(command.failed):  # they live, and stand by for their group
+            self._tell(Joined(time.monotonic(), rank))
+
+    def _meet(self, crew: Crew) -> None:
+        """Have the ranks that work meet in the epoch in force, with the experts that they are to have."""
+        state, of = self._state, self._of
+        assert state is not None, "it has decided"
+        homes = [home for rank in np.flatnonzero(state.ranks.members).tolist() for home in of.homes_of(rank)]
+        slot_map = wanted_map(state) if of.deployment.num_layers else None
+        try:
+            crew.regroup(state.epoch, homes, slot_map)
+        except CoverageLostError as error:
+            raise CoverageLostError("; ".join((str(error), *self._losses))) from None
+
+    def _move(self, command: MoveExperts, crew: Crew, homes: Sequence[int]) -> None:
+        placement = crew.plan.pools[0].placement
+        if command.moves and placement is not None and not crew.is_moving:
+            crew.migrate(slot_moves(command.moves, placement, positions(self._of, homes)))
