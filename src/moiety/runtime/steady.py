@@ -27,7 +27,7 @@ def outside_arena(model: RankModel, *, draws: bool) -> list[str]:
     layers = model.expert_layers.values()
     parts = {
         "expert layers: tokens are exchanged between attention groups": any(each.is_exchanged for each in layers),
-        "products: oneDNN's scratchpads in BF16": model.dtype == torch.bfloat16,
+        "products in BF16: oneDNN's scratchpads": model.dtype == torch.bfloat16,
         "the next tokens: they are drawn at random": draws and model.seat.is_last_stage,
     }
     return [said for said, is_so in parts.items() if is_so]
