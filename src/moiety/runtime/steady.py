@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moiety.runtime.allocations import allocations_of
+from moiety.runtime.engine import MAX_SEQUENCES
 from moiety.runtime.model.batch import Segment, packed
 
 if TYPE_CHECKING:
@@ -24,9 +25,14 @@ def outside_arena(model: RankModel, *, draws: bool) -> list[str]:
     """
     if model.decoding is None:
         return ["all: steps are noted on CPUs only"]
-    layers = model.expert_layers.values()
+    layers, moe = model.expert_layers.values(), model.seat.plan.model.moe
+    most_pairs = MAX_SEQUENCES * (0 if moe is None else moe.top_k)
+    most_fixed = min((each.held.backend.most_fixed for each in layers), default=most_pairs)
     parts = {
         "expert layers: tokens are exchanged between attention groups": any(each.is_exchanged for each in layers),
+        f"expert layers: in steps of more than {most_fixed} pairs of a token and an expert": most_fixed < most_pairs,
+        "sums over the tensor-parallel group: taken in FP32": model.dtype.itemsize < torch.float32.itemsize
+        and model.seat.strategy.tp > 1,
         "products in BF16: oneDNN's scratchpads": model.dtype == torch.bfloat16,
         "the next tokens: they are drawn at random": draws and model.seat.is_last_stage,
     }
