@@ -10,8 +10,10 @@ from torch.nn.functional import grouped_mm, silu
 
 from moiety.runtime.dispatch.wire import Rows
 from moiety.runtime.experts.backends import BACKENDS
-from moiety.runtime.experts.grouped import KEY_BITS, ExpertWeights, suits_grouped_mm
+from moiety.runtime.experts.grouped import suits_grouped_mm
+from moiety.runtime.experts.keys import KEY_BITS
 from moiety.runtime.experts.libraries import deep_gemm_product, flashinfer_product
+from moiety.runtime.experts.weights import ExpertWeights
 from moiety.runtime.kernels.expert_mlp import SortedPairs, gated_rows, weighted_outputs
 from moiety.runtime.kernels.tiles import group_rows
 from moiety.runtime.kernels.token_sums import row_sums

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moiety.runtime.experts.grouped import multiply_few
+from moiety.runtime.experts.by_slot import multiply_few
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -38,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.nccl_priority import exchange_beside_bulk
 from moiety.runtime.dispatch.quantize import quantized
 from moiety.runtime.dispatch.wire import Rows
-from moiety.runtime.experts.grouped import ExpertWeights
+from moiety.runtime.experts.weights import ExpertWeights
 from moiety.runtime.fp8 import BLOCK, FP8, num_scales
 from moiety.runtime.telemetry import Silent
 from tests.runtime.kernels.routed_rows import DTYPES, Case, case_of, gated, tolerance

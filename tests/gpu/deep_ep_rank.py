@@ -17,7 +17,7 @@ from tests.runtime.dispatch.entry import tokens_of, weights_of
 
 if TYPE_CHECKING:
     from moiety.runtime.dispatch.exchange import Exchange
-    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.post import Post, Report
 
 HIDDEN, WIDTH, SLOTS_PER_RANK, TOP_K = 256, 64, 4, 3

@@ -56,6 +56,7 @@ class BenchResult:
             "refitted_step_s": self.after_s,
             "refitted_error": self.after_s / self.measured_s - 1,
             "tokens_per_step": schedule.tokens_per_step,
+            "allocations_per_step": self.outcome["allocations_per_step"],
             "overlap_fraction": self._step["overlap_fraction"],
             "exposed_communication_fraction": self._step["exposed_communication_fraction"],
             "communication_s": self._step["communication_s"],

@@ -141,12 +141,29 @@ def memory_section(result: RunResult) -> RenderableType:
     planned = {} if memory is None else memory.bytes_by_kind
     weights = sum(planned.get(kind, 0) for kind in WEIGHTS)
     ranks = cast("list[dict[str, object]]", result.measured["ranks"])
+    arenas = [cast("Mapping[str, object]", each.get("arena", {})) for each in ranks]
     rows = [
-        (str(each["rank"]), _shown(each.get("weight_bytes"), _bytes), _shown(each.get("cache_bytes"), _bytes))
-        for each in ranks
+        (
+            str(each["rank"]),
+            _shown(each.get("weight_bytes"), _bytes),
+            _shown(each.get("cache_bytes"), _bytes),
+            _shown(arena.get("size_bytes"), _bytes),
+        )
+        for each, arena in zip(ranks, arenas, strict=True)
     ]
-    rows.append(("plan", _bytes(weights), _bytes(planned.get("kv_cache", 0))))
-    return table("Memory of each rank", (">rank", ">weights", ">KV cache"), rows)
+    rows.append(("plan", _bytes(weights), _bytes(planned.get("kv_cache", 0)), ""))
+    columns = (">rank", ">weights", ">KV cache", ">arena")
+    return table("Memory of each rank", columns, rows, notes=list(dict.fromkeys(map(_of_arena, arenas))))
+
+
+def _of_arena(arena: Mapping[str, object]) -> str:
+    """Return which decode steps were computed in the arena, and what was not, in one sentence."""
+    outside = [*cast("list[str]", arena.get("outside", []))]
+    if arena.get("obstacle"):
+        outside.append(f"a step, as {arena['obstacle']}")
+    done, of = arena.get("decode_steps_in_arena", 0), arena.get("decode_steps", 0)
+    said = f"{done} of {of} decode steps in the arena"
+    return f"{said}; outside it: {'; '.join(outside)}" if outside else said
 
 
 def _bytes(value: float) -> str:

@@ -39,11 +39,11 @@ def layer_lifetimes(ops: Sequence[Op], input_bytes: int, *, interleaved: bool) -
         for name in op.inputs:
             last_use[name] = index
     end = len(ops) - 1
-    single = [Lifetime("input", _aligned(input_bytes), 0, last_use.get("input", 0))]
+    single = [Lifetime("input", aligned(input_bytes), 0, last_use.get("input", 0))]
     for op in ops:
         if op.output is not None and not (isinstance(op.work, Collective) and op.work.bulk):
             last = end if op is ops[-1] else last_use.get(op.name, order[op.name])
-            single.append(Lifetime(op.name, _aligned(op.output.size_bytes), order[op.name], last))
+            single.append(Lifetime(op.name, aligned(op.output.size_bytes), order[op.name], last))
     if not interleaved:
         return single
     lag = len(ops) // 2
@@ -127,5 +127,6 @@ def plan_arena(graph: Graph) -> Arena:
     )
 
 
-def _aligned(size_bytes: int) -> int:
+def aligned(size_bytes: int) -> int:
+    """Return the bytes that a buffer takes of an arena."""
     return math.ceil(size_bytes / ALIGNMENT) * ALIGNMENT

@@ -68,7 +68,7 @@ def bench_step(model: RankModel, schedule: Schedule) -> BenchStep:
             context = max(schedule.context_tokens, 1)
             segments.append(Segment(slot, context, _random_ids(1, vocabulary, generator), emits=True))
             slot, capacity = slot + 1, max(capacity, context + 1)
-        batches.append(packed(segments, model.device))
+        batches.append(packed(segments, model.device, len(batches)))
     return BenchStep(tuple(batches), slot, capacity)
 
 

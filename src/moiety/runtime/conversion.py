@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
+from moiety.runtime.arena.trace import is_noting
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -20,6 +22,7 @@ WIRE_DTYPES: dict[Dtype, torch.dtype] = {**COMPUTED_DTYPES, "fp8": torch.float8_
 
 def integers(tensor: torch.Tensor) -> list[int]:
     """Return the numbers of an integer vector."""
+    assert not is_noting(), "a step that is noted may not depend on the content of a tensor"
     return cast("list[int]", tensor.tolist())  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
 
 

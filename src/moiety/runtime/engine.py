@@ -75,6 +75,9 @@ class Engine:
         self.overlaps = seat.plan.options.two_batch_overlap and seat.routes_tokens
         """Whether the plan's steps are cut into micro-batches that take turns."""
         self.times = StepTimes((), ())
+        self._received: dict[int, torch.Tensor] = {}
+        self._drawn = torch.empty(0, dtype=torch.int64, device=model.device)
+        self._counts, self._came = (torch.empty(self._stage.size, 1, dtype=torch.int64) for _ in range(2))
         self.cache_bytes = 0
         """Bytes of the last generation's KV cache."""
 
@@ -133,7 +136,7 @@ class Engine:
         started = time.perf_counter()
         logits = self._logits(batches, self.states(batches, cache, overlapped=overlapped))
         if logits is not None:
-            logits.argmax(dim=-1)
+            torch.argmax(logits, dim=-1, out=self._drawn_room(logits.shape[0]))
         return time.perf_counter() - started
 
     @torch.inference_mode()
@@ -150,7 +153,8 @@ class Engine:
         """Return the most tokens that a rank of the stage has for this step; while there are any, all must step."""
         if self._stage.size == 1:
             return tokens
-        return int(self._stage.exchange_counts(torch.full((self._stage.size, 1), tokens)).max())
+        sent, came = self._counts.fill_(tokens), self._came
+        return max(integers(self._stage.exchange_counts(sent, came).view(-1)))
 
     def _gathered(self, found: dict[int, list[int]], number: int) -> list[list[int]]:
         """Return everyone's tokens, in the order of the prompts."""
@@ -173,8 +177,9 @@ class Engine:
         by_slot = {each.slot: each for each in wave}
         emitting = [segment for segment in segments if segment.emits]
         numbers, places = [by_slot[each.slot].number for each in emitting], [each.end for each in emitting]
+        room = self._drawn_room(len(emitting))
         tokens = self.step(
-            segments, cache, lambda logits: sampling.draw(logits, numbers, places), overlapped=overlapped
+            segments, cache, lambda logits: sampling.draw(logits, numbers, places, room), overlapped=overlapped
         )
         for segment in segments:
             by_slot[segment.slot].cached = segment.end
@@ -198,13 +203,10 @@ class Engine:
         logits [rows, vocabulary]; a row is an emitting segment, in order.
         """
         parts = self._halves(segments) if overlapped and self.overlaps else [segments]
-        batches = [packed(each, self._model.device) for each in parts]
+        batches = [packed(each, self._model.device, part) for part, each in enumerate(parts)]
         logits = self._logits(batches, self.states(batches, cache, overlapped=len(batches) > 1))
         num_emitting = sum(each.emits for each in segments)
-        if logits is not None:
-            tokens = draw(logits)
-        else:
-            tokens = torch.zeros(num_emitting, dtype=torch.int64, device=self._model.device)
+        tokens = self._drawn_room(num_emitting) if logits is None else draw(logits)
         if self._pipeline.size > 1 and num_emitting:
             tokens = self._pipeline.broadcast(tokens, self._pipeline.size - 1)
         return integers(tokens)
@@ -246,13 +248,28 @@ class Engine:
             half -= min(half, len(each.token_ids))
         return [first, second]
 
+    def _drawn_room(self, number: int) -> torch.Tensor:
+        """Return room for so many tokens, the same as for the step before where that is wide enough."""
+        if self._drawn.shape[0] < number:
+            self._drawn = torch.empty(number, dtype=torch.int64, device=self._model.device)
+        return self._drawn[:number]
+
+    def _received_room(self, batch: Batch) -> torch.Tensor:
+        """Return room for the states of the stage before, the same as for the step before where the shape is too."""
+        shape = batch.num_tokens, self._model.seat.plan.model.hidden_size
+        room = self._received.get(batch.part)
+        if room is None or room.shape != shape:
+            room = torch.empty(shape, dtype=self._model.dtype, device=self._model.device)
+            self._received[batch.part] = room
+        return room
+
     def _logits(self, batches: Sequence[Batch], states: Sequence[torch.Tensor]) -> torch.Tensor | None:
         """Return the logits of all micro-batches' emitting tokens on the last stage, None on the others."""
         model = self._model
         if not model.seat.is_last_stage:
             return None
-        parts = [model.logits(each, batch) for each, batch in zip(states, batches, strict=True) if len(batch.emitting)]
-        return torch.cat(parts) if parts else None
+        parts = [model.logits(each, batch) for each, batch in zip(states, batches, strict=True) if batch.num_emitting]
+        return None if not parts else parts[0] if len(parts) == 1 else torch.cat(parts)
 
     @torch.inference_mode()  # a setting of each thread
     def _through_stage(self, batch: Batch, cache: KvCache) -> torch.Tensor:
@@ -260,8 +277,7 @@ class Engine:
         model, pipeline = self._model, self._pipeline
         received = None
         if not model.seat.is_first_stage:
-            hidden_size = model.seat.plan.model.hidden_size
-            received = torch.empty(batch.num_tokens, hidden_size, dtype=model.dtype, device=model.device)
+            received = self._received_room(batch)
             if batch.num_tokens:
                 received = pipeline.receive(received, pipeline.index - 1).wait()
         states = model.hidden(batch, cache, received)

@@ -14,11 +14,12 @@ from moiety.runtime.bench import run_bench
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.comm.network import Network
 from moiety.runtime.conversion import integers
-from moiety.runtime.engine import Engine
+from moiety.runtime.engine import MAX_SEQUENCES, Engine
 from moiety.runtime.model.load import load_model
 from moiety.runtime.overlap import Turns
 from moiety.runtime.sampling import Sampling
 from moiety.runtime.seat import seat_of
+from moiety.runtime.steady import decode_allocations, outside_arena
 from moiety.runtime.telemetry import Telemetry
 
 if TYPE_CHECKING:
@@ -53,9 +54,14 @@ def generate(post: Post) -> Report:
         if telemetry is not None and job.trace:
             telemetry.end()
             report["trace"] = telemetry.events(rank, tuple(tier.name for tier in job.plan.cluster.tiers), zero_s)
-        report["rank"] = _of_rank(model, engine, network.traffic.snapshot())  # of the prompts alone
+        sent = network.traffic.snapshot()  # of the prompts alone
+        report["rank"] = _of_rank(model, engine, sent, draws=job.temperature > 0)
         if telemetry is not None and job.bench:
-            report["bench"] = {**run_bench(engine, model, telemetry), "resident_bytes": resident_bytes}
+            report["bench"] = {
+                **run_bench(engine, model, telemetry),
+                "resident_bytes": resident_bytes,
+                "allocations_per_step": decode_allocations(engine, model, min(len(job.prompts), MAX_SEQUENCES)),
+            }
         return report
     finally:
         network.close()
@@ -103,13 +109,17 @@ def _measured(times: StepTimes, outputs: list[list[int]]) -> dict[str, object]:
     }
 
 
-def _of_rank(model: RankModel, engine: Engine, sent: object) -> dict[str, object]:
+def _of_rank(model: RankModel, engine: Engine, sent: object, *, draws: bool) -> dict[str, object]:
     """Return what one rank holds, read, sent and routed."""
     return {
         "weight_bytes": sum(model.weight_bytes.values()),
         "weight_bytes_by_kind": dict(model.weight_bytes),
         "checkpoint_bytes_read": model.bytes_read,
         "cache_bytes": engine.cache_bytes,
+        "arena": {
+            "outside": outside_arena(model, draws=draws),
+            **({} if model.decoding is None else model.decoding.document()),
+        },
         "sent": sent,
         "expert_backends": sorted({each.held.backend.name for each in model.expert_layers.values()}),
         "expert_counts": {str(index): integers(each.counts) for index, each in model.expert_layers.items()},

@@ -22,14 +22,20 @@ class Sampling:
     """Drawn from so many of the most likely tokens; 0: from all."""
     seed: int = 0
 
-    def draw(self, logits: torch.Tensor, sequences: Sequence[int], places: Sequence[int]) -> torch.Tensor:
-        """Return the next token of each row of `logits` [rows, vocabulary], int64 [rows].
+    def draw(
+        self,
+        logits: torch.Tensor,
+        sequences: Sequence[int],
+        places: Sequence[int],
+        out: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the next token of each row of `logits` [rows, vocabulary], int64 [rows]; greedy ones in `out`, if any.
 
         A row's draw depends on the seed, on the number of its sequence and on its place in it, and on nothing else: it
         is the same on every rank, in whatever batch the sequence is computed.
         """
         if self.temperature == 0:
-            return logits.argmax(dim=-1)
+            return torch.argmax(logits, dim=-1, out=out)
         probabilities = torch.softmax(logits.float() / self.temperature, dim=-1)
         sorted_probabilities, order = probabilities.sort(dim=-1, descending=True)
         before = sorted_probabilities.cumsum(dim=-1) - sorted_probabilities

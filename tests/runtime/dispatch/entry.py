@@ -12,7 +12,8 @@ from moiety.runtime.comm.network import Network
 from moiety.runtime.dispatch.exchange import StageShape
 from moiety.runtime.dispatch.hierarchical import NUM_CHUNKS
 from moiety.runtime.dispatch.table import exchange_over
-from moiety.runtime.experts.grouped import ExpertWeights, partial_outputs
+from moiety.runtime.experts.grouped import partial_outputs
+from moiety.runtime.experts.weights import ExpertWeights
 from moiety.runtime.telemetry import Silent
 
 if TYPE_CHECKING:

@@ -81,19 +81,24 @@ class Worker:
         sequences: dict[int, Known] = {}
         if not generation.keeps_cache or self._cache is None:
             self._cache, self._cached = KvCache.for_seat(generation.seat, NUM_SLOTS, CAPACITY), {}
+        group = generation.seat.groups["tp"]
+        dealt: list[Any] = []
         while True:
             for payload in generation.receive(0.0):
-                self._obey(generation, payload, sequences)
-            counts = generation.agree([sum(len(each.tokens) < each.wanted for each in sequences.values())])
-            if not any(count for (count,) in counts):
+                if "fault" in payload:
+                    self._fault = Fault(**payload["fault"])
+                else:
+                    dealt.append(payload)
+            due = sum(len(each.tokens) < each.wanted for each in sequences.values())
+            counts = generation.agree([due, len(dealt)])
+            for _ in range(min(counts[rank][1] for rank in group)):  # what has come to all of the group
+                self._take(generation, dealt.pop(0), sequences)
+            if not any(count for count, _ in counts):
                 time.sleep(0.005)
                 continue
             self._step(generation, sequences)
 
-    def _obey(self, generation: Generation, payload: Any, sequences: dict[int, Known]) -> None:  # noqa: ANN401
-        if "fault" in payload:
-            self._fault = Fault(**payload["fault"])
-            return
+    def _take(self, generation: Generation, payload: Any, sequences: dict[int, Known]) -> None:  # noqa: ANN401
         given: dict[int, list[int]] = {int(key): value for key, value in payload["sequences"].items()}
         numbers = sorted(given)
         least = generation.least_in_group([self._cached.get(number, (0, 0))[1] for number in numbers])
@@ -124,7 +129,9 @@ class Worker:
             each.cached = segment.end
             self._cached[number] = (each.slot, each.cached)
         if generation.seat.coordinates["tp"] == 0:
-            generation.say({"tokens": said, "computed": batch.num_tokens})
+            assert model.decoding is not None, "on CPUs steps are noted"
+            played = model.decoding.document()["decode_steps_in_arena"]
+            generation.say({"tokens": said, "computed": batch.num_tokens, "played": played})
 
 
 def work(post: Post) -> Report:
@@ -145,6 +152,8 @@ class Journal:
     """The members of the attention group that has each sequence."""
     computed: list[int] = field(default_factory=list)
     """Tokens of every step of every group since the last ready generation."""
+    num_played: int = 0
+    """Steps that the rank which said something last has computed in its arena, of this generation."""
     events: list[Event] = field(default_factory=list)
     said_s: list[float] = field(default_factory=list)
     """When tokens came."""
@@ -184,11 +193,13 @@ class Journal:
         self.events.append(event)
         if isinstance(event, Ready):
             self.computed.clear()
+            self.num_played = 0
             self.deal(crew)
         elif isinstance(event, Said):
             payload: Any = event.payload
             self.said_s.append(time.perf_counter())
             self.computed.append(payload["computed"])
+            self.num_played = payload["played"]
             for number, place, token in payload["tokens"]:
                 known = self.tokens[number]
                 assert place <= len(known), "tokens come in order"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moiety.runtime.experts.grouped import multiply_few
+from moiety.runtime.experts.by_slot import multiply_few
 
 
 @given(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from moiety.runtime.dispatch.wire import NO_SLOT, Rows
-from moiety.runtime.experts.grouped import ExpertWeights
+from moiety.runtime.experts.weights import ExpertWeights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from moiety.errors import InputError
 from moiety.plan import Plan
 from moiety.runtime.model.batch import Segment, packed
-from moiety.runtime.model.kv_cache import KvCache, cache_dtype
+from moiety.runtime.model.kv_cache import CachedStep, KvCache, cache_dtype
 from moiety.verify.closed_form import cache_bytes
 from tests.runtime.checkpoints import reference_model, save_checkpoint
 from tests.runtime.model.cases import NEW, PROMPTS, case, run
@@ -125,10 +125,8 @@ def test_a_window_gives_what_a_cache_of_all_tokens_does(window: int, cuts: list[
         ]
         batch = packed(segments)
         new = torch.cat([values[row, each.start : each.end] for row, each in enumerate(segments)]).view(1, 1, -1, 1)
-        for cache in (whole, windowed):
-            cache.begin(batch)
-        whole.update(new, new, 0)
-        given, _ = windowed.update(new, new, 0)
+        CachedStep(batch, whole).update(new, new, 0)
+        given, _ = CachedStep(batch, windowed).update(new, new, 0)
         for row, each in enumerate(segments):
             kept = windowed.layer(0)[0][each.slot, 0, :, 0]
             assert set(kept[kept > 0].tolist()) == set(values[row, max(0, each.end - window) : each.end].tolist())
@@ -142,8 +140,7 @@ def test_a_window_gives_what_a_cache_of_all_tokens_does(window: int, cuts: list[
 def test_fp8_saturates() -> None:
     cache = KvCache(1, 2, dtype=cache_dtype("fp8"))
     given = torch.tensor([1e4, -1e4, 448.0, 0.3]).view(1, 1, 1, 4)
-    cache.begin(packed([Segment(0, 0, (1,), emits=True)]))
-    cache.update(given, given, 0)
+    CachedStep(packed([Segment(0, 0, (1,), emits=True)]), cache).update(given, given, 0)
     for kept in cache.layer(0):
         assert kept[0, 0, 0].float().tolist() == [448.0, -448.0, 448.0, 0.3125]
 

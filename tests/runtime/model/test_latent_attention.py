@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
+from moiety.runtime.model.batch import Segment, packed
+from moiety.runtime.model.kv_cache import CachedStep, KvCache
 from moiety.runtime.model.latent_attention import latent_decode
 from moiety.runtime.telemetry import Silent
 
@@ -36,12 +38,19 @@ def test_absorbed_attention_is_expanded_attention(
     query, latents = drawn(sequences, heads, nope + rope), drawn(sequences, tokens, rank)
     rotary = drawn(sequences, tokens, rope)
     lengths = torch.randint(1, tokens + 1, (sequences, 1, 1), generator=generator)
-    seen = torch.arange(tokens).expand(sequences, 1, tokens) < lengths if is_masked else None
+    ends = lengths.flatten() if is_masked else torch.full((sequences,), tokens)
+    ends[0] = tokens
+    seen = torch.arange(tokens).expand(sequences, 1, tokens) < ends[:, None, None]
+    cache = KvCache(sequences, tokens, (0,))
+    for slot in range(sequences):
+        whole = packed([Segment(slot, 0, (0,) * tokens, emits=True)])
+        cache.store(whole, 0, latents[slot][None, None], rotary[slot][None, None])
+    batch = packed([Segment(slot, int(end) - 1, (0,), emits=True) for slot, end in enumerate(ends)])
     with torch.no_grad():
-        found = latent_decode(module, query, latents, rotary, seen, scaling=0.7, recorder=Silent())
+        found = latent_decode(module, CachedStep(batch, cache), query, scaling=0.7, window=None, recorder=Silent())
         expanded = expansion(latents).view(sequences, tokens, heads, nope + width).transpose(1, 2)
         keys = torch.cat([expanded[..., :nope], rotary[:, None].expand(-1, heads, -1, -1)], dim=-1)
-        mask = None if seen is None else seen[:, None].expand(-1, heads, -1, -1)
+        mask = seen[:, None].expand(-1, heads, -1, -1)
         expected = scaled_dot_product_attention(
             query[:, :, None], keys, expanded[..., nope:], attn_mask=mask, scale=0.7
         )[:, :, 0]

@@ -6,11 +6,11 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from moiety.runtime.allocations import allocations_of, storage_bytes
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.experts.build import ExpertUse
 from moiety.runtime.model.load import load_model
 from moiety.runtime.seat import seat_of
-from moiety.runtime.training.allocations import allocations_of, storage_bytes
 from moiety.runtime.training.trainer import Trainer
 from moiety.runtime.training.work import saved_bytes
 

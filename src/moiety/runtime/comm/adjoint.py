@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.autograd import Function
 
+from moiety.runtime.arena.trace import called
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -76,14 +78,17 @@ class _AllToAll(Function):
 def all_reduce(tensor: torch.Tensor, group: Group) -> torch.Tensor:
     """Return the sum of `tensor` over the members; `tensor` itself holds it where nothing is differentiated."""
     if group.size == 1 or not torch.is_grad_enabled():
-        return group.all_reduce(tensor)
+        called(group.all_reduce, tensor)
+        return tensor
     return _applied(_AllReduce, tensor, group)
 
 
 def all_gather(tensor: torch.Tensor, group: Group) -> torch.Tensor:
     """Return the tensors of all members, which have equal shapes: [size, *shape]."""
     if not torch.is_grad_enabled():
-        return group.all_gather(tensor)
+        gathered = tensor.new_empty((group.size, *tensor.shape))
+        called(group.all_gather, tensor, gathered)
+        return gathered
     return _applied(_AllGather, tensor, group)
 
 

@@ -101,9 +101,9 @@ class Group:
             sent += [(other, data[other].nbytes + own.nbytes) for other in self._others]
         return self._ledger.by_tier(sent)
 
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensors of all members, which have equal shapes: [size, *shape]."""
-        gathered = tensor.new_empty((self.size, *tensor.shape))
+    def all_gather(self, tensor: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the tensors of all members, which have equal shapes: [size, *shape]; in `out` where there is one."""
+        gathered = tensor.new_empty((self.size, *tensor.shape)) if out is None else out
         gathered[self.index] = tensor
         if self.size > 1:
             start_s = time.perf_counter()
@@ -150,11 +150,11 @@ class Group:
         incoming = [(other, room[other]) for other in self._others if received[other]]
         return self._start("all_to_all", start_s, outgoing, incoming, (result, rows))
 
-    def exchange_counts(self, counts: torch.Tensor) -> torch.Tensor:
-        """Send row j of `counts`, int64 [size, m], to member j; return the rows that came: [size, m]."""
+    def exchange_counts(self, counts: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Send row j of `counts`, int64 [size, m], to member j; return the rows that came, [size, m]; `out` if any."""
         assert counts.shape[0] == self.size, f"{counts.shape[0]} rows of counts for {self.size} members"
         counts = counts.contiguous()
-        result = counts.clone()
+        result = counts.clone() if out is None else out.copy_(counts)
         if self.size > 1:
             start_s = time.perf_counter()
             data, room = self._rows_of(counts), self._rows_of(result)

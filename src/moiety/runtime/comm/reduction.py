@@ -52,7 +52,8 @@ class Room:
         elif len(rows) == _TWO:
             torch.add(rows[0], rows[1], out=own)
         else:
-            total = torch.add(rows[0], rows[1])
+            total = rows[0] if rows[0] is not own else rows[1]  # which is not needed any more
+            torch.add(rows[0], rows[1], out=total)
             for row in rows[2:-1]:
                 total += row
             torch.add(total, rows[-1], out=own)

@@ -122,12 +122,12 @@ class TorchGroup(Group):
         self._record_ring("all_reduce", start_s, 2 * wide.nbytes // self.size)
         return tensor if wide is tensor else tensor.copy_(wide)
 
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the tensors of all members, which have equal shapes: [size, *shape]."""
+    def all_gather(self, tensor: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the tensors of all members, which have equal shapes: [size, *shape]; in `out` where there is one."""
         if not self._carries(tensor):
-            return super().all_gather(tensor)
+            return super().all_gather(tensor, out)
         start_s = time.perf_counter()
-        gathered = tensor.new_empty((self.size, *tensor.shape))
+        gathered = tensor.new_empty((self.size, *tensor.shape)) if out is None else out
         self._finish(self._process_group.allgather([list(gathered)], [tensor.contiguous()]))
         self._record_ring("all_gather", start_s, tensor.nbytes)
         return gathered
@@ -157,9 +157,10 @@ class TorchGroup(Group):
         work = self._process_group.alltoall_base(result, rows, list(received), list(sent))
         return self._pending("all_to_all", start_s, tier_bytes, work, (result, rows))
 
-    def exchange_counts(self, counts: torch.Tensor) -> torch.Tensor:
-        """Send row j of `counts`, int64 [size, m], to member j; return the rows that came: [size, m]."""
-        return super().exchange_counts(counts.cpu()).to(counts.device)
+    def exchange_counts(self, counts: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Send row j of `counts`, int64 [size, m], to member j; return the rows that came, [size, m]; `out` if any."""
+        came = super().exchange_counts(counts.cpu()).to(counts.device)
+        return came if out is None else out.copy_(came)
 
     def broadcast(self, tensor: torch.Tensor, source_index: int) -> torch.Tensor:
         """Replace the contiguous `tensor` by that of member `source_index`, and return it."""

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from moiety.placement.serving.rule import serve_columns, serving_table
+from moiety.runtime.arena.trace import called
 from moiety.runtime.conversion import from_array
 
 if TYPE_CHECKING:
-    import torch
-
     from moiety.placement.placement import Placement
     from moiety.placement.serving.rule import ServingTable
 
@@ -34,12 +34,17 @@ class SlotChooser:
     def choose(self, experts: torch.Tensor) -> torch.Tensor:
         """Return the slot that serves each of the tokens' `experts` [tokens, k], int64 of the same shape."""
         if self.only is not None:
-            return self.only[experts]
+            return self.only.index_select(0, experts.reshape(-1)).view(experts.shape)
+        slots = torch.empty_like(experts)
+        called(self._serve, experts, slots)
+        return slots
+
+    def _serve(self, experts: torch.Tensor, slots: torch.Tensor) -> None:
+        """Fill `slots` by the rule, which looks at what routers have chosen."""
         columns = np.ascontiguousarray(experts.t().cpu().numpy())
         tokens = self.first_token + self.token_step * np.arange(columns.shape[1], dtype=np.int64)
         home = np.full(columns.shape[1], self.home, dtype=np.int64)
-        slots = serve_columns(self.table, columns, home, tokens)
-        return from_array(np.ascontiguousarray(slots.T)).to(experts.device)
+        slots.copy_(from_array(serve_columns(self.table, columns, home, tokens).T))
 
 
 def slot_choosers(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moiety.runtime.comm.pending import Pending
     from moiety.runtime.elastic.beacon import Beacon
     from moiety.runtime.elastic.slots import Place
-    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.seat import Seat
 
 _DenseKey = tuple[str, tuple[tuple[int | None, int | None], ...], "torch.dtype"]

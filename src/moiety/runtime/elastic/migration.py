@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
@@ -82,8 +82,7 @@ class Mover:
             experts = list(held.experts)
             experts[slot] = self._expert_of(staged.placement, layer, slot)
             held.experts = tuple(experts)
-        for layer, module in self._model.expert_layers.items():
-            module.held = replace(module.held, chooser=staged.choosers[layer])
+        self._model.serve_by(staged.choosers)
         self._placement, self._staged = staged.placement, None
         self._switched.set()
         return staged.batch.number

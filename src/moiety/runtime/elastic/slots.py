@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from moiety.runtime.comm.bulk import BulkGroup
     from moiety.runtime.comm.pending import Pending
-    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.experts.weights import ExpertWeights
 
 Place = tuple["ExpertWeights", int]
 """A stack of experts, and the slot of one there."""

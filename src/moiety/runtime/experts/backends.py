@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moiety.errors import InputError
+from moiety.runtime.experts.few import MOST_PAIRS
 from moiety.runtime.experts.grouped import one_by_one, partial_outputs, suits_grouped_mm
 from moiety.runtime.experts.libraries import (
     deep_gemm_obstacle,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from moiety.runtime.dispatch.wire import Rows
-    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.telemetry import Recorder
 
 _TENSOR_CORE_DTYPES = torch.bfloat16, torch.float16
@@ -45,6 +46,8 @@ class Backend:
     """Whether a layer gets this way unless told otherwise, where nothing is in its way."""
     has_gradients: bool = True
     """Whether gradients come back through it."""
+    most_fixed: int = 0
+    """Pairs of a row and a slot up to which the shapes of all tensors on the way follow from those of the arguments."""
 
 
 def backend_for(weights: ExpertWeights, name: str | None = None, *, trains: bool = False) -> Backend:
@@ -112,8 +115,14 @@ BACKENDS = {
     each.name: each
     for each in (
         Backend("triton", _triton_outputs, _triton_obstacle, _suits_tensor_cores, has_gradients=False),
-        Backend("grouped_mm", partial_outputs, _grouped_mm_obstacle, lambda _: True),
-        Backend("matmul", partial(partial_outputs, multiply=one_by_one), lambda _: None, lambda _: True),
+        Backend("grouped_mm", partial_outputs, _grouped_mm_obstacle, lambda _: True, most_fixed=MOST_PAIRS),
+        Backend(
+            "matmul",
+            partial(partial_outputs, multiply=one_by_one),
+            lambda _: None,
+            lambda _: True,
+            most_fixed=MOST_PAIRS,
+        ),
         Backend(
             "flashinfer",
             partial(partial_outputs, multiply=flashinfer_product),

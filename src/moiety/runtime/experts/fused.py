@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moiety.runtime.experts.grouped import KEY_BITS
+from moiety.runtime.experts.keys import KEY_BITS
 from moiety.runtime.kernels.expert_mlp import SortedPairs, gated_rows, weighted_outputs
 from moiety.runtime.kernels.tiles import group_rows
 from moiety.runtime.kernels.token_sums import row_sums
 
 if TYPE_CHECKING:
     from moiety.runtime.dispatch.wire import Rows
-    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.telemetry import Recorder
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -12,51 +11,19 @@ from torch.nn.functional import grouped_mm
 
 from moiety.runtime.conversion import integers
 from moiety.runtime.dispatch.reduction import segment_sum
+from moiety.runtime.experts.by_slot import FEW_ROWS, multiply_by_slot
+from moiety.runtime.experts.few import MOST_PAIRS, outputs_of_few
+from moiety.runtime.experts.keys import KEY_BITS
 
 if TYPE_CHECKING:
     from moiety.runtime.dispatch.wire import Rows
+    from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.telemetry import Recorder
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Rows [rows, inner] sorted by slot, weights [slots, inner, outer] and the slots' rows [slots] -> [rows, outer]."""
-KEY_BITS = 48
-"""Of a row's key: its number in its rank in the lower 32, above them the rank's in the stage."""
-_FEW_ROWS = 6
-"""Of a slot, for which a CPU's products are limited by reading the weights, and ..."""
-_MOST_INNER = 1024
-"""... the inner size up to which they are faster as weights times columns."""
-_PAIR = 2
 _LINE_BYTES = 16
 """That torch's grouped product wants the rows of its operands to be multiples of."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ExpertWeights:
-    """The stacked weights of a rank's slots in one layer, and the gate between the two products."""
-
-    gate_up: torch.Tensor
-    """[slots, hidden, 2 x width] as the product takes it (a view where the checkpoint stores it transposed)."""
-    down: torch.Tensor
-    """[slots, width, hidden]."""
-    gate_up_bias: torch.Tensor | None
-    """[slots, 2 x width]."""
-    down_bias: torch.Tensor | None
-    """[slots, hidden]; None too where another rank of the expert adds it."""
-    gate: Callable[[torch.Tensor], torch.Tensor]
-    """[rows, 2 x width] -> [rows, width]."""
-    is_stored_so: bool = True
-    """Whether transformers stores gate_up and down as the products take them; else it stores them transposed."""
-
-    @property
-    def num_slots(self) -> int:
-        """Physical slots of the rank."""
-        return self.gate_up.shape[0]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the rank's expert weights in this layer."""
-        held = (self.gate_up, self.down, self.gate_up_bias, self.down_bias)
-        return sum(each.nbytes for each in held if each is not None)
 
 
 def suits_grouped_mm(weights: ExpertWeights) -> bool:
@@ -85,6 +52,9 @@ def partial_outputs(
     Rows of a slot are computed in the order of their keys, whichever way they came, and a row's slots are added in the
     order of the router's choice: the bits of the result depend on neither the exchange nor the arrival.
     """
+    is_few = rows.hidden.device.type == "cpu" and rows.slots.numel() <= MOST_PAIRS
+    if is_few and multiply in {grouped, one_by_one} and not torch.is_grad_enabled():
+        return outputs_of_few(rows, weights, recorder, layer)
     row, column = (rows.slots >= 0).nonzero(as_tuple=True)
     slot = rows.slots[row, column]
     order = torch.argsort((slot << KEY_BITS) + rows.keys[row])
@@ -147,7 +117,7 @@ def _products(
     multiply: Multiply,
 ) -> torch.Tensor:
     """Return the experts' outputs of rows sorted by slot, [rows, hidden]."""
-    is_few = hidden.device.type == "cpu" and hidden.shape[0] <= _FEW_ROWS * weights.num_slots
+    is_few = hidden.device.type == "cpu" and hidden.shape[0] <= FEW_ROWS * weights.num_slots
     if is_few and not torch.is_grad_enabled():
         multiply = _by_slot
     middle = multiply(hidden, weights.gate_up, counts)
@@ -162,26 +132,7 @@ def _products(
 
 
 def _by_slot(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return the same for few rows on a CPU: empty slots cost nothing, the others their best product."""
+    """Return the same slot by slot, for few rows of a slot on a CPU."""
     out = rows.new_empty(rows.shape[0], weights.shape[2])
-    low = 0
-    for slot, count in enumerate(integers(counts)):
-        if count:
-            multiply_few(rows[low : low + count], weights[slot], out[low : low + count])
-            low += count
+    multiply_by_slot(rows, weights, [0, *integers(counts.cumsum(0))], out)
     return out
-
-
-def multiply_few(rows: torch.Tensor, weights: torch.Tensor, out: torch.Tensor) -> None:
-    """Fill `out` with rows times weights: as weights times columns, where a CPU's library is faster at that.
-
-    It is by up to five times for 2 to 6 rows in float32 against weights that lie as rows of `inner`; one row is
-    doubled, as a product with a vector is the slowest (torch 2.13 with MKL: `benchmarks/few_rows.py`).
-    """
-    count, inner = rows.shape
-    is_faster = count == _PAIR or (count <= _FEW_ROWS and inner <= _MOST_INNER)
-    if rows.dtype != torch.float32 or weights.stride(0) != 1 or not is_faster:
-        torch.mm(rows, weights, out=out)
-        return
-    columns = (rows if count > 1 else rows.repeat(_PAIR, 1)).t()
-    out.copy_(torch.mm(weights.t(), columns).t()[:count])

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from moiety.runtime.arena.trace import called, is_noting
 from moiety.runtime.comm.adjoint import all_gather, reduce_scatter
 from moiety.runtime.dispatch.wire import Rows
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from moiety.runtime.dispatch.exchange import Exchange
     from moiety.runtime.dispatch.serving import SlotChooser
     from moiety.runtime.experts.backends import Backend
-    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.overlap import Turns
     from moiety.runtime.telemetry import Recorder
 
@@ -38,6 +39,9 @@ class HeldLayer:
 class RoutedExperts(Protocol):
     """How the routed tokens of a layer meet its experts."""
 
+    has_fixed_shapes: bool
+    """Whether the shapes of all tensors on the way follow from those of the arguments."""
+
     def __call__(
         self, hidden: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, layer: HeldLayer
     ) -> torch.Tensor:
@@ -50,6 +54,8 @@ class RoutedExperts(Protocol):
 
 class ExchangedExperts:
     """Experts are divided over attention groups: each rank sends its part of its group's tokens, and gets them back."""
+
+    has_fixed_shapes = False
 
     def __init__(self, exchange: Exchange, *, tp: int, tp_index: int, turns: Turns, recorder: Recorder) -> None:
         self._exchange, self._tp, self._tp_index = exchange, tp, tp_index
@@ -86,6 +92,8 @@ class ExchangedExperts:
 class LocalExperts:
     """All ranks that share the experts hold the same tokens: each computes what its slots serve."""
 
+    has_fixed_shapes = True
+
     def __init__(self, *, first_slot: int, num_slots: int, recorder: Recorder) -> None:
         self._first_slot, self._num_slots, self._recorder = first_slot, num_slots, recorder
 
@@ -101,6 +109,8 @@ class LocalExperts:
 
 class GatheredExperts:
     """Every rank holds a part of every expert: the tokens of all attention groups are gathered, the sums scattered."""
+
+    has_fixed_shapes = False
 
     def __init__(self, inner: LocalExperts, group: Group, counts: Group, recorder: Recorder) -> None:
         self._inner, self._group, self._counts, self._recorder = inner, group, counts, recorder
@@ -136,18 +146,34 @@ class ExpertLayer(torch.nn.Module):
         super().__init__()
         self.held = held
         self._routed, self._partial = routed, partial
-        self.counts = torch.zeros(0, dtype=torch.int64)
+        experts = held.chooser.table.held.shape[0]
+        self.counts = torch.zeros(experts, dtype=torch.int64, device=held.weights.gate_up.device)
         """[experts]: how often the router chose each for this attention group's tokens since the last reset."""
+        self._one = torch.ones_like(self.counts[:1])
 
     def forward(
         self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
     ) -> torch.Tensor:
         """Return [tokens, hidden] from states [tokens, hidden], experts and weights [tokens, k]."""
-        self._count(top_k_index)
-        out = self._routed(hidden_states, top_k_index, top_k_weights.float(), self.held)
+        called(self._count, top_k_index)
+        given = top_k_weights.float()
+        if is_noting() and not self._has_fixed_shapes(top_k_index.numel()):
+            out = torch.empty_like(hidden_states, dtype=torch.float32)
+            called(self._fill, out, hidden_states, top_k_index, given)
+        else:
+            out = self._routed(hidden_states, top_k_index, given, self.held)
         return out if self._partial else out.to(hidden_states.dtype)
 
+    @property
+    def is_exchanged(self) -> bool:
+        """Whether tokens of several attention groups meet here."""
+        return not self._routed.has_fixed_shapes
+
+    def _has_fixed_shapes(self, num_pairs: int) -> bool:
+        return self._routed.has_fixed_shapes and num_pairs <= self.held.backend.most_fixed
+
+    def _fill(self, out: torch.Tensor, hidden: torch.Tensor, chosen: torch.Tensor, weights: torch.Tensor) -> None:
+        out.copy_(self._routed(hidden, chosen, weights, self.held))
+
     def _count(self, chosen: torch.Tensor) -> None:
-        experts = self.held.chooser.table.held.shape[0]
-        fresh = torch.bincount(chosen.reshape(-1), minlength=experts)
-        self.counts = fresh if self.counts.numel() == 0 else self.counts + fresh
+        self.counts.scatter_add_(0, chosen.reshape(-1), self._one.expand(chosen.numel()))

@@ -17,7 +17,7 @@ from moiety.runtime.experts.grouped import suits_grouped_mm
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.experts.weights import ExpertWeights
 
 _SEGMENT_GEMM_CAPABILITY = 8
 _SEGMENT_GEMM_WORKSPACE_BYTES = 128 << 20

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
-from moiety.runtime.experts.grouped import ExpertWeights
+from moiety.runtime.experts.weights import ExpertWeights
 
 if TYPE_CHECKING:
     from moiety.runtime.checkpoint.weights import WeightSource

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention, softmax
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from moiety.errors import InputError
+from moiety.runtime.model.decode_attention import decode_attention
 from moiety.runtime.model.latent_attention import latent_decode
+from moiety.runtime.model.sinks import attention_with_sinks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from moiety.runtime.model.batch import Batch
-    from moiety.runtime.model.kv_cache import KvCache
+    from moiety.runtime.model.kv_cache import CachedStep
     from moiety.runtime.telemetry import Recorder
 
 PACKED, CAUSAL = "moiety-packed", "moiety-causal"
@@ -29,8 +30,7 @@ def packed_attention(  # noqa: PLR0913 - the arguments are transformers'
     attention_mask: torch.Tensor | None,  # noqa: ARG001 - masks follow from the batch
     *,
     scaling: float,
-    batch: Batch,
-    cache: KvCache,
+    step: CachedStep,
     recorder: Recorder,
     sliding_window: int | None = None,
     s_aux: torch.Tensor | None = None,
@@ -38,25 +38,34 @@ def packed_attention(  # noqa: PLR0913 - the arguments are transformers'
 ) -> tuple[torch.Tensor, None]:
     """Return the attention output of packed tokens, [1, tokens, heads, value width], each over its own sequence.
 
-    `query` is [1, heads, tokens, width]. Keys and values of the sequences so far come from `cache`, or from `key` and
-    `value` where prompts are computed and the cache gives all that they see, packed (latent and windowed layers).
+    `query` is [1, heads, tokens, width]. Keys and values of the sequences so far come from the step's cache, or from
+    `key` and `value` where prompts are computed and it gives all that they see, packed (latent and windowed layers).
     `sliding_window` is how many tokens a query sees, itself included; `s_aux` [heads] are sink logits that take part in
     the softmax alone (gpt-oss).
     """
     layer = module.layer_idx
     assert isinstance(layer, int), "transformers numbers its layers"
     sinks = s_aux.to(query.dtype) if s_aux is not None else None
-    _check_window(cache.window(layer), sliding_window, layer)
-    if batch.is_decode:
-        keys, values = (_rows(each, batch).to(query.dtype) for each in cache.layer(layer))
-        seen = _seen(batch, None if cache.window(layer) else sliding_window, cache.layer(layer)[0].shape[2])
-        if cache.is_latent(layer):
+    kept = step.cache.window(layer)
+    _check_window(kept, sliding_window, layer)
+    if step.batch.is_decode:
+        window = None if kept else sliding_window  # the cache has no more than a window
+        if step.cache.is_latent(layer):
             asked = query[0].transpose(0, 1)
-            decoded = latent_decode(module, asked, keys[:, 0], values[:, 0], seen, scaling=scaling, recorder=recorder)
+            decoded = latent_decode(module, step, asked, scaling=scaling, window=window, recorder=recorder)
         else:
-            decoded = _decode(query, keys, values, seen, scaling, sinks)
+            decoded = decode_attention(
+                step,
+                layer,
+                query,
+                scaling=scaling,
+                window=window,
+                sinks=sinks,
+                value_width=value.shape[3],
+            )
         recorder.mark("attention", layer)
         return decoded[None], None
+    batch, cache = step.batch, step.cache
     parts: list[torch.Tensor] = []
     before = 0
     for segment, low in zip(batch.segments, batch.offsets, strict=False):
@@ -122,7 +131,7 @@ def _sequence(
     if sinks is not None:
         if seen is None and new > 1:
             seen = torch.ones(new, total, dtype=torch.bool, device=query.device).tril(total - new)
-        return _with_sinks(query, key, value, seen, scaling, sinks)
+        return attention_with_sinks(query, key, value, seen, scaling, sinks)
     width, missing = value.shape[3], query.shape[3] - value.shape[3]
     out = scaled_dot_product_attention(
         query,
@@ -142,76 +151,3 @@ def _check_window(kept: int | None, seen: int | None, layer: int) -> None:
         rule = f"is planned, and transformers' attention sees {'all' if seen is None else seen}"
         remedy = f"give prompts that end within {kept} tokens"
         raise InputError(rule, field=f"sliding window of layer {layer}", value=kept, remedy=remedy)
-
-
-def _rows(cached: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Return what a cache [slots, heads, kept, width] holds of the batch's sequences, up to the longest's end."""
-    longest = min(max(each.end for each in batch.segments), cached.shape[2])
-    first = batch.segments[0].slot
-    if all(each.slot == first + index for index, each in enumerate(batch.segments)):
-        return cached[first : first + len(batch.segments), :, :longest]
-    return cached[batch.slots, :, :longest]
-
-
-def _seen(batch: Batch, window: int | None, kept: int) -> torch.Tensor | None:
-    """Return which of `kept` cached tokens each sequence's new one sees, [sequences, 1, longest]; None: it sees all."""
-    longest = min(max(each.end for each in batch.segments), kept)
-    shortest = min(each.end for each in batch.segments)
-    if shortest >= longest and (window is None or window >= longest):
-        return None
-    to = torch.arange(longest, device=batch.ends.device)[None]
-    seen = to < batch.ends[:, None]
-    if window is not None:
-        seen &= to >= (batch.ends - window)[:, None]
-    return seen[:, None]
-
-
-def _decode(
-    query: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    seen: torch.Tensor | None,
-    scaling: float,
-    sinks: torch.Tensor | None,
-) -> torch.Tensor:
-    """Return the attention of one new token of every sequence, [sequences, heads, width], all at once.
-
-    The query heads that share a key head stand where the tokens of a sequence do otherwise: a single token needs no
-    causal mask, so nothing is copied for them.
-    """
-    sequences, heads = keys.shape[0], query.shape[1]
-    seen = None if seen is None else seen[:, None]
-    groups = keys.shape[1]
-    asked = query[0].transpose(0, 1).reshape(sequences, groups, heads // groups, -1)
-    if sinks is not None:
-        out = _with_sinks(
-            asked, keys, values, seen, scaling, sinks.reshape(groups, heads // groups)[:, :, None].expand(-1, -1, 1)
-        )
-    else:
-        mask = seen if seen is None else seen.expand(-1, -1, heads // groups, -1)
-        out = scaled_dot_product_attention(asked, keys, values, attn_mask=mask, scale=scaling)
-    return out.reshape(sequences, heads, -1)
-
-
-def _with_sinks(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    seen: torch.Tensor | None,
-    scaling: float,
-    sinks: torch.Tensor,
-) -> torch.Tensor:
-    """Return attention whose softmax has one more logit that no value stands behind (arXiv 2309.17453).
-
-    `sinks` is [heads] for queries of one sequence, or [groups, heads of a group, 1] for grouped ones.
-    """
-    repeat = query.shape[1] // key.shape[1]
-    if repeat > 1:
-        key, value = (each.repeat_interleave(repeat, dim=1) for each in (key, value))
-    logits = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if seen is not None:
-        logits = logits.masked_fill(~seen, torch.finfo(logits.dtype).min)
-    column = sinks[:, None, None] if sinks.ndim == 1 else sinks
-    joined = torch.cat([logits, column.expand(*logits.shape[:3], 1)], dim=-1)
-    joined = joined - joined.max(dim=-1, keepdim=True).values
-    return torch.matmul(softmax(joined, dim=-1)[..., :-1], value)

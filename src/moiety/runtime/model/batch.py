@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
+
+from moiety.runtime.comm.reduction import bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,12 +34,9 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Batch:
-    """Segments of different sequences, packed."""
+class BatchTensors:
+    """What the model reads of a batch."""
 
-    segments: tuple[Segment, ...]
-    offsets: tuple[int, ...]
-    """Where each segment begins among the packed tokens, and their number at the end."""
     token_ids: torch.Tensor
     """[tokens], int64."""
     positions: torch.Tensor
@@ -47,39 +48,49 @@ class Batch:
     ends: torch.Tensor
     """[segments], int64: tokens in the cache once the step is done."""
 
+
+class Batch:
+    """Segments of different sequences, packed; its tensors are made when they are first asked for."""
+
+    def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu", part: int = 0) -> None:
+        """`part`: place among the micro-batches of its step."""
+        self.segments, self.part, self._device = tuple(segments), part, device
+        self.offsets = (0, *accumulate(len(each.token_ids) for each in segments))
+        """Where each segment begins among the packed tokens, and their number at the end."""
+        self.num_emitting = sum(each.emits for each in segments)
+        """Segments that ask for the next token."""
+        self.is_decode = self.num_tokens == len(segments) and all(each.start > 0 for each in segments)
+        """Whether every segment is a single token that follows others."""
+        self._tensors: BatchTensors | None = None
+
     @property
     def num_tokens(self) -> int:
         """Tokens of the micro-batch."""
         return self.offsets[-1]
 
     @property
-    def is_decode(self) -> bool:
-        """Whether every segment is a single token that follows others."""
-        return self.num_tokens == len(self.segments) and all(each.start > 0 for each in self.segments)
+    def tensors(self) -> BatchTensors:
+        """What the model reads."""
+        if self._tensors is None:
+            numbers = self._numbers()
+            ids, positions, *others = (torch.tensor(each, dtype=torch.int64, device=self._device) for each in numbers)
+            self._tensors = BatchTensors(ids, positions[None], *others)
+        return self._tensors
+
+    def lie_in(self, tensors: BatchTensors) -> None:
+        """Have the batch's tensors in the memory of those of another one of the same shape, on the CPU."""
+        self._tensors = tensors
+        rooms = (tensors.token_ids, tensors.positions, tensors.emitting, tensors.slots, tensors.ends)
+        for room, numbers in zip(rooms, self._numbers(), strict=True):
+            struct.pack_into(f"{room.numel()}q", bytes_of(room), 0, *numbers)
+
+    def _numbers(self) -> tuple[list[int], ...]:
+        ids = [each for segment in self.segments for each in segment.token_ids]
+        positions = [each for segment in self.segments for each in range(segment.start, segment.end)]
+        emitting = [end - 1 for segment, end in zip(self.segments, self.offsets[1:], strict=True) if segment.emits]
+        return ids, positions, emitting, [each.slot for each in self.segments], [each.end for each in self.segments]
 
 
-def packed(segments: Sequence[Segment], device: torch.device | str = "cpu") -> Batch:
+def packed(segments: Sequence[Segment], device: torch.device | str = "cpu", part: int = 0) -> Batch:
     """Return the batch of `segments`, in their order; of none, an empty batch."""
-    ids: list[int] = []
-    positions: list[int] = []
-    offsets = [0]
-    emitting: list[int] = []
-    for each in segments:
-        ids += each.token_ids
-        positions += range(each.start, each.end)
-        offsets.append(len(ids))
-        if each.emits:
-            emitting.append(len(ids) - 1)
-
-    def tensor(values: list[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
-    return Batch(
-        segments=tuple(segments),
-        offsets=tuple(offsets),
-        token_ids=tensor(ids),
-        positions=tensor(positions)[None],
-        emitting=tensor(emitting),
-        slots=tensor([each.slot for each in segments]),
-        ends=tensor([each.end for each in segments]),
-    )
+    return Batch(segments, device, part)

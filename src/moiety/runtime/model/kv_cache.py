@@ -8,6 +8,7 @@ import torch
 
 from moiety.errors import InputError
 from moiety.model.attention import GroupedQueryAttention
+from moiety.runtime.arena.trace import called
 from moiety.runtime.conversion import WIRE_DTYPES
 
 if TYPE_CHECKING:
@@ -30,9 +31,8 @@ def cache_dtype(name: Dtype) -> torch.dtype:
 class KvCache:
     """Keys and values of `num_slots` sequences of up to `capacity` tokens each.
 
-    transformers' attention calls `update` with the new tokens of all sequences packed into one row. A latent layer
-    (multi-head latent attention) keeps the compressed vectors. A windowed one keeps the last tokens of a sequence, as
-    many as its window has, each where the one that left the window lay.
+    A latent layer (multi-head latent attention) keeps the compressed vectors. A windowed one keeps the last tokens of a
+    sequence, as many as its window has, each where the one that left the window lay.
 
     `windows` has the windows of layers that have one; `dtype` is what the values are kept in (None: as they come), and
     who reads them converts them back. FP8 has the static scale 1 and saturates.
@@ -46,11 +46,12 @@ class KvCache:
         dtype: torch.dtype | None = None,
         windows: Mapping[int, int] | None = None,
     ) -> None:
-        self._num_slots, self._capacity, self._dtype = num_slots, capacity, dtype
+        self.capacity = capacity
+        """Tokens of a sequence, at most."""
+        self._num_slots, self._dtype = num_slots, dtype
         self._latent = frozenset(latent_layers)
         self._windows = {layer: window for layer, window in (windows or {}).items() if window < capacity}
         self._layers: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._batch: Batch | None = None
 
     @classmethod
     def for_seat(cls, seat: Seat, num_slots: int, capacity: int) -> KvCache:
@@ -69,11 +70,6 @@ class KvCache:
         """Bytes that the cache takes."""
         return sum(each.nbytes for pair in self._layers.values() for each in pair)
 
-    def begin(self, batch: Batch) -> None:
-        """Say whose tokens the next calls of `update` bring."""
-        assert max((each.end for each in batch.segments), default=0) <= self._capacity, "sequences fit their rows"
-        self._batch = batch
-
     def layer(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a layer's keys and values, each [slots, heads, capacity or window, width]."""
         return self._layers[layer_idx]
@@ -86,8 +82,12 @@ class KvCache:
         """Return how many tokens of a sequence the layer keeps; None where it keeps all."""
         return self._windows.get(layer_idx)
 
+    def num_kept(self, layer_idx: int) -> int:
+        """Return how many tokens of a sequence the layer has room for."""
+        return self._windows.get(layer_idx, self.capacity)
+
     def gives_sequences(self, layer_idx: int) -> bool:
-        """Whether `update` gives back all that prompts see, packed, and not their new tokens alone."""
+        """Whether prompts' attention gets all that they see, packed, and not their new tokens alone."""
         return layer_idx in self._latent or layer_idx in self._windows
 
     def num_before(self, segment: Segment, layer_idx: int) -> int:
@@ -95,36 +95,39 @@ class KvCache:
         window = self._windows.get(layer_idx)
         return segment.start if window is None else min(segment.start, window - 1)
 
-    def update(
-        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Store the new tokens' `keys` and `values`, each [1, heads, tokens, width], in their sequences' rows.
+    def kept(self, values: torch.Tensor) -> torch.Tensor:
+        """Return values in the cache's format, the largest of it where they are beyond."""
+        if self._dtype is None:
+            return values
+        largest = torch.finfo(self._dtype).max
+        return (values if largest >= torch.finfo(values.dtype).max else values.clamp(-largest, largest)).to(self._dtype)
 
-        For prompts of a latent or windowed layer those of every sequence come back, packed, as far as its new tokens
-        see them. Else the new ones do, and the attention reads the rest with `layer`; while decoding a latent layer
-        gives one of them, as transformers expands what it gets and nobody looks at it.
+    def store(self, batch: Batch, layer_idx: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store new tokens in their sequences' rows: `keys` and `values`, each [1, heads, tokens, width] and `kept`."""
+        self._has_room(batch, layer_idx, keys, values)
+        for cache, new in zip(self._layers[layer_idx], (keys, values), strict=True):
+            _store(cache, new, batch)
+
+    def store_next(
+        self, batch: Batch, layer_idx: int, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor
+    ) -> None:
+        """Store as `store` does where each segment is one token, at its of the `places` [segments] in the rows."""
+        self._has_room(batch, layer_idx, keys, values)
+        for cache, new in zip(self._layers[layer_idx], (keys, values), strict=True):
+            cache[batch.tensors.slots, :, places] = new[0].transpose(0, 1)
+
+    def sequences(
+        self, batch: Batch, layer_idx: int, keys: torch.Tensor, values: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what the new tokens see of the batch's sequences, each [1, heads, tokens, width] and packed.
+
+        They themselves are not stored yet: `keys` and `values`, which are `kept`.
         """
-        batch = self._batch
-        assert batch is not None, "a step has begun"
-        if layer_idx not in self._layers:
-            self._layers[layer_idx] = (self._room(keys, layer_idx), self._room(values, layer_idx))
-        stored = self._layers[layer_idx]
-        new = [_kept(each, cache.dtype) for cache, each in zip(stored, (keys, values), strict=True)]
-        if batch.is_decode:
-            places = (batch.ends - 1) % stored[0].shape[2]
-            for cache, each in zip(stored, new, strict=True):
-                cache[batch.slots, :, places] = each[0].transpose(0, 1)
-            return (keys[:, :, :1], values[:, :, :1]) if layer_idx in self._latent else (keys, values)
-        given = keys, values
-        if self.gives_sequences(layer_idx):  # before a window's oldest are overwritten
-            packed = [self._sequences(*each, batch, layer_idx) for each in zip(stored, new, strict=True)]
-            given = packed[0].to(keys.dtype), packed[1].to(values.dtype)
-        for cache, each in zip(stored, new, strict=True):
-            _store(cache, each, batch)
-        return given
+        self._has_room(batch, layer_idx, keys, values)
+        cached = self._layers[layer_idx]
+        return self._sequences(cached[0], keys, batch, layer_idx), self._sequences(cached[1], values, batch, layer_idx)
 
     def _sequences(self, cache: torch.Tensor, new: torch.Tensor, batch: Batch, layer_idx: int) -> torch.Tensor:
-        """Return what the new tokens see of the batch's sequences, themselves included, [1, heads, tokens, width]."""
         parts: list[torch.Tensor] = []
         for segment, low in zip(batch.segments, batch.offsets, strict=False):
             first = segment.start - self.num_before(segment, layer_idx)
@@ -133,9 +136,51 @@ class KvCache:
             parts.append(new[0, :, low : low + len(segment.token_ids)])
         return torch.cat(parts, dim=1)[None]
 
+    def _has_room(self, batch: Batch, layer_idx: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Make room for a layer when its first tokens come."""
+        assert max((each.end for each in batch.segments), default=0) <= self.capacity, "sequences fit their rows"
+        if layer_idx not in self._layers:
+            self._layers[layer_idx] = (self._room(keys, layer_idx), self._room(values, layer_idx))
+
     def _room(self, new: torch.Tensor, layer_idx: int) -> torch.Tensor:
-        kept = self._windows.get(layer_idx, self._capacity)
-        return new.new_zeros(self._num_slots, new.shape[1], kept, new.shape[3], dtype=self._dtype or new.dtype)
+        return new.new_zeros(self._num_slots, new.shape[1], self.num_kept(layer_idx), new.shape[3])
+
+
+class CachedStep:
+    """A step of a micro-batch over a cache, in the place of transformers' cache.
+
+    Both may be replaced by others of the same shape: a step that is noted once is computed for many batches.
+    """
+
+    def __init__(self, batch: Batch, cache: KvCache) -> None:
+        self.batch, self.cache = batch, cache
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_: object
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Store new tokens' `keys` and `values`, each [1, heads, tokens, width]; return what attention goes on with.
+
+        For prompts of a latent or windowed layer those of every sequence come back, packed, as far as its new tokens
+        see them. Else the new ones do, and the attention reads the rest itself; while decoding a latent layer gives one
+        of them, as transformers expands what it gets and nobody looks at it.
+        """
+        batch, cache = self.batch, self.cache
+        new = cache.kept(keys), cache.kept(values)
+        if batch.is_decode:
+            places = batch.tensors.positions[0]
+            if cache.window(layer_idx) is not None:
+                places = places % cache.num_kept(layer_idx)
+            called(self._store_next, layer_idx, *new, places)
+            return (keys[:, :, :1], values[:, :, :1]) if cache.is_latent(layer_idx) else (keys, values)
+        given = keys, values
+        if cache.gives_sequences(layer_idx):  # before a window's oldest are overwritten
+            packed = cache.sequences(batch, layer_idx, *new)
+            given = packed[0].to(keys.dtype), packed[1].to(values.dtype)
+        cache.store(batch, layer_idx, *new)
+        return given
+
+    def _store_next(self, layer_idx: int, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor) -> None:
+        self.cache.store_next(self.batch, layer_idx, keys, values, places)
 
 
 def _store(cache: torch.Tensor, new: torch.Tensor, batch: Batch) -> None:
@@ -155,9 +200,3 @@ def _places(low: int, high: int, size: int) -> tuple[slice, ...]:
     if first + number <= size:
         return (slice(first, first + number),)
     return slice(first, size), slice(0, first + number - size)
-
-
-def _kept(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return values in the cache's format, the largest of it where they are beyond."""
-    largest = torch.finfo(dtype).max
-    return (values if largest >= torch.finfo(values.dtype).max else values.clamp(-largest, largest)).to(dtype)

@@ -12,7 +12,8 @@ from moiety.runtime.comm.priority import Priority
 from moiety.runtime.conversion import COMPUTED_DTYPES
 from moiety.runtime.experts.build import FOR_INFERENCE, expert_layers
 from moiety.runtime.model.attention import CAUSAL, PACKED
-from moiety.runtime.model.marks import mark_ops
+from moiety.runtime.model.decoding import Decoding
+from moiety.runtime.model.marks import NotedMarks, mark_ops
 from moiety.runtime.model.parallel import (
     DividedNorm,
     ReducedBlock,
@@ -91,7 +92,9 @@ def load_model(
     supply = supply or CheckpointSupply(network.device)
     supply.open(checkpoint, shapes)
     tp = network.group(seat.groups["tp"], "tp", Priority.REDUCTION)
-    loading = _Loading(seat, skeleton, supply, shapes, tp, network.device, recorder or Silent())
+    loading = _Loading(
+        seat, skeleton, supply, shapes, tp, network.device, NotedMarks(recorder) if recorder else Silent()
+    )
     layers = {index: skeleton.base.layers[index] for index in seat.layers}
     modules = _expert_modules(loading)
     experts = expert_layers(seat, modules, supply, network, turns or Turns(), loading.recorder, use=use)
@@ -100,7 +103,7 @@ def load_model(
     for index, layer in layers.items():
         _fill_layer(loading, index, layer)
         if recorder is not None:
-            mark_ops(layer, index, recorder)
+            mark_ops(layer, index, loading.recorder)
     embedding, norm, head = _ends(loading)
     rotary = rebuilt_buffers(skeleton.base.rotary_emb, skeleton.base.config).to(network.device)
     loading.bytes_by_kind["expert_weights"] = sum(each.held.weights.size_bytes for each in experts.values())
@@ -119,6 +122,7 @@ def load_model(
         recorder=loading.recorder,
         prefix=skeleton.prefix(),
         shapes=shapes,
+        decoding=Decoding(network.device) if network.device.type == "cpu" and not use.trains else None,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from moiety.runtime.arena.trace import called
 from moiety.runtime.model.parallel import RowLinear
 
 if TYPE_CHECKING:
@@ -22,6 +23,17 @@ _OPS = {
 }
 """transformers' module, whose end is that of the graph's op: the last of those that the op stands for."""
 _FEED_FORWARD = {"gate_proj": None, "up_proj": "gate_up", "down_proj": "down"}
+
+
+class NotedMarks:
+    """Marks that a step which is noted repeats when it is played."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def mark(self, name: str, layer: int = -1) -> None:
+        """Tell the recorder; see `Recorder`."""
+        called(self._recorder.mark, name, layer)
 
 
 def mark_ops(layer: Any, index: int, recorder: Recorder) -> None:  # noqa: ANN401 - transformers' decoder layer

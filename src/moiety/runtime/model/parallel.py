@@ -39,7 +39,7 @@ class VocabularyEmbedding(torch.nn.Module):
             return self.weight.sum(0).repeat(*token_ids.shape, 1)  # zeros, which take part in a backward pass
         local = token_ids - self._first_row
         here = (local >= 0) & (local < self.weight.shape[0])
-        return embedding(torch.where(here, local, 0), self.weight) * here[..., None]
+        return embedding(torch.where(here, local, 0), self.weight).masked_fill(~here[..., None], 0)
 
 
 class VocabularyHead(torch.nn.Module):

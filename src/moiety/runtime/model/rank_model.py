@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from moiety.runtime.model.kv_cache import CachedStep
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from moiety.runtime.dispatch.serving import SlotChooser
     from moiety.runtime.experts.layer import ExpertLayer
     from moiety.runtime.model.batch import Batch
+    from moiety.runtime.model.decoding import Decoding
     from moiety.runtime.model.kv_cache import KvCache
     from moiety.runtime.seat import Seat
     from moiety.runtime.telemetry import Recorder
@@ -45,27 +49,44 @@ class RankModel:
     shapes: Mapping[str, tuple[int, ...]]
     """Of all parameters and persistent buffers of the whole model, by transformers' name."""
 
+    decoding: Decoding | None = None
+    """What steps of decoding are computed in; None: in whatever memory PyTorch gives each op."""
+
+    def serve_by(self, choosers: Mapping[int, SlotChooser]) -> None:
+        """Serve the experts of each layer by another map from the next step on."""
+        for layer, module in self.expert_layers.items():
+            module.held = replace(module.held, chooser=choosers[layer])
+        if self.decoding is not None:
+            self.decoding.forget()
+
     def hidden(self, batch: Batch, cache: KvCache, received: torch.Tensor | None) -> torch.Tensor:
-        """Return the states after this stage's layers, [tokens, hidden]; `received` are those of the stage before."""
+        """Return the states after this stage's layers, [tokens, hidden]; `received` are those of the stage before.
+
+        Those of a step of decoding stay until the next step.
+        """
+        if self.decoding is not None and batch.is_decode and batch.num_tokens:
+            return self.decoding.hidden(batch, cache, received, self._through_layers)
+        return self._through_layers(CachedStep(batch, cache), received)
+
+    def _through_layers(self, step: CachedStep, received: torch.Tensor | None) -> torch.Tensor:
+        tensors = step.batch.tensors
         if self.embedding is not None:
-            states: torch.Tensor = self.embedding(batch.token_ids)[None]
+            states: torch.Tensor = self.embedding(tensors.token_ids)[None]
         else:
             assert received is not None, "a later stage gets its states from the one before"
             states = received[None]
-        if batch.num_tokens == 0:
+        if step.batch.num_tokens == 0:
             return self._takes_part(states[0])
-        positions = self.rotary(states, batch.positions)
+        positions = self.rotary(states, tensors.positions)
         for layer in self.layers.values():
-            cache.begin(batch)  # micro-batches take turns within a layer
             out: torch.Tensor | tuple[torch.Tensor, ...] = layer(
                 states,
                 attention_mask=None,
-                position_ids=batch.positions,
-                past_key_values=cache,
+                position_ids=tensors.positions,
+                past_key_values=step,
                 use_cache=True,
                 position_embeddings=positions,
-                batch=batch,
-                cache=cache,
+                step=step,
                 recorder=self.recorder,
             )
             states = out[0] if isinstance(out, tuple) else out
@@ -82,9 +103,14 @@ class RankModel:
 
     def logits(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Return the logits of the tokens that ask for the next one, [emitting, vocabulary]."""
+        if self.decoding is not None and batch.is_decode:
+            return self.decoding.logits(batch, lambda: self._through_head(hidden, batch))
+        return self._through_head(hidden, batch)
+
+    def _through_head(self, hidden: torch.Tensor, batch: Batch) -> torch.Tensor:
         assert self.norm is not None, "only the last stage has the head"
         assert self.head is not None, "only the last stage has the head"
-        last = self.norm(hidden[batch.emitting])
+        last = self.norm(hidden.index_select(0, batch.tensors.emitting))
         self.recorder.mark("final_norm")
         out: torch.Tensor = self.head(last)
         return out

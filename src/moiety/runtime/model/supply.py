@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from moiety.runtime.checkpoint.index import Checkpoint
-    from moiety.runtime.experts.grouped import ExpertWeights
+    from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.seat import Seat
 
 

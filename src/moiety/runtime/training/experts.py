@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from moiety.runtime.checkpoint.expert_layout import ExpertKind
-    from moiety.runtime.experts.grouped import ExpertWeights
     from moiety.runtime.experts.layer import ExpertLayer
+    from moiety.runtime.experts.weights import ExpertWeights
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,8 +10,8 @@ import torch
 
 from moiety.errors import OutputError
 from moiety.files import replacing_folder
+from moiety.runtime.allocations import storage_bytes
 from moiety.runtime.comm.priority import Priority
-from moiety.runtime.training.allocations import storage_bytes
 from moiety.runtime.training.balance import balance, imbalance, router_biases, total_loads
 from moiety.runtime.training.experts import TrainedExperts, make_trainable
 from moiety.runtime.training.forward import TrainedModel
@@ -186,9 +186,9 @@ class Trainer:
         """Fill the gradient of every parameter with that of the batch's mean loss; return the loss."""
         self.forget_gradients()
         for layer in self.model.expert_layers.values():
-            layer.counts = layer.counts[:0]
+            layer.counts.zero_()
         loss = self.loss(rows)
-        self.counts = {index: layer.counts for index, layer in self.model.expert_layers.items()}
+        self.counts = {index: layer.counts.clone() for index, layer in self.model.expert_layers.items()}
         self.backward(loss)  # which may compute, and count, again
         for parameter in self.parameters():
             if parameter.grad is None:

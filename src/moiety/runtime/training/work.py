@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moiety.files import MAX_DATA_BYTES, read_text
+from moiety.runtime.allocations import allocations_of, storage_bytes
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.conversion import integers
 from moiety.runtime.experts.build import ExpertUse
 from moiety.runtime.generation import network_of
 from moiety.runtime.model.load import load_model
 from moiety.runtime.seat import seat_of
-from moiety.runtime.training.allocations import allocations_of, storage_bytes
 from moiety.runtime.training.data import read_rows, rows_of_step
 from moiety.runtime.training.pieces import local
 from moiety.runtime.training.saved import counting_saved

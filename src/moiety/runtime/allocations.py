@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -11,6 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+Result = TypeVar("Result")
 _MEMORY = "[memory]"
 """The profiler's name for an event of the allocator."""
 
@@ -26,7 +27,7 @@ class Allocations:
     """Most bytes of tensors at a time, with what was held before the step began."""
 
 
-def allocations_of(step: Callable[[], float], held_bytes: int, device: torch.device) -> tuple[float, Allocations]:
+def allocations_of(step: Callable[[], Result], held_bytes: int, device: torch.device) -> tuple[Result, Allocations]:
     """Return what `step` returns, and the allocations that it made; `held_bytes` of tensors are there before.
 
     The step must let go of none of those, whose sizes the profiler does not know.

@@ -1,0 +1,92 @@
+"""The experts' outputs of few rows on a CPU, in tensors whose shapes follow from those of the rows alone.
+
+So a step of decoding can be noted and played again, whatever the router chooses: `arena/`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from moiety.runtime.arena.trace import called
+from moiety.runtime.conversion import integers
+from moiety.runtime.experts.by_slot import multiply_by_slot, room_for_few
+from moiety.runtime.experts.keys import KEY_BITS
+
+if TYPE_CHECKING:
+    from moiety.runtime.dispatch.wire import Rows
+    from moiety.runtime.experts.weights import ExpertWeights
+    from moiety.runtime.telemetry import Recorder
+
+MOST_PAIRS = 1024
+"""Of a row and a slot that count as few: for these the work on pairs that are served elsewhere is small."""
+
+
+def outputs_of_few(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer: int) -> torch.Tensor:
+    """Return for each row the weighted sum of the outputs of its slots here, [rows, hidden] float32.
+
+    As `partial_outputs` of `grouped.py`, and with its bits. Pairs of a row and no slot are sorted behind all others;
+    what is computed of them is not looked at.
+    """
+    count, width = rows.slots.shape
+    slots = torch.where(rows.slots >= 0, rows.slots, weights.num_slots).long()
+    keys, order = _sorted(((slots << KEY_BITS) + rows.keys[:, None]).view(-1))
+    bounds = torch.searchsorted(keys, torch.arange(weights.num_slots + 1, device=keys.device) << KEY_BITS)
+    slot = (keys >> KEY_BITS).clamp_(max=weights.num_slots - 1)
+    outputs = _products(rows.hidden.index_select(0, order // width), slot, bounds, weights, recorder, layer)
+    outputs = outputs.float() * rows.weights.reshape(-1).index_select(0, order)[:, None]
+    by_pair = torch.empty_like(outputs)
+    called(_put_back, outputs, order, bounds, by_pair)
+    each = by_pair.view(count, width, outputs.shape[1])
+    total = each[:, 0]
+    for column in range(1, width):
+        total = total + each[:, column]
+    recorder.mark("expert_down", layer)
+    return total
+
+
+def _sorted(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the keys in order, and where they stood; by `topk`, as `sort` asks for memory."""
+    return torch.topk(keys, keys.shape[0], largest=False, sorted=True)
+
+
+def _products(
+    hidden: torch.Tensor,
+    slot: torch.Tensor,
+    bounds: torch.Tensor,
+    weights: ExpertWeights,
+    recorder: Recorder,
+    layer: int,
+) -> torch.Tensor:
+    """Return the experts' outputs of rows sorted by slot, [rows, hidden]."""
+    middle = _multiplied(hidden, weights.gate_up, bounds)
+    if weights.gate_up_bias is not None:
+        middle += weights.gate_up_bias.index_select(0, slot)
+    middle = weights.gate(middle)
+    recorder.mark("expert_gate_up", layer)
+    out = _multiplied(middle, weights.down, bounds)
+    if weights.down_bias is not None:
+        out += weights.down_bias.index_select(0, slot)
+    return out
+
+
+def _multiplied(rows: torch.Tensor, weights: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    out = rows.new_empty(rows.shape[0], weights.shape[2])
+    room = rows.new_empty(room_for_few(*weights.shape[1:]))
+    called(_multiply, rows, weights, bounds, out, room)
+    return out
+
+
+def _multiply(
+    rows: torch.Tensor, weights: torch.Tensor, bounds: torch.Tensor, out: torch.Tensor, room: torch.Tensor
+) -> None:
+    multiply_by_slot(rows, weights, integers(bounds), out, room)
+
+
+def _put_back(outputs: torch.Tensor, order: torch.Tensor, bounds: torch.Tensor, by_pair: torch.Tensor) -> None:
+    """Fill `by_pair` with the outputs in the order of the pairs, zeros where a pair has no slot here."""
+    held = int(bounds[-1])
+    if held < order.shape[0]:
+        by_pair.zero_()
+    by_pair.index_copy_(0, order[:held], outputs[:held])
