@@ -35,7 +35,7 @@ tests: $(VENV)/installed-dev
 	$(BIN)/python -m pytest
 
 bench: $(VENV)/installed
-	@set -e; for script in benchmarks/*.py; do \
+	@set -e; for script in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do \
 		test -e "$$script" || { echo "no benchmarks yet"; exit 0; }; \
 		echo "$$script"; $(BIN)/python "$$script"; \
 	done
