@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 _ALARM, _HEED = 7.0, 1.0
 """Standard deviations that raise the alarm, and that count once it is raised: hysteresis. A peak among hundreds of
 GPUs, layers and windows must not be taken for drift; once there is drift, small imbalances are part of it."""
+_EARLY = 2.0
+"""Times as many while few windows say what a standard deviation is."""
 _CALM = 8
 """Windows without imbalance after which the alarm is off."""
 _LEAST_GAIN = 1 / 9
@@ -65,7 +67,8 @@ def observed_drift(before: Drift, loads: Loads, expected: Loads, lone: NDArray[n
     heeded = above > _HEED * uncertainty
     calm = np.where(heeded, 0, before.calm + 1)
     known = len(loads) >= _FEWEST
-    alarm = (before.alarm | (above > _ALARM * uncertainty)) & (calm < _CALM) & known
+    wanted = _ALARM * (_EARLY if len(loads) < _MANY else 1.0)
+    alarm = (before.alarm | (above > wanted * uncertainty)) & (calm < _CALM) & known
     return replace(before, alarm=alarm, calm=calm, uncertainty=uncertainty, adrift=alarm & heeded)
 
 
