@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
-from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass, Op, Tensor
+from moiety.graph.op import AttentionCore, AttentionShape, Collective, Gemm, MemoryPass, Op, Tensor
 from moiety.model.attention import GroupedQueryAttention, LinearAttention, MultiHeadLatentAttention
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def _gqa(attention: GroupedQueryAttention, hidden_size: int, layout: Layout) -> 
         v_dim=attention.head_dim,
         cache_elements=2 * kv_heads * attention.head_dim,
         visible=context,
+        grouped=(kv_heads, attention.sliding_window or 0),
     )
 
 
@@ -180,8 +181,12 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
     cache_elements: int,
     visible: int,
     decode_dims: tuple[int, int] | None = None,
+    grouped: tuple[int, int] | None = None,
 ) -> list[Op]:
-    """Return the attention proper: causal over the prompt tokens, over the cache for the decoded ones, or both."""
+    """Return the attention proper: causal over the prompt tokens, over the cache for the decoded ones, or both.
+
+    `grouped` is (KV heads, sliding window) where one kernel of grouped-query attention does it.
+    """
     schedule, dtypes = layout.schedule, layout.options.dtypes
     act_bytes, cache_bytes = BYTES_PER_ELEMENT[dtypes.activations], CACHE_BYTES_PER_ELEMENT[dtypes.kv_cache]
     inputs = (after,) if isinstance(after, str) else after
@@ -194,7 +199,13 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
         if not layout.options.flash_attention:
             # scores and probabilities, [tokens, seen] per head, each written once and read once, in FP32
             moved += 4.0 * tokens * seen * heads * BYTES_PER_ELEMENT[dtypes.critical]
-        core = AttentionCore("prefill", variant, flops, moved, dtypes.activations)
+        shape = None
+        if grouped and layout.options.flash_attention and tokens >= schedule.prompt_tokens > 0:
+            prompts = tokens / schedule.prompt_tokens
+            shape = AttentionShape(
+                prompts, schedule.prompt_tokens, heads, grouped[0], v_dim, grouped[1], dtypes.kv_cache
+            )
+        core = AttentionCore("prefill", variant, flops, moved, dtypes.activations, shape)
         ops.append(Op("attention", core, inputs, Tensor("context", (tokens, width), dtypes.activations)))
     if schedule.decode_sequences:
         sequences = schedule.decode_sequences
@@ -203,7 +214,11 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
         flops = 2.0 * sequences * seen * heads * sum(dims)
         # the cache, the queries and what comes out
         moved = sequences * seen * cache_elements * cache_bytes + sequences * heads * sum(dims) * act_bytes
-        core = AttentionCore("decode", variant, flops, moved, dtypes.activations)
+        shape = None
+        if grouped and layout.options.flash_attention:
+            cached = schedule.context_tokens
+            shape = AttentionShape(sequences, cached, heads, grouped[0], v_dim, grouped[1], dtypes.kv_cache)
+        core = AttentionCore("decode", variant, flops, moved, dtypes.activations, shape)
         name = "attention_decode" if ops else "attention"
         ops.append(Op(name, core, inputs, Tensor("context", (sequences, width), dtypes.activations)))
     return ops

@@ -72,6 +72,21 @@ class Gemm:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """The sizes of one grouped-query attention kernel on one GPU."""
+
+    sequences: float
+    tokens: int
+    """New tokens of each sequence (prefill), or tokens in its cache (decode)."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    window: int
+    """Tokens that a token sees at most; 0: all before it."""
+    cache_dtype: Dtype
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionCore:
     """Scores, softmax and weighted sum; `prefill` is causal over new tokens, `decode` reads the cache."""
 
@@ -80,6 +95,8 @@ class AttentionCore:
     flops: float
     bytes: float
     dtype: Dtype
+    shape: AttentionShape | None = None
+    """Where one kernel with a shape does it: whole prompts or cached ones, no score matrix in memory."""
 
 
 @dataclass(frozen=True, slots=True)
