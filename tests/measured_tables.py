@@ -53,6 +53,15 @@ def attention_rows(heads: int = 16, kv_heads: int = 4, head_dim: int = 64, *, de
     ]
 
 
+def mla_rows(heads: int = 128, *, decode: bool = False) -> list[Row]:
+    fixed: Row = {"num_heads": heads, "kv_cache_dtype": "bfloat16", "mla_dtype": "bfloat16", "tp_size": 128 // heads}
+    lengths = [(1, step) for step in (1, 65_535)] if decode else [(isl, 0) for isl in (1, 65_536)]
+    return [
+        {**fixed, "batch_size": batch, "isl": isl, "step": step, "latency": 3e-5 * batch * (isl + step)}
+        for batch, (isl, step) in product((1, 4096), lengths)
+    ]
+
+
 def all_reduce_rows(sizes: Sequence[int] = (2, 4, 8, 16)) -> list[Row]:
     """Return an engine's all-reduces of 1 us (graph) or 5 us (eager) for every 1,000 elements."""
     return [
@@ -73,6 +82,8 @@ FILES: dict[str, list[Row]] = {
     f"moe/{RELEASE}/moe_perf.parquet": moe_rows(),
     f"attention/{RELEASE}/context_attention_perf.parquet": attention_rows(),
     f"attention/{RELEASE}/generation_attention_perf.parquet": attention_rows(decode=True),
+    f"mla/{RELEASE}/context_mla_perf.parquet": mla_rows(),
+    f"mla/{RELEASE}/generation_mla_perf.parquet": mla_rows(decode=True),
     f"comm/{RELEASE}/custom_allreduce_perf.parquet": all_reduce_rows(),
     "comm/nccl/2.9.1/nccl_perf.parquet": nccl_rows(100.0),
     "comm/nccl/2.29.2/nccl_perf.parquet": nccl_rows(),

@@ -20,6 +20,7 @@ from tests.measured_tables import (
     attention_rows,
     gemm_ms,
     gemm_rows,
+    mla_rows,
     moe_rows,
     nccl_rows,
     parquet,
@@ -42,6 +43,8 @@ TABLES = read(
     moe=parquet(moe_rows()),
     context_attention=parquet(attention_rows()),
     generation_attention=parquet(attention_rows(decode=True)),
+    context_mla=parquet(mla_rows()),
+    generation_mla=parquet(mla_rows(decode=True)),
     custom_allreduce=parquet(all_reduce_rows()),
     nccl=parquet(nccl_rows()),
 )
@@ -78,6 +81,8 @@ def test_each_family_is_found_by_its_own_columns_and_units() -> None:
     assert TABLES.seconds(("prefill", *shape), 1024, 2) == pytest.approx(1e-8 * 2 * 1024)
     assert TABLES.seconds(("decode", *shape), 1024, 2) == pytest.approx(1e-8 * 2 * 1024)
     assert TABLES.seconds(("decode", 8, *shape[1:]), 1024, 2) is None
+    for phase in ("prefill mla", "decode mla"):
+        assert TABLES.seconds((phase, 128, "bfloat16"), 1024, 2) == pytest.approx(3e-8 * 2 * 1024)
     assert TABLES.seconds(("all_reduce", 8, "graph"), 2000) == pytest.approx(1e-6)  # 1,000 elements of 2 bytes
     assert TABLES.seconds(("all_reduce", 8, "eager"), 2000) == pytest.approx(5e-6)
     assert TABLES.seconds(("nccl", "all_gather", 4), 2000) == pytest.approx(1e-6)

@@ -10,10 +10,12 @@ import pytest
 from moiety.cluster.catalog import load_cluster
 from moiety.cost.price import Pricer
 from moiety.graph.op import Gemm
+from moiety.model.attention import MultiHeadLatentAttention
+from moiety.model.feed_forward import DenseFeedForward
 from moiety.plan import Options
 from moiety.projection.project import evaluate
 from moiety.strategy.strategy import Strategy
-from tests.measured_tables import FILES, RELEASE, gemm_ms, gemm_rows, moe_rows, tables_for
+from tests.measured_tables import FILES, RELEASE, attention_rows, gemm_ms, gemm_rows, moe_rows, tables_for
 from tests.scenarios import CALIBRATION, decode_load, graph_of, plan_for, scenario, small_model
 
 if TYPE_CHECKING:
@@ -109,6 +111,20 @@ def test_a_slower_machine_takes_longer_by_the_law(part: str) -> None:
     assert other.seconds > one.seconds
 
 
+def test_latent_attention_counts_only_with_the_heads_it_was_measured_with() -> None:
+    heads = MultiHeadLatentAttention(
+        num_heads=128, q_lora_rank=256, kv_lora_rank=512, qk_nope_head_dim=128, qk_rope_head_dim=64, v_head_dim=128
+    )
+    narrow = heads.model_copy(update={"v_head_dim": 64})
+    for attention, origin in ((heads, "table"), (narrow, "law")):
+        for phase in ("prefill", "decode"):
+            graph = graph_of(small_model(attention), Strategy(), phase, ALONE)
+            found = {each.op.name: each for each in Pricer(graph, NODE, measured()).priced_graph().layers[0]}
+            assert found["attention"].origin == origin
+            if origin == "table":
+                assert found["attention"].seconds == pytest.approx(3e-8 * 512 * (256 if phase == "decode" else 1))
+
+
 def test_backward_passes_are_priced_by_the_law() -> None:
     found = prices(Strategy(), measured(), "training")
     assert {price.origin for price in found.values()} == {"law"}
@@ -127,8 +143,21 @@ def test_a_plan_says_what_is_measured() -> None:
     assert covered.covered_ops == covered.ops - 6
     assert 0.5 < covered.covered_seconds_share < 1
     assert plan.provenance.tables == calibration.tables.source
+    assert plan.projection is not None
+    assert plan.projection.provenance["exposed_communication_fraction"] == "fitted"
     by_law = evaluate(plan_for(case, "ep1_tp1_x8", ALONE), CALIBRATION).plan
     assert by_law.pools[0].tables is None
+
+
+def test_a_figure_rests_on_measurements_where_no_op_needs_a_law() -> None:
+    shapes = {f"attention/{RELEASE}/generation_attention_perf.parquet": attention_rows(8, 2, decode=True)}
+    model = small_model(part=DenseFeedForward(intermediate_size=2048))
+    case = replace(scenario(model, NODE, decode_load()), calibration=measured(changed=shapes))
+    for calibration, basis in ((case.calibration, "measured"), (CALIBRATION, "fitted")):
+        plan = evaluate(plan_for(case, "tp2_x4", ALONE), calibration).plan
+        assert plan.projection is not None
+        assert plan.projection.provenance["exposed_communication_fraction"] == basis
+        assert plan.projection.provenance["step_s"] == "assumed"  # the engine's overhead
 
 
 def _four_times(strategy: Strategy) -> dict[str, list[dict[str, object]]]:

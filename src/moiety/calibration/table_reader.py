@@ -26,7 +26,7 @@ _Row = tuple[Any, ...]
 _HALF_BYTES = 2
 _NAMES = frozenset(
     {
-        *("gemm_dtype", "moe_dtype", "kv_cache_dtype", "attn_dtype", "allreduce_dtype", "nccl_dtype"),
+        *("gemm_dtype", "moe_dtype", "kv_cache_dtype", "attn_dtype", "mla_dtype", "allreduce_dtype", "nccl_dtype"),
         *("distribution", "kernel_source", "op_name"),
     }
 )
@@ -84,6 +84,20 @@ TABLE_FILES = (
         ),
         lambda row: ("decode", *row[:5]) if row[5:6] + row[9:] == ("bfloat16", 1) else None,
         lambda row: (row[6] + row[8], row[7]),
+    ),
+    TableFile(
+        "context_mla_perf.parquet",
+        "mla",
+        ("num_heads", "kv_cache_dtype", "mla_dtype", "isl", "batch_size", "step"),
+        lambda row: ("prefill mla", *row[:2]) if row[2::3] == ("bfloat16", 0) else None,
+        lambda row: row[3:5],
+    ),
+    TableFile(
+        "generation_mla_perf.parquet",
+        "mla",
+        ("num_heads", "kv_cache_dtype", "mla_dtype", "isl", "batch_size", "step"),
+        lambda row: ("decode mla", *row[:2]) if row[2] == "bfloat16" else None,
+        lambda row: (row[3] + row[5], row[4]),
     ),
     TableFile(
         "custom_allreduce_perf.parquet",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from moiety.cost.collective import Transfer
     from moiety.dtypes import Dtype
     from moiety.graph.graph import Graph
-    from moiety.graph.op import Collective, MemoryPass
+    from moiety.graph.op import AttentionShape, Collective, MemoryPass
     from moiety.model.feed_forward import MoeFeedForward
 
 _DENSE_NAMES: dict[Dtype, str] = {
@@ -36,6 +36,8 @@ _EXPERT_NAMES: dict[Dtype, str] = {
     "mxfp4": "w4a16_mxfp4",
 }
 _CACHE_NAMES: dict[Dtype, str] = {"bf16": "bfloat16", "fp8": "fp8"}
+_LATENT_DIMS = (192, 128, 576)
+"""Query, value and latent of the heads that latent attention was measured with: DeepSeek-V3's."""
 
 
 def table_seconds(
@@ -55,12 +57,20 @@ def table_seconds(
         name = _DENSE_NAMES.get(work.weight_dtype)
         return None if name is None else tables.seconds(("gemm", name), work.k, work.n, work.m)
     if isinstance(work, AttentionCore) and work.shape is not None and work.dtype == "bf16":
-        shape = work.shape
-        if shape.cache_dtype not in _CACHE_NAMES:
-            return None
-        key = (work.phase, shape.heads, shape.kv_heads, shape.head_dim, shape.window, _CACHE_NAMES[shape.cache_dtype])
-        return tables.seconds(key, shape.tokens, shape.sequences)
+        return _attention(work.phase, work.shape, tables)
     return None
+
+
+def _attention(phase: str, shape: AttentionShape, tables: KernelTables) -> float | None:
+    cache = _CACHE_NAMES.get(shape.cache_dtype)
+    if cache is None:
+        return None
+    if not shape.latent_dim:
+        key = (phase, shape.heads, shape.kv_heads, shape.head_dim, shape.window, cache)
+        return tables.seconds(key, shape.tokens, shape.sequences)
+    if (shape.head_dim, shape.value_dim, shape.latent_dim) != _LATENT_DIMS:
+        return None
+    return tables.seconds((f"{phase} mla", shape.heads, cache), shape.tokens, shape.sequences)
 
 
 def _experts(work: Gemm, graph: Graph, moe: MoeFeedForward, tables: KernelTables, load: float) -> float | None:

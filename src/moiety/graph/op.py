@@ -73,7 +73,7 @@ class Gemm:
 
 @dataclass(frozen=True, slots=True)
 class AttentionShape:
-    """The sizes of one grouped-query attention kernel on one GPU."""
+    """The sizes of one attention kernel on one GPU: grouped queries, or (`latent_dim`) heads that share a latent."""
 
     sequences: float
     tokens: int
@@ -81,6 +81,10 @@ class AttentionShape:
     heads: int
     kv_heads: int
     head_dim: int
+    """Of queries and keys, before a latent takes up their projection."""
+    value_dim: int
+    latent_dim: int
+    """Elements that the cache holds for a token in place of keys and values; 0: it holds those."""
     window: int
     """Tokens that a token sees at most; 0: all before it."""
     cache_dtype: Dtype

@@ -54,8 +54,10 @@ def provenance(scenario: Scenario, pools: Sequence[Pool], outcomes: Sequence[Ste
     graphs = [each.graph for each in outcomes]
     by_law = [op for each in outcomes for op in (each.coverage.by_law if each.coverage else each.graph.ops)]
     used = _constants_used(calibration, by_law)
-    kernels = calibration.basis_on(architecture, *used) if used or calibration.tables is None else "measured"
-    machine = weakest(kernels, routed, _hardware(cluster, _timed_fields(scenario, graphs), links=True))
+    machine = weakest("measured", routed)  # of constants and of the machine's rates only what a law was asked for
+    if used or calibration.tables is None:
+        rates = _hardware(cluster, _timed_fields(scenario, graphs), links=True)
+        machine = weakest(calibration.basis_on(architecture, *used), routed, rates)
     timing = weakest(machine, calibration.engines[scenario.engine].basis)
     power = weakest(machine, calibration.power.basis, _hardware(cluster, _POWERED_FIELDS, links=False))
     return {
