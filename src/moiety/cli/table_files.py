@@ -53,7 +53,8 @@ def the_same_tables(source: TableSource, cluster: Cluster, plan: str) -> KernelT
     try:
         found = load_tables(source.folder, cluster)
     except InputError as error:
-        rule = f"the plan was priced with measured tables, {source.name}, that are not at hand: {error}"
+        why = f"{error.rule} ({error.remedy})" if error.remedy else error.rule
+        rule = f"the plan was priced with measured tables that are not at hand: {source.folder}: {why}"
         raise InputError(rule, source=plan, field=field, remedy=remedy) from None
     if found.source.sha256 != source.sha256:
         rule = f"the plan was priced with other tables than those in {source.folder} now (SHA-256 {source.sha256})"
