@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, computed_field, model_validator
 
 from moiety.calibration.calibration import Basis, Calibration, Engine
+from moiety.calibration.tables import TableSource
 from moiety.cluster.cluster import Cluster
 from moiety.dtypes import Dtype
 from moiety.model.model import Model
@@ -178,6 +179,18 @@ class Projection(Record):
     provenance: dict[str, Basis]
 
 
+class TableCoverage(Record):
+    """How much of a pool's step was priced by measured tables; the rest by the laws."""
+
+    covered_ops: Count
+    """Of the kernels and transfers of one micro-batch through all layers; norms and other passes are not counted."""
+    ops: Count
+    covered_seconds_share: Annotated[float, Field(ge=0, le=1)]
+    """Of the seconds of all ops, passes included, one after the other, on the busiest ranks."""
+    by_law: tuple[str, ...]
+    """Names of the ops that the tables do not cover."""
+
+
 class Pool(DerivedRecord):
     """Consecutive GPUs that run the same strategy for the same phase. An aggregated plan has one pool."""
 
@@ -191,6 +204,8 @@ class Pool(DerivedRecord):
     """Other methods' placements of the same slots over the same trace; none where there is no trace."""
     memory: MemoryPlan | None = None
     projection: Projection | None = None
+    tables: TableCoverage | None = Field(default=None, exclude_if=lambda value: value is None)
+    """None where no measured tables were given."""
 
     @computed_field
     @property
@@ -273,6 +288,8 @@ class Provenance(Record):
 
     moiety_version: str
     calibration: str
+    tables: TableSource | None = Field(default=None, exclude_if=lambda value: value is None)
+    """The measured tables that it was priced with; it holds their digest, not their rows."""
     seed: int = 0
 
 

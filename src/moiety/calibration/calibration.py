@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import Annotated, Literal, Self, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field, InstanceOf, model_validator
 
+from moiety.calibration.tables import KernelTables
 from moiety.dtypes import Dtype
 from moiety.records import Record
 
@@ -246,6 +247,8 @@ class Calibration(Record):
     engines: dict[Engine, EngineConstants]
     """Of engines that are not named the serving constants hold."""
     power: PowerConstants
+    tables: InstanceOf[KernelTables] | None = Field(default=None, exclude=True)
+    """Measured times that count instead of the laws where they cover an op. A file of constants holds none."""
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:

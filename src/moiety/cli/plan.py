@@ -68,6 +68,15 @@ def plan(
             show_default=False,
         ),
     ] = None,
+    tables: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER:ENGINE/RELEASE",
+            help="Kernel times measured by aiconfigurator (Parquet): a system's folder and whose tables of it, e.g. "
+            "systems/data/h200_sxm:vllm/0.24.0. They count instead of the laws for the shapes they cover.",
+            show_default=False,
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -119,6 +128,7 @@ def plan(
         routing,
         engine,
         calibration,
+        tables,
     )
     slots = checked_redundancy(redundant_experts, scenario.model, scenario.cluster.num_gpus)
     settings = settings or []
@@ -153,6 +163,7 @@ def _scenario(
     routing: str | None,
     engine: str,
     calibration: str | None,
+    tables: str | None,
 ) -> Scenario:
     from moiety.calibration.engines import engine_calibration
     from moiety.cli.scenario_arguments import (
@@ -169,12 +180,17 @@ def _scenario(
     measured = load_routing(routing, shape)
     constants = load_calibration_file(calibration)
     where, chosen = load_cluster(cluster, model=model), engine_named(engine)
+    priced_with = engine_calibration(chosen, where.device.architecture, where.device.memory_bytes, constants)
+    if tables is not None:
+        from moiety.cli.table_files import load_tables
+
+        priced_with = priced_with.model_copy(update={"tables": load_tables(tables, where)})
     return Scenario(
         model=shape,
         cluster=where,
         workload=workload,
         engine=chosen,
-        calibration=engine_calibration(chosen, where.device.architecture, where.device.memory_bytes, constants),
+        calibration=priced_with,
         expert_shares=expert_shares(measured),
         routing=measured,
         carries_calibration=constants is not None,

@@ -68,10 +68,20 @@ def _first_of(error: ValidationError, source: str) -> InputError:
 
 
 def calibration_of(plan: Plan, source: str) -> Calibration:
-    """Return the calibration that the plan was made with: its own, or the catalogue's of that name.
+    """Return what the plan was priced with: its own constants or the catalogue's of that name, and measured tables.
 
-    Raises InputError where this version does not have that.
+    Raises InputError where this version does not have those constants, or the tables are not at hand as they were.
     """
+    constants = _constants_of(plan, source)
+    if plan.provenance.tables is None:
+        return constants
+    from moiety.cli.table_files import the_same_tables
+
+    tables = the_same_tables(plan.provenance.tables, plan.cluster, source)
+    return constants.model_copy(update={"tables": tables})
+
+
+def _constants_of(plan: Plan, source: str) -> Calibration:
     from moiety.calibration.catalog import catalog_calibrations, load_calibration
     from moiety.calibration.engines import engine_calibration
     from moiety.calibration.serving_catalog import DEFAULT_SERVING

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from moiety.plan import Plan, Pool, Projection
+    from moiety.plan import Plan, Pool, Projection, TableCoverage
     from moiety.verify.findings import Verification
 
 _UNITS = {
@@ -122,15 +122,22 @@ def throughput_word(plan: Plan) -> str:
 def scenario_section(plan: Plan) -> RenderableType:
     """Return what the plan is for."""
     held = ", held by the plan" if plan.calibration is not None else ""
-    return pairs(
-        f"Plan {plan.name}",
-        [
-            ("model", _model_words(plan)),
-            ("cluster", _cluster_words(plan)),
-            ("workload", _workload_words(plan)),
-            ("engine", f"{plan.engine}; constants {plan.provenance.calibration}{held}"),
-        ],
-    )
+    rows = [
+        ("model", _model_words(plan)),
+        ("cluster", _cluster_words(plan)),
+        ("workload", _workload_words(plan)),
+        ("engine", f"{plan.engine}; constants {plan.provenance.calibration}{held}"),
+    ]
+    if plan.provenance.tables is not None:
+        rows.append(("measured", plan.provenance.tables.name))
+        rows += [(f"in {pool.role}", _coverage_words(pool.tables)) for pool in plan.pools if pool.tables is not None]
+    return pairs(f"Plan {plan.name}", rows)
+
+
+def _coverage_words(tables: TableCoverage) -> str:
+    said = f"{tables.covered_ops} of {tables.ops} kernels and transfers from tables, "
+    said += f"{tables.covered_seconds_share:.0%} of their time"
+    return f"{said}; by law: {', '.join(tables.by_law)}" if tables.by_law else said
 
 
 def _model_words(plan: Plan) -> str:

@@ -132,7 +132,8 @@ def _layer_step_s(scenario: Scenario, pool: Pool, plan: Plan) -> float:
     """Return what one more mean load adds to the routed experts' ops of a MoE layer, all micro-batches."""
     training = pool.role == "training"
     graph = build_step_graph(scenario.model, pool.strategy, pool.schedule, plan.options, training=training)
-    pricer = Pricer(graph, scenario.cluster, scenario.calibration, pool.first_rank)
+    laws = scenario.calibration.model_copy(update={"tables": None})  # tables may end between the two loads
+    pricer = Pricer(graph, scenario.cluster, laws, pool.first_rank)
     seconds: list[float] = []
     for load in (1.0, 2.0):
         priced = pricer.priced_graph(load)

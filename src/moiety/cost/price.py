@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from moiety.cost.collective import Transfer, collective_transfer
 from moiety.cost.expert_exchange import exchange_transfer
+from moiety.cost.measured import slowdown, table_seconds, table_transfer
 from moiety.cost.roofline import compute_seconds
 from moiety.graph.op import Collective
 from moiety.strategy.strategy import Strategy
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
     from moiety.cluster.cluster import Cluster
     from moiety.graph.graph import Graph
-    from moiety.graph.op import Op
+    from moiety.graph.op import AttentionCore, Gemm, MemoryPass, Op
     from moiety.model.feed_forward import MoeFeedForward
     from moiety.placement.serving.routed_traffic import RoutedTraffic
     from moiety.strategy.strategy import Axis
 
 _MAX_GROUPS_COMPARED = 64
+
+Origin = Literal["table", "scaled", "law"]
+"""Where a price comes from: a measured time, one that the law scales to a slower machine, or the law."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,7 @@ class OpPrice:
     op: Op
     compute_s: float
     transfer: Transfer | None
+    origin: Origin = "law"
 
     @property
     def seconds(self) -> float:
@@ -100,9 +105,8 @@ class Pricer:
     def _price(self, op: Op, moe: MoeFeedForward | None, load: float) -> OpPrice:
         work = op.work
         if not isinstance(work, Collective):
-            device = self._cluster.device
-            seconds = compute_seconds(work, device, self._calibration, load=load, sm_share=self._sm_share)
-            return OpPrice(op, seconds, None)
+            seconds, origin = self._compute(work, moe, load)
+            return OpPrice(op, seconds, None, origin)
         if work.kind in {"dispatch", "combine"}:
             assert moe is not None, "only MoE layers exchange tokens"
             strategy = self._graph.layout.strategy
@@ -118,11 +122,26 @@ class Pricer:
                 traffic=self._traffic,
             )
             return OpPrice(op, 0.0, transfer)
-        transfers = (
-            collective_transfer(work.kind, work.payload_bytes, group, self._cluster, self._calibration)
-            for group in self._groups_of(work.axis)
-        )
-        return OpPrice(op, 0.0, max(transfers, key=lambda each: each.seconds))
+        transfers = (self._transfer(work, group) for group in self._groups_of(work.axis))
+        transfer, origin = max(transfers, key=lambda each: each[0].seconds)
+        return OpPrice(op, 0.0, transfer, origin)
+
+    def _compute(
+        self, work: Gemm | AttentionCore | MemoryPass, moe: MoeFeedForward | None, load: float
+    ) -> tuple[float, Origin]:
+        device, tables, share = self._cluster.device, self._calibration.tables, self._sm_share
+        if tables is not None:
+            measured = table_seconds(work, self._graph, moe, tables, load=load)
+            if measured is not None:
+                longer = slowdown(work, device, self._calibration, tables, load=load, sm_share=share)
+                return measured * longer, "table" if longer == 1 else "scaled"
+        return compute_seconds(work, device, self._calibration, load=load, sm_share=share), "law"
+
+    def _transfer(self, work: Collective, group: tuple[int, ...]) -> tuple[Transfer, Origin]:
+        found = table_transfer(work, group, self._cluster, self._calibration, decode=self._decode)
+        if found is not None:
+            return found[0], "table" if found[1] else "scaled"
+        return collective_transfer(work.kind, work.payload_bytes, group, self._cluster, self._calibration), "law"
 
     def _groups_of(self, axis: Axis) -> tuple[tuple[int, ...], ...]:
         """Return groups of the axis that differ in how they lie on the tiers; the slowest of them sets the pace."""

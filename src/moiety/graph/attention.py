@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
-from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass, Op, Tensor
+from moiety.graph.op import AttentionCore, AttentionShape, Collective, Gemm, MemoryPass, Op, Tensor
 from moiety.model.attention import GroupedQueryAttention, LinearAttention, MultiHeadLatentAttention
 
 if TYPE_CHECKING:
@@ -76,6 +77,17 @@ def _gqa(attention: GroupedQueryAttention, hidden_size: int, layout: Layout) -> 
         v_dim=attention.head_dim,
         cache_elements=2 * kv_heads * attention.head_dim,
         visible=context,
+        kernel=AttentionShape(
+            sequences=0,
+            tokens=0,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=attention.head_dim,
+            value_dim=attention.head_dim,
+            latent_dim=0,
+            window=attention.sliding_window or 0,
+            cache_dtype=layout.options.dtypes.kv_cache,
+        ),
     )
 
 
@@ -114,6 +126,19 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
         cache_elements=latent,
         visible=_visible(indexer.top_k if indexer else None),
         decode_dims=(latent, attention.kv_lora_rank),
+        kernel=None
+        if indexer
+        else AttentionShape(
+            sequences=0,
+            tokens=0,
+            heads=heads,
+            kv_heads=heads,
+            head_dim=qk_dim,
+            value_dim=attention.v_head_dim,
+            latent_dim=latent,
+            window=0,
+            cache_dtype=layout.options.dtypes.kv_cache,
+        ),
     )
 
 
@@ -180,8 +205,12 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
     cache_elements: int,
     visible: int,
     decode_dims: tuple[int, int] | None = None,
+    kernel: AttentionShape | None = None,
 ) -> list[Op]:
-    """Return the attention proper: causal over the prompt tokens, over the cache for the decoded ones, or both."""
+    """Return the attention proper: causal over the prompt tokens, over the cache for the decoded ones, or both.
+
+    `kernel` has the sizes of the kernel, without sequences and tokens, where one does it.
+    """
     schedule, dtypes = layout.schedule, layout.options.dtypes
     act_bytes, cache_bytes = BYTES_PER_ELEMENT[dtypes.activations], CACHE_BYTES_PER_ELEMENT[dtypes.kv_cache]
     inputs = (after,) if isinstance(after, str) else after
@@ -194,7 +223,11 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
         if not layout.options.flash_attention:
             # scores and probabilities, [tokens, seen] per head, each written once and read once, in FP32
             moved += 4.0 * tokens * seen * heads * BYTES_PER_ELEMENT[dtypes.critical]
-        core = AttentionCore("prefill", variant, flops, moved, dtypes.activations)
+        shape = None
+        if kernel and layout.options.flash_attention and tokens >= schedule.prompt_tokens > 0:
+            prompts = tokens / schedule.prompt_tokens
+            shape = replace(kernel, sequences=prompts, tokens=schedule.prompt_tokens)
+        core = AttentionCore("prefill", variant, flops, moved, dtypes.activations, shape)
         ops.append(Op("attention", core, inputs, Tensor("context", (tokens, width), dtypes.activations)))
     if schedule.decode_sequences:
         sequences, tokens = schedule.decode_sequences, schedule.decode_tokens
@@ -203,7 +236,10 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
         flops = 2.0 * tokens * seen * heads * sum(dims)
         # the cache, read once for all tokens of a sequence; the queries and what comes out
         moved = sequences * seen * cache_elements * cache_bytes + tokens * heads * sum(dims) * act_bytes
-        core = AttentionCore("decode", variant, flops, moved, dtypes.activations)
+        shape = None
+        if kernel and layout.options.flash_attention and tokens == sequences:
+            shape = replace(kernel, sequences=sequences, tokens=schedule.context_tokens)
+        core = AttentionCore("decode", variant, flops, moved, dtypes.activations, shape)
         name = "attention_decode" if ops else "attention"
         ops.append(Op(name, core, inputs, Tensor("context", (tokens, width), dtypes.activations)))
     return ops

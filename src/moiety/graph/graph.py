@@ -40,6 +40,12 @@ class Graph:
     """Once a step, after the last backward pass: the optimizer."""
     stages: tuple[range, ...]
 
+    @property
+    def ops(self) -> tuple[Op, ...]:
+        """The ops of every part, those of a block kind once."""
+        parts = (self.embedding, *self.layers, *self.backward, self.head, self.boundary, self.update)
+        return tuple(op for part in parts for op in part)
+
     def block_of(self, layer: int) -> int:
         """Return the block kind of a layer."""
         return self.model.layer_blocks[layer]

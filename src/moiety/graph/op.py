@@ -72,6 +72,25 @@ class Gemm:
 
 
 @dataclass(frozen=True, slots=True)
+class AttentionShape:
+    """The sizes of one attention kernel on one GPU: grouped queries, or (`latent_dim`) heads that share a latent."""
+
+    sequences: float
+    tokens: int
+    """New tokens of each sequence (prefill), or tokens in its cache (decode)."""
+    heads: int
+    kv_heads: int
+    head_dim: int
+    """Of queries and keys, before a latent takes up their projection."""
+    value_dim: int
+    latent_dim: int
+    """Elements that the cache holds for a token in place of keys and values; 0: it holds those."""
+    window: int
+    """Tokens that a token sees at most; 0: all before it."""
+    cache_dtype: Dtype
+
+
+@dataclass(frozen=True, slots=True)
 class AttentionCore:
     """Scores, softmax and weighted sum; `prefill` is causal over new tokens, `decode` reads the cache."""
 
@@ -80,6 +99,8 @@ class AttentionCore:
     flops: float
     bytes: float
     dtype: Dtype
+    shape: AttentionShape | None = None
+    """Where one kernel with a shape does it: whole prompts or cached ones, no score matrix in memory."""
 
 
 @dataclass(frozen=True, slots=True)

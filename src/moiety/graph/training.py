@@ -105,7 +105,7 @@ def _backward_op(op: Op, inputs: tuple[str, ...]) -> Op:
         work = replace(work, times=2 * work.times)
     elif isinstance(work, AttentionCore):
         # five products instead of two (FlashAttention-2, Dao 2023)
-        work = replace(work, flops=2.5 * work.flops, bytes=2 * work.bytes)
+        work = replace(work, flops=2.5 * work.flops, bytes=2 * work.bytes, shape=None)
     elif isinstance(work, MemoryPass):
         work = replace(work, bytes=2 * work.bytes)
     elif not work.bulk:

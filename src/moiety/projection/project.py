@@ -33,7 +33,13 @@ def evaluate(plan: Plan, calibration: Calibration, *, timing: Timing = "simulate
     scenario = scenario_of(plan, calibration)
     phases = tuple(judge_pool(scenario, pool, plan, timing=timing) for pool in plan.pools)
     pools = tuple(
-        pool.model_copy(update={"memory": phase.memory, "projection": project_pool(scenario, pool, phase)})
+        pool.model_copy(
+            update={
+                "memory": phase.memory,
+                "projection": project_pool(scenario, pool, phase),
+                "tables": phase.outcome.coverage.summary if phase.outcome.coverage else None,
+            }
+        )
         for pool, phase in zip(plan.pools, phases, strict=True)
     )
     whole = pools[0].projection if len(pools) == 1 else project_disaggregated(scenario, pools, phases)
@@ -81,7 +87,7 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_s
         cross_node_bytes_per_token=outcome.cross_node_bytes_per_token,
         power_w_per_gpu=watts,
         tokens_per_joule=phase.tokens_per_s / (watts * pool.num_gpus),
-        provenance=provenance(scenario, (pool,), (outcome.graph,)),
+        provenance=provenance(scenario, (pool,), (outcome,)),
     )
 
 
@@ -137,7 +143,7 @@ def project_disaggregated(scenario: Scenario, pools: tuple[Pool, ...], phases: t
         + prefill.outcome.cross_node_bytes_per_token * prompts_per_token,
         power_w_per_gpu=watts,
         tokens_per_joule=tokens_per_s / (watts * gpus),
-        provenance=provenance(scenario, pools, tuple(phase.outcome.graph for phase in phases)),
+        provenance=provenance(scenario, pools, tuple(phase.outcome for phase in phases)),
     )
 
 

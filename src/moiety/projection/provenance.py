@@ -11,13 +11,15 @@ from moiety.cost.roofline import roofline_kind
 from moiety.graph.op import Collective, MemoryPass
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from moiety.calibration.calibration import Basis, Calibration, Sourced
     from moiety.cluster.cluster import Cluster
     from moiety.graph.graph import Graph
+    from moiety.graph.op import Op
     from moiety.plan import Pool
     from moiety.projection.scenario import Scenario
+    from moiety.projection.step import StepOutcome
 
 _TIMED_FIELDS = frozenset({"architecture", "memory_bandwidth", "peak"})
 """Fields of a device that its times depend on."""
@@ -40,8 +42,8 @@ def routing_basis(scenario: Scenario, pool: Pool) -> Basis:
     return "assumed"
 
 
-def provenance(scenario: Scenario, pools: Sequence[Pool], graphs: Sequence[Graph]) -> dict[str, Basis]:
-    """Return what each figure of a projection of these pools, whose steps are `graphs`, rests on.
+def provenance(scenario: Scenario, pools: Sequence[Pool], outcomes: Sequence[StepOutcome]) -> dict[str, Basis]:
+    """Return what each figure of a projection of these pools, whose steps came to `outcomes`, rests on.
 
     An assumption about the cluster counts where the figure depends on it: links only where there are such links.
     """
@@ -49,8 +51,13 @@ def provenance(scenario: Scenario, pools: Sequence[Pool], graphs: Sequence[Graph
     architecture = cluster.device.architecture
     bases: list[Basis] = [routing_basis(scenario, pool) for pool in pools]
     routed = weakest(*bases)
-    kernels = calibration.basis_on(architecture, *_constants_used(calibration, graphs))
-    machine = weakest(kernels, routed, _hardware(cluster, _timed_fields(scenario, graphs), links=True))
+    graphs = [each.graph for each in outcomes]
+    by_law = [op for each in outcomes for op in (each.coverage.by_law if each.coverage else each.graph.ops)]
+    used = _constants_used(calibration, by_law)
+    machine = weakest("measured", routed)  # of constants and of the machine's rates only what a law was asked for
+    if used or calibration.tables is None:
+        rates = _hardware(cluster, _timed_fields(scenario, graphs), links=True)
+        machine = weakest(calibration.basis_on(architecture, *used), routed, rates)
     timing = weakest(machine, scenario.overheads.basis)
     power = weakest(machine, calibration.power.basis, _hardware(cluster, _POWERED_FIELDS, links=False))
     return {
@@ -69,19 +76,17 @@ def provenance(scenario: Scenario, pools: Sequence[Pool], graphs: Sequence[Graph
     }
 
 
-def _constants_used(calibration: Calibration, graphs: Sequence[Graph]) -> tuple[Sourced, ...]:
-    """Return the constants of the kernels and transfers in the steps; passes over memory are too short to count."""
+def _constants_used(calibration: Calibration, ops: Iterable[Op]) -> tuple[Sourced, ...]:
+    """Return the constants of the kernels and transfers among ops; passes over memory are too short to count."""
     used: dict[str, Sourced] = {}
-    for graph in graphs:
-        parts = (graph.embedding, *graph.layers, *graph.backward, graph.head, graph.boundary, graph.update)
-        for op in (each for part in parts for each in part):
-            if isinstance(op.work, Collective):
-                exchanged = op.work.kind in {"dispatch", "combine"}
-                constants = calibration.expert_exchange if exchanged else calibration.collectives
-                used["exchange" if exchanged else "collective"] = constants
-            elif not isinstance(op.work, MemoryPass):
-                kind = roofline_kind(op.work)
-                used[kind] = calibration.roofline[kind]
+    for op in ops:
+        if isinstance(op.work, Collective):
+            exchanged = op.work.kind in {"dispatch", "combine"}
+            constants = calibration.expert_exchange if exchanged else calibration.collectives
+            used["exchange" if exchanged else "collective"] = constants
+        elif not isinstance(op.work, MemoryPass):
+            kind = roofline_kind(op.work)
+            used[kind] = calibration.roofline[kind]
     return tuple(used.values())
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from moiety.cost.price import Pricer
 from moiety.graph.graph import build_step_graph
 from moiety.graph.op import Collective
+from moiety.projection.coverage import coverage
 from moiety.projection.fold import fold
 from moiety.projection.load import load_classes
 from moiety.sim.step import RankClass
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from moiety.graph.graph import Graph
     from moiety.placement.placement import Placement
     from moiety.plan import Options, Schedule
+    from moiety.projection.coverage import Coverage
     from moiety.projection.load import LoadClass
     from moiety.projection.scenario import Scenario
     from moiety.sim.timeline import Timeline
@@ -48,6 +50,8 @@ class StepOutcome:
     """Bytes that the memory of a GPU moves in a step, averaged over the stages."""
     cross_node_bytes_per_token: float
     timeline: Timeline | None
+    coverage: Coverage | None = None
+    """What measured tables say of the step's ops; None where there are none."""
 
 
 def time_step(  # noqa: PLR0913 - what decides a step
@@ -97,6 +101,7 @@ def time_step(  # noqa: PLR0913 - what decides a step
         memory_traffic_bytes=_memory_traffic(graph),
         cross_node_bytes_per_token=_cross_node_bytes(graph, priced[round(classes[0].loads[0], 4)]),
         timeline=timeline,
+        coverage=coverage(graph, tuple(priced.values())) if scenario.calibration.tables else None,
     )
 
 

@@ -60,8 +60,12 @@ def assemble(scenario: Scenario, pools: tuple[Pool, ...], options: Options, name
         engine=scenario.engine,
         options=options,
         expert_shares=scenario.expert_shares,
-        pools=tuple(pool.model_copy(update={"projection": None, "memory": None}) for pool in pools),
-        provenance=Provenance(moiety_version=version, calibration=scenario.calibration.name),
+        pools=tuple(pool.model_copy(update={"projection": None, "memory": None, "tables": None}) for pool in pools),
+        provenance=Provenance(
+            moiety_version=version,
+            calibration=scenario.calibration.name,
+            tables=scenario.calibration.tables.source if scenario.calibration.tables else None,
+        ),
         calibration=scenario.calibration if scenario.carries_calibration else None,
     )
 
