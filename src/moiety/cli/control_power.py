@@ -13,19 +13,25 @@ import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 from moiety.errors import InputError
-from moiety.gpus.journal import DEFAULT_JOURNAL, Journal
-from moiety.gpus.limits import Limit, held, restore
 from moiety.gpus.nvml import GpuError, open_gpus
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Sequence
 
     from moiety.control.energy import LimitChoice
+    from moiety.gpus.journal import Journal
+    from moiety.gpus.limits import Limit
     from moiety.gpus.nvml import Gpus
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 JournalOption = Annotated[
-    str, typer.Option("--journal", metavar="FILE", help="Where changed limits are noted until they are restored.")
+    str | None,
+    typer.Option(
+        "--journal",
+        metavar="FILE",
+        help="Where changed limits are noted until they are restored; else in the machine's own file.",
+        show_default=False,
+    ),
 ]
 
 
@@ -57,12 +63,12 @@ def power(
         float | None,
         typer.Option(min=0, max=1, help="Of the step, at most, as a share.", show_default="the policy's, 0.035"),
     ] = None,
-    journal: JournalOption = str(DEFAULT_JOURNAL),
+    journal: JournalOption = None,
     json: JsonSwitch = False,
     quiet: QuietSwitch = False,
 ) -> None:
     """Choose the clock or the power cap of each phase of a plan; with --apply, hold it on this machine's GPUs."""
-    output, noted = Output(json, quiet), Journal(Path(journal))
+    output, noted = Output(json, quiet), _journal(journal)
     choices = _choices(plan, slowdown)
     chosen = _of_phase(choices, phase)
     if apply:
@@ -101,6 +107,7 @@ def _hold(
     """Set the chosen limit, wait to be interrupted, restore."""
     from moiety.cli.control_power_tables import choices_table, limits_table
     from moiety.cli.json_text import json_text
+    from moiety.gpus.limits import held
 
     if chosen is None:
         phases = ", ".join(each.phase for each in choices)
@@ -120,16 +127,15 @@ def _hold(
         output.note("limits are restored")
 
 
-def restore_limits(
-    *, journal: JournalOption = str(DEFAULT_JOURNAL), json: JsonSwitch = False, quiet: QuietSwitch = False
-) -> None:
+def restore_limits(*, journal: JournalOption = None, json: JsonSwitch = False, quiet: QuietSwitch = False) -> None:
     """Restore the limits that a run which was killed has left on this machine's GPUs."""
     from moiety.cli.json_text import json_text
+    from moiety.gpus.limits import restore
 
-    output, noted = Output(json, quiet), Journal(Path(journal))
+    output, noted = Output(json, quiet), _journal(journal)
     if not noted.read():
         output.document(lambda: json_text({"restored": []}))
-        output.note(f"nothing to restore: {journal} names no limit")
+        output.note(f"nothing to restore: {noted.path} names no limit")
         return
     with open_gpus() as found:
         restored = restore(found, noted)
@@ -137,10 +143,17 @@ def restore_limits(
     output.note(f"{len(restored)} limits are restored")
 
 
+def _journal(path: str | None) -> Journal:
+    from moiety.gpus.journal import Journal
+
+    return Journal() if path is None else Journal(Path(path))
+
+
 def _limit(chosen: LimitChoice, indices: tuple[int, ...]) -> Limit:
     """Return what the control plane's command sets on a GPU."""
     from moiety.control.commands import LockClock
     from moiety.control.energy import limit_command
+    from moiety.gpus.limits import Limit
 
     command = limit_command(chosen.point, chosen.phase, indices)
     return Limit("clock", command.clock_hz) if isinstance(command, LockClock) else Limit("power", command.power_w)

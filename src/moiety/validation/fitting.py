@@ -98,4 +98,5 @@ def _errors_line(found: Mapping[str, Sequence[float]]) -> str:
     return "; ".join(
         "{} {} rows, MAPE {}, median {}, bias {}".format(metric, len(errors), *error_percents(score_of(errors)))
         for metric, errors in found.items()
+        if errors
     )
