@@ -159,6 +159,7 @@ def test_other_routing_a_price_and_interruptions_are_answered(small_folder: Path
     assert price["per_million_tokens"] == pytest.approx(1e6 * price["per_hour"] / 3600 / rate)
     assert 0 < document["interruptions"]["throughput_share"] <= 1
     assert document["failure"]["degraded"]["throughput_share"] < 1
+    assert document["failure"]["replanned"]["num_gpus"] < 8, "a new plan does without the slow GPU"
 
 
 @pytest.mark.parametrize(

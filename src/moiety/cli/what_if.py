@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moiety.plan import Plan, Projection
     from moiety.projection.project import Evaluation
     from moiety.search.ablation import OptionWorth
-    from moiety.search.failure import Degradation, Failures
+    from moiety.search.failure import Degradation
     from moiety.search.operation import Interruptions, Price
     from moiety.search.scaling import ScalePoint
     from moiety.sim.timeline import Timeline
@@ -91,7 +91,7 @@ class WhatIf:
         why_not = "no whole node is left"
         self._say_what_is_not_known()
         with self.output.progress("planning anew on what is left"):
-            for size in surviving_sizes(self.plan.cluster, broken):
+            for size in surviving_sizes(self.plan.cluster, broken.avoided):
                 try:
                     survivors = resized(slower, size) if size != slower.num_gpus else slower
                     made = self._anew(survivors)
@@ -174,11 +174,11 @@ class WhatIf:
         }
 
 
-def surviving_sizes(cluster: Cluster, broken: Failures) -> Iterator[int]:
-    """Yield the numbers of GPUs worth planning anew for: whole nodes in whole domains, or part of the only node."""
+def surviving_sizes(cluster: Cluster, broken: frozenset[int]) -> Iterator[int]:
+    """Yield the numbers of GPUs worth planning for without `broken` ranks: whole nodes in whole domains, or part of one."""
     node = cluster.gpus_per_node
     if cluster.num_nodes == 1:
-        alive = node - len(broken.ranks)
+        alive = node - len(broken)
         if alive:
             yield alive
             power = 1 << (alive.bit_length() - 1)
@@ -187,8 +187,7 @@ def surviving_sizes(cluster: Cluster, broken: Failures) -> Iterator[int]:
         return
     widest = max([node, *(tier.num_gpus for tier in cluster.tiers[:-1])])
     whole = sum(
-        not any(rank in broken.ranks for rank in range(first, first + widest))
-        for first in range(0, cluster.num_gpus, widest)
+        not any(rank in broken for rank in range(first, first + widest)) for first in range(0, cluster.num_gpus, widest)
     )
     if whole:
         yield whole * widest

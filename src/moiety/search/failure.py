@@ -36,6 +36,11 @@ class Failures:
     slow: tuple[tuple[int, float], ...] = ()
     """(rank, how many times as long everything takes it)."""
 
+    @property
+    def avoided(self) -> frozenset[int]:
+        """Ranks that a new plan does without: the lost and the slow."""
+        return self.ranks | {rank for rank, _ in self.slow}
+
 
 class DegradedPool(Record):
     """What is left of a pool."""
