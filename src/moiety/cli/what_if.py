@@ -175,7 +175,7 @@ class WhatIf:
 
 
 def surviving_sizes(cluster: Cluster, broken: frozenset[int]) -> Iterator[int]:
-    """Yield the numbers of GPUs worth planning for without `broken` ranks: whole nodes, whole domains, or part of a node."""
+    """Yield the numbers of GPUs worth planning for without `broken` ranks: whole domains, or part of one node."""
     node = cluster.gpus_per_node
     if cluster.num_nodes == 1:
         alive = node - len(broken)
