@@ -17,15 +17,12 @@ if TYPE_CHECKING:
 _ALARM, _HEED = 7.0, 1.0
 """Standard deviations that raise the alarm, and that count once it is raised: hysteresis. A peak among hundreds of
 GPUs, layers and windows must not be taken for drift; once there is drift, small imbalances are part of it."""
-_EARLY = 2.0
-"""Times as many while few windows say what a standard deviation is."""
 _CALM = 8
 """Windows without imbalance after which the alarm is off."""
 _LEAST_GAIN = 1 / 9
 """Of the variance of one window: no forecast is trusted to average over more than about nine windows."""
-_FEWEST, _MANY = 5, 8
-"""Windows before which nothing is known of the noise; from which noise can be told from a walk. In between all that
-windows differ by is taken for noise."""
+_FEWEST = 8
+"""Windows before which nothing is known of the noise."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,17 +55,13 @@ def observed_drift(before: Drift, loads: Loads, expected: Loads, lone: NDArray[n
     rest on the last window alone, and so have all of its noise.
     """
     noise, walk = noise_and_walk(loads)
-    settled = steady_gain(noise, walk)
-    if _FEWEST <= len(loads) < _MANY:
-        noise, settled = noise + walk / 2, np.full_like(noise, 1 / len(loads))
-    gain = np.where(lone, 1.0, np.maximum(settled, _LEAST_GAIN))
+    gain = np.where(lone, 1.0, np.maximum(steady_gain(noise, walk), _LEAST_GAIN))
     uncertainty = np.sqrt(noise * gain)
     above = expected.max(axis=1) - np.maximum(before.level, 1.0)
     heeded = above > _HEED * uncertainty
     calm = np.where(heeded, 0, before.calm + 1)
     known = len(loads) >= _FEWEST
-    wanted = _ALARM * (_EARLY if len(loads) < _MANY else 1.0)
-    alarm = (before.alarm | (above > wanted * uncertainty)) & (calm < _CALM) & known
+    alarm = (before.alarm | (above > _ALARM * uncertainty)) & (calm < _CALM) & known
     return replace(before, alarm=alarm, calm=calm, uncertainty=uncertainty, adrift=alarm & heeded)
 
 

@@ -36,11 +36,17 @@ _MEETINGS = (Fence, AbortStep, Admit, Park)
 """Commands that begin a new epoch: the ranks meet anew."""
 
 
+_LEAST_ROWS = 100
+"""Of an expert of a layer, in the mean, that a window must hold: fewer scatter by more than a tenth."""
+
+
 @dataclass(slots=True)
 class _Window:
     """What has been counted since the last window's end."""
 
     began_s: float
+    asked_s: float | None = None
+    """When the counts so far were asked for and found too few; None where they have not been."""
     is_asked: bool = False
     """Whether a step has been told to bring the experts' counts."""
     counts: Loads | None = None
@@ -79,11 +85,15 @@ class Controller:
         return self._refusal
 
     def asks_counts(self) -> bool:
-        """Return whether a window is over, so that the next step shall bring the experts' counts: once a window."""
+        """Return whether a window is over, so that the next step shall bring the experts' counts.
+
+        Once a window; where they were too few, again after as long.
+        """
         window = self._window
         if not (self._policy.balance and self._of.deployment.num_layers) or window.is_asked:
             return False
-        window.is_asked = time.monotonic() - window.began_s >= self._policy.window_s
+        since_s = window.began_s if window.asked_s is None else window.asked_s
+        window.is_asked = time.monotonic() - since_s >= self._policy.window_s
         return window.is_asked
 
     def metrics_text(self) -> str:
@@ -203,11 +213,13 @@ class Controller:
         window.heard += 1
         if window.heard < strategy.attn_dp:
             return
+        if window.counts.sum() < _LEAST_ROWS * window.counts.size:
+            window.asked_s, window.is_asked, window.heard = now_s, False, 0
+            return
         self._window = _Window(now_s)
         self._tell(RequestMetrics(now_s, window.tokens / max(now_s - window.began_s, 1e-9)))
-        if window.counts.sum() > 0:
-            self._tell(ExpertCounts(now_s, window.counts))
-            self._num_windows += 1
+        self._tell(ExpertCounts(now_s, window.counts))
+        self._num_windows += 1
 
     def _carry_out(self, commands: Sequence[Command], crew: Crew, homes: Sequence[int]) -> None:
         """Have the crew do what was decided; what belongs to one new epoch is done in one meeting."""
