@@ -22,7 +22,8 @@ _CALM = 8
 _LEAST_GAIN = 1 / 9
 """Of the variance of one window: no forecast is trusted to average over more than about nine windows."""
 _FEWEST = 8
-"""Windows before which nothing is known of the noise."""
+"""Windows before which nothing is known of the noise. So few tell it from a walk badly: then all that windows differ by
+is taken for noise, and soon less of the walk with every window more."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,6 +56,7 @@ def observed_drift(before: Drift, loads: Loads, expected: Loads, lone: NDArray[n
     rest on the last window alone, and so have all of its noise.
     """
     noise, walk = noise_and_walk(loads)
+    noise = noise + walk / 2 * min(_FEWEST / len(loads), 1.0) ** 4
     gain = np.where(lone, 1.0, np.maximum(steady_gain(noise, walk), _LEAST_GAIN))
     uncertainty = np.sqrt(noise * gain)
     above = expected.max(axis=1) - np.maximum(before.level, 1.0)
