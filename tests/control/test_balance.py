@@ -14,7 +14,7 @@ from moiety.control.state import State, initial_state
 from moiety.control.working import is_covered, relative_loads, working_map, working_problem
 from moiety.placement.methods.balance import balance
 from moiety.placement.problem import PlacementProblem
-from tests.control.deployments import at_rest, beats, deployment, moves_of
+from tests.control.deployments import at_rest, beats, deployment, moves_of, started
 
 RANKS, EXPERTS, SLOTS = 16, 64, 80
 
@@ -55,6 +55,18 @@ def test_a_day_of_stationary_noise_moves_nothing(scatter: float) -> None:
         given += commands
     assert moves_of(given) == 0
     assert state.epoch == 1
+
+
+@pytest.mark.parametrize("alike", [8, 12])
+def test_after_windows_that_are_all_alike_one_that_differs_by_chance_is_no_drift(alike: int) -> None:
+    """Few requests that come in turns: windows hold as many of each kind, until one holds one more."""
+    state, given = started(deployment(2, 8)), []
+    requests = [(6, 6)] * alike + [(6, 5), (5, 6), (6, 5), (5, 6), (6, 5)]
+    for at, kinds in enumerate(requests):
+        counts = np.tile(18.0 * np.repeat(kinds, 4), (2, 1))  # each kind has the experts of one rank
+        state, commands = at_rest(apply(ExpertCounts(60.0 * at, counts), state), 60.0 * at)
+        given += commands
+    assert moves_of(given) == 0
 
 
 def test_a_jump_is_followed_within_two_windows() -> None:

@@ -1,4 +1,4 @@
-"""A running server's experts: they move, live, when the load is not what they were placed for; no token changes."""
+"""A running server's experts: they stay while the load does, and move, live, when it drifts; no token changes."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FIRST = [[1 + 7 * index + place for place in range(24)] for index in range(4)]
 SECOND = [[HALF + token for token in prompt] for prompt in FIRST]
 NEW, LONG = 2, 300
+WINDOWS = 12
+"""In which nothing may move; drift is looked for from the eighth on."""
 
 
 class Traffic(threading.Thread):
@@ -49,15 +51,21 @@ class Traffic(threading.Thread):
         assert not self.wrong
 
 
-def test_experts_follow_the_load_while_requests_are_served(tmp_path: Path) -> None:
+def test_experts_stay_while_the_load_does_and_follow_it_when_it_drifts(tmp_path: Path) -> None:
     checkpoint = skewed_checkpoint(tmp_path / "qwen3")
     oracle = reference_model(checkpoint)
     expected = {prompt[0]: greedy_continuation(oracle, prompt, NEW) for prompt in (*FIRST, *SECOND)}
     streams = [greedy_continuation(oracle, [prompt[0]], LONG) for prompt in (FIRST[0], SECOND[0])]
     plan = planned(tmp_path / "plan", checkpoint, "local:2", "tp1_dp2_ep2")
+    mixed = [prompt for pair in zip(FIRST, SECOND, strict=True) for prompt in pair]
     with served(plan, checkpoint, "--window", "0.5") as server:
         assert [each["experts"] for each in server.ranks()] == [[0, 1, 2, 3], [4, 5, 6, 7]]
         epoch = server.epoch()
+        steady = Traffic(server, mixed, expected)
+        steady.start()
+        awaited(lambda: server.control()["windows"] >= WINDOWS, within_s=240.0)
+        steady.end()
+        assert server.control()["moves"] == server.metric("moiety_expert_moves_total") == 0
         drifted = Traffic(server, FIRST, expected)
         drifted.start()
         readers = [Stream(server, [prompt[0]], LONG) for prompt in (FIRST[0], SECOND[0])]

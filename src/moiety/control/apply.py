@@ -20,7 +20,7 @@ from moiety.control.events import (
     RequestMetrics,
     Timer,
 )
-from moiety.control.forecast.backtest import observe
+from moiety.control.forecast.backtest import cleaned, observe
 from moiety.control.health import has_quorum
 from moiety.control.issued import issued
 from moiety.control.state import NOBODY, Status
@@ -121,7 +121,8 @@ def _expert_counts(event: ExpertCounts, state: State) -> State:
     slot_map = working_map(after)
     seen = relative_loads(working_problem(after, after.forecast.history), slot_map)
     expected = relative_loads(working_problem(after, after.forecast.shares[None]), slot_map)
-    return replace(after, drift=observed_drift(state.drift, seen, expected[0], after.forecast.chosen == 0))
+    lone, rows = after.forecast.chosen == 0, cleaned(event.counts).sum(axis=1)
+    return replace(after, drift=observed_drift(state.drift, seen, expected[0], lone, rows))
 
 
 def _device_reading(event: DeviceReading, state: State) -> State:

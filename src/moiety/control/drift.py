@@ -22,8 +22,7 @@ _CALM = 8
 _LEAST_GAIN = 1 / 9
 """Of the variance of one window: no forecast is trusted to average over more than about nine windows."""
 _FEWEST = 8
-"""Windows before which nothing is known of the noise. So few tell it from a walk badly: then all that windows differ by
-is taken for noise, and soon less of the walk with every window more."""
+"""Windows before which nothing is known of the noise."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,15 +47,16 @@ def no_drift(num_layers: int) -> Drift:
     return Drift(ones, never, np.zeros(num_layers, dtype=np.int64), ones * 0.0, never)
 
 
-def observed_drift(before: Drift, loads: Loads, expected: Loads, lone: NDArray[np.bool_]) -> Drift:
+def observed_drift(before: Drift, loads: Loads, expected: Loads, lone: NDArray[np.bool_], rows: Loads) -> Drift:
     """Return the drift after a window.
 
     `loads` [windows, layers, GPUs] are the GPUs' loads of the last windows under the map in use, `expected`
     [layers, GPUs] those of the next, all over the GPU's speed and relative to the mean. `lone` [layers] says where they
-    rest on the last window alone, and so have all of its noise.
+    rest on the last window alone, and so have all of its noise. `rows` [layers] are those that the last window counted:
+    counts scatter as those of a multinomial law at the least, however alike the few windows are that have been seen.
     """
     noise, walk = noise_and_walk(loads)
-    noise = noise + walk / 2 * min(_FEWEST / len(loads), 1.0) ** 4
+    noise = np.maximum(noise, (loads.shape[2] - 1) / np.maximum(rows, 1.0))
     gain = np.where(lone, 1.0, np.maximum(steady_gain(noise, walk), _LEAST_GAIN))
     uncertainty = np.sqrt(noise * gain)
     above = expected.max(axis=1) - np.maximum(before.level, 1.0)

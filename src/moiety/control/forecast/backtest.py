@@ -66,9 +66,9 @@ def empty_forecast(num_layers: int, num_experts: int) -> Forecast:
 def observe(forecast: Forecast, counts: Loads) -> Forecast:
     """Return the forecast after a window of counts [layers, experts].
 
-    A layer without tokens says nothing: it is taken to be as expected. What is no finite number above 0 counts as 0.
+    A layer without tokens says nothing: it is taken to be as expected. The counts are `cleaned`.
     """
-    clean = np.where(np.isfinite(counts) & (counts > 0), counts, 0.0)
+    clean = cleaned(counts)
     total = clean.sum(axis=1, keepdims=True)
     seen = np.where(total > 0, clean / np.where(total > 0, total, 1.0), forecast.shares)
     errors = forecast.errors
@@ -77,6 +77,11 @@ def observe(forecast: Forecast, counts: Loads) -> Forecast:
     history = np.concatenate([forecast.history, seen[None]])[-HISTORY:]
     predicted = np.stack([_as_shares(predict(history)) for predict in PREDICTORS.values()])
     return replace(forecast, history=history, predicted=predicted, errors=errors)
+
+
+def cleaned(counts: Loads) -> Loads:
+    """Return counts with 0 for what is no finite number above it."""
+    return np.where(np.isfinite(counts) & (counts > 0), counts, 0.0)
 
 
 def _as_shares(predicted: Loads) -> Loads:
