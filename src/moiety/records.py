@@ -1,9 +1,9 @@
 """The base of every record that crosses a boundary: frozen, strict about its fields, JSON in and out."""
 
 import json
-from typing import Self, cast
+from typing import NamedTuple, Self, cast
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, model_validator
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
 
@@ -44,6 +44,30 @@ class DerivedRecord(Record):
                 msg = f"{key} is stored as {found}, but the other fields give {right}; remove it or restore the file"
                 raise ValueError(msg)
         return record
+
+
+class BrokenRule(NamedTuple):
+    """The first rule that an input breaks."""
+
+    rule: str
+    field: str | None
+    """Its path, with dots; None where the rule is about the whole."""
+    given: object
+    """What stands there."""
+    num_others: int
+    """Rules that are broken beside it."""
+
+    @property
+    def value(self) -> str | float | None:
+        """What stands there, where it is short enough to be shown."""
+        return self.given if isinstance(self.given, str | int | float) else None
+
+
+def broken_rule(error: ValidationError) -> BrokenRule:
+    """Return the first rule that a record found broken, in the words of a message."""
+    first, *others = error.errors(include_url=False)
+    field = ".".join(str(part) for part in first["loc"]) or None
+    return BrokenRule(first["msg"].removeprefix("Value error, "), field, first["input"], len(others))
 
 
 def _as_json(value: object) -> str:

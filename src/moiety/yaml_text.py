@@ -10,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from moiety.errors import InputError, nearest
-from moiety.records import Record
+from moiety.records import Record, broken_rule
 from moiety.units import EXAMPLES, parse_quantity
 
 if TYPE_CHECKING:
@@ -307,8 +307,6 @@ class Fields:
         try:
             return record.model_validate(dict(values))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = ".".join(str(part) for part in first["loc"])
-            path = ".".join(part for part in (self.path, where) if part) or None
-            rule = first["msg"].removeprefix("Value error, ")
-            raise InputError(rule, source=f"{self.source}:{self.line}", field=path) from None
+            first = broken_rule(error)
+            path = ".".join(part for part in (self.path, first.field) if part) or None
+            raise InputError(first.rule, source=f"{self.source}:{self.line}", field=path) from None

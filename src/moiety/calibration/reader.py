@@ -7,6 +7,7 @@ from pydantic import ValidationError
 from moiety.calibration.calibration import Calibration
 from moiety.errors import InputError
 from moiety.json_object import read_json_object
+from moiety.records import broken_rule
 
 _REMEDY = "`moiety run --bench` writes calibrations"
 
@@ -17,12 +18,9 @@ def read_calibration(text: str, *, source: str) -> Calibration:
     try:
         return Calibration.model_validate(document)
     except ValidationError as error:
-        found = error.errors(include_url=False)
+        first = broken_rule(error)
     except (RecursionError, OverflowError):
         raise InputError("holds a number or a nesting that no calibration has", source=source, remedy=_REMEDY) from None
-    first = found[0]
-    field = ".".join(str(part) for part in first["loc"] if part != "[key]")
-    value = first["input"] if isinstance(first["input"], (str, int, float, bool)) else None
-    others = f"{len(found) - 1} more fields are wrong; " if len(found) > 1 else ""
-    rule = first["msg"].removeprefix("Value error, ")
-    raise InputError(rule, source=source, field=field or None, value=value, remedy=others + _REMEDY)
+    field = None if first.field is None else first.field.removesuffix(".[key]")
+    others = f"{first.num_others} more fields are wrong; " if first.num_others else ""
+    raise InputError(first.rule, source=source, field=field, value=first.value, remedy=others + _REMEDY)

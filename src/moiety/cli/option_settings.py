@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from pydantic import ValidationError
 
 from moiety.errors import InputError, nearest
+from moiety.records import broken_rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,10 +46,8 @@ def changed_options(options: Options, settings: Sequence[str]) -> Options:
     try:
         return type(options).model_validate(fields)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in first["loc"])
-        rule = first["msg"].removeprefix("Value error, ")
-        raise InputError(rule, field=f"--set {name}", value=first["input"]) from None
+        first = broken_rule(error)
+        raise InputError(first.rule, field=f"--set {first.field or ''}", value=first.given) from None
 
 
 def checked_redundancy(num_slots: int, model: Model, num_gpus: int) -> int:

@@ -13,6 +13,7 @@ from moiety.errors import InputError
 from moiety.files import read_text, resolve_input
 from moiety.json_object import read_json_object
 from moiety.plan import SCHEMA_VERSION, Plan
+from moiety.records import broken_rule
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
@@ -58,13 +59,9 @@ def load_plan(argument: str) -> tuple[Plan, Path]:
 
 def _first_of(error: ValidationError, source: str) -> InputError:
     """Return the first broken rule as one message, with the number of the others."""
-    found = error.errors(include_url=False)
-    first = found[0]
-    path = ".".join(str(part) for part in first["loc"])
-    value = first["input"] if isinstance(first["input"], (str, int, float, bool)) else None
-    rule = first["msg"].removeprefix("Value error, ")
-    others = f"{len(found) - 1} more fields are wrong; " if len(found) > 1 else ""
-    return InputError(rule, source=source, field=path or None, value=value, remedy=others + _REMEDY)
+    first = broken_rule(error)
+    others = f"{first.num_others} more fields are wrong; " if first.num_others else ""
+    return InputError(first.rule, source=source, field=first.field, value=first.value, remedy=others + _REMEDY)
 
 
 def calibration_of(plan: Plan, source: str) -> Calibration:

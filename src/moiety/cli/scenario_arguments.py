@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from moiety.errors import InputError, nearest
 from moiety.files import read_bytes, read_text, resolve_input
+from moiety.records import broken_rule
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,12 +143,11 @@ def changed_workload(
     try:
         return type(workload).model_validate({**fields, **given, "name": f"{workload.name} with {said}"})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        first = broken_rule(error)
+        where = first.field or ""
         option = {"request_rate_per_s": "request_rate"}.get(where, where).replace("_", "-")
         value = given.get(where)
-        rule = first["msg"].removeprefix("Value error, ")
-        raise InputError(rule, field=f"--{option}" if where in given else "workload", value=value) from None
+        raise InputError(first.rule, field=f"--{option}" if where in given else "workload", value=value) from None
 
 
 def load_routing(argument: str | None, model: Model) -> Routing | None:

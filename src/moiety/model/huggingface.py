@@ -13,6 +13,7 @@ from moiety.model.families import FAMILIES
 from moiety.model.families.generic import described, generic
 from moiety.model.model import Block, Model
 from moiety.model.quantization import WeightFormats, weight_formats
+from moiety.records import broken_rule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -40,11 +41,8 @@ def model_from_config(config: Mapping[str, object], *, name: str, source: str) -
     try:
         return _model(name, architecture, text, top, blocks, formats, (*warnings, *formats.warnings))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or None
-        raise InputError(
-            first["msg"].removeprefix("Value error, "), source=source, field=field, value=first["input"]
-        ) from None
+        first = broken_rule(error)
+        raise InputError(first.rule, source=source, field=first.field, value=first.given) from None
 
 
 def _model(

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from moiety.errors import InputError
 from moiety.files import read_bytes
+from moiety.records import broken_rule
 from moiety.validation.serving_row import ServingRow
 from moiety.validation.system_row import SystemRow
 
@@ -84,7 +85,5 @@ def _row(line: bytes) -> ServingRow | SystemRow:
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"])
-    given = first["input"] if isinstance(first["input"], (str, int, float, bool)) else None
-    raise InputError(first["msg"].removeprefix("Value error, "), field=field, value=given)
+        first = broken_rule(error)
+    raise InputError(first.rule, field=first.field, value=first.value)

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 from moiety.errors import InputError
 from moiety.files import read_text
 from moiety.machine.readings import num_cores
-from moiety.records import Record
+from moiety.records import Record, broken_rule
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -79,9 +79,8 @@ def whole_state(folder: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(read_text(source))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(each) for each in first["loc"]) or None
-        raise InputError(f"is damaged: {first['msg']}", source=source, field=field) from None
+        first = broken_rule(error)
+        raise InputError(f"is damaged: {first.rule}", source=source, field=first.field) from None
     if manifest.sha256 != manifest.own_sha256():
         raise InputError("is damaged: it is not what was written", source=source)
     for each in manifest.files:
