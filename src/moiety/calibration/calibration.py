@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Field, InstanceOf, model_validator
 
@@ -185,6 +185,10 @@ class EngineOverheads(Sourced):
     """What each request in flight adds to that."""
     prefill_slowdown: Factor = 1.0
     """Of a request's own chunks until its first token is seen."""
+
+    def overheads(self) -> dict[str, Any]:
+        """Return these fields, without those of a record that has more, with what they rest on."""
+        return {name: getattr(self, name) for name in EngineOverheads.model_fields}
 
 
 class EngineConstants(EngineOverheads):

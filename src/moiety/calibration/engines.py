@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moiety.calibration.calibration import EngineConstants, EngineOverheads
+from moiety.calibration.calibration import EngineConstants
 from moiety.calibration.catalog import calibration_for, load_calibration
 from moiety.calibration.serving import MEMORY_SHARE, RESERVE_BYTES
 from moiety.calibration.serving_catalog import load_serving
@@ -45,7 +45,7 @@ def engine_calibration(
     if given is None:
         kernels = (family_calibration(family) if known_here else kernels).model_copy(update={"name": serving.name})
     overheads = EngineConstants(
-        **{name: getattr(release, name) for name in EngineOverheads.model_fields},
+        **release.overheads(),
         reserve_bytes=round(RESERVE_BYTES + (1 - MEMORY_SHARE) * memory_bytes),
     )
     if not known_here:

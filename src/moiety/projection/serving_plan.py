@@ -12,7 +12,7 @@ from moiety.errors import InputError
 from moiety.projection.serving_pool import ServingPool
 
 if TYPE_CHECKING:
-    from moiety.calibration.calibration import Calibration
+    from moiety.calibration.calibration import Calibration, Engine, EngineOverheads
     from moiety.plan import Plan, Pool
 
 
@@ -36,10 +36,14 @@ def serving_pools(plan: Plan, calibration: Calibration) -> ServingPools:
 
 
 def _pool(plan: Plan, pool: Pool, calibration: Calibration) -> ServingPool:
-    release = _release(plan, calibration)
-    measured = release.basis == "fitted"
-    if measured:
-        calibration = family_calibration(load_serving().family(plan.cluster.device.architecture))
+    """Return a pool with the constants that were measured for its engine on such devices, else with the plan's own."""
+    architecture = plan.cluster.device.architecture
+    family = load_serving().family(architecture)
+    measured = architecture in family.architectures and any(each.engine == plan.engine for each in family.releases)
+    if measured and plan.calibration is None:
+        calibration, release = family_calibration(family), family.newest_release(plan.engine)
+    else:
+        release = _assumed_release(plan.engine, calibration.engines[plan.engine])
     return ServingPool(
         model=plan.model,
         cluster=plan.cluster,
@@ -52,31 +56,15 @@ def _pool(plan: Plan, pool: Pool, calibration: Calibration) -> ServingPool:
     )
 
 
-def _release(plan: Plan, calibration: Calibration) -> EngineRelease:
-    """Return what the plan's engine adds: fitted where its runs were measured on such devices, else as assumed."""
-    architecture = plan.cluster.device.architecture
-    family = next((each for each in load_serving().families if architecture in each.architectures), None)
-    known = [] if family is None else [each.engine for each in family.releases]
-    if family is not None and plan.engine in known and plan.calibration is None:
-        return family.newest_release(plan.engine)
-    engine = calibration.engines[plan.engine]
+def _assumed_release(engine: Engine, overheads: EngineOverheads) -> EngineRelease:
+    """Return an engine whose queues were not measured: prompts run in steps that decode, waits are as modelled."""
     return EngineRelease(
-        engine=plan.engine,
+        engine=engine,
         mixes_prefill=True,
-        kernel_slowdown=1.0,
-        step_overhead_s=engine.step_overhead_s,
-        op_gap_s=0.0,
-        eager_gap_s=0.0,
-        moe_layer_gap_s=0.0,
-        sequence_overhead_s=0.0,
         interference=1.0,
-        request_overhead_s=engine.request_overhead_s,
-        concurrency_overhead_s=0.0,
-        prefill_slowdown=1.0,
         data_parallel_slowdown=1.0,
         wait=1.0,
         burst=0.0,
         burst_growth=0.0,
-        basis=engine.basis,
-        source=engine.source,
+        **overheads.overheads(),
     )
