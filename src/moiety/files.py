@@ -211,6 +211,27 @@ def _remove_unplaced(target: Path) -> None:
             shutil.rmtree(each, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def held_alone(lock: Path, taken: InputError) -> Generator[None]:
+    """Hold a lock file while the block runs, for one process at a time; it ends with the process, however that ends.
+
+    Raises `taken` where another process holds it, OutputError where it cannot be made.
+    """
+    import fcntl  # noqa: PLC0415 - Windows has none, and plans without it
+
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        stream = lock.open("ab")
+    except OSError as error:
+        raise OutputError(f"{lock}: cannot be written: {_reason(error)}; nothing was changed") from None
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise taken from None
+        yield
+
+
 def _make_folder(folder: Path, writing: _Writing) -> None:
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     for each in reversed(missing):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import signal
-import threading
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moiety.cli.ending import ended_by
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 from moiety.errors import InputError
 from moiety.gpus.nvml import GpuError, open_gpus
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Sequence
 
     from moiety.control.energy import LimitChoice
     from moiety.gpus.journal import Journal
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from moiety.gpus.nvml import Gpus
 
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Limits are restored before the process ends by one of these."""
 JournalOption = Annotated[
     str | None,
     typer.Option(
@@ -117,7 +117,7 @@ def _hold(
     with open_gpus() as found:
         indices = _indices(on, found)
         limit = _limit(chosen, indices)
-        with _interrupted() as ended, held(found, indices, limit, noted):
+        with ended_by(_ENDING) as ended, held(found, indices, limit, noted):
             output.tables([choices_table(choices), limits_table(found, indices, limit, applied=True)])
             output.note(f"limits are set on {len(indices)} GPUs; interrupt to restore them")
             ended.wait()
@@ -188,18 +188,6 @@ def _indices(given: str | None, found: Gpus) -> tuple[int, ...]:
     if not all(part.strip().isdecimal() and int(part) < len(found) for part in parts):
         raise InputError(f"must be numbers below {len(found)}, with commas", field="--gpus", value=given)
     return tuple(sorted({int(part) for part in parts}))
-
-
-@contextmanager
-def _interrupted() -> Generator[threading.Event]:
-    """Give an event that is set when the process is asked to end, so that limits are restored first."""
-    ended = threading.Event()
-    before = {number: signal.signal(number, lambda _number, _frame: ended.set()) for number in _ENDING}
-    try:
-        yield ended
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _document(choices: Sequence[LimitChoice]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import sys
-import threading
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -15,12 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moiety.cli.ending import ended_by
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 from moiety.errors import InputError, MoietyError, nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import FrameType
 
     from rich.console import RenderableType
 
@@ -159,22 +158,13 @@ def _check_library() -> None:
 
 def _run(controller: Controller, output: Output) -> None:
     """Do rounds until a signal asks for the end; a folder that cannot be used is told of, and tried again."""
-    ended = threading.Event()
-
-    def end(_number: int, _frame: FrameType | None) -> None:
-        ended.set()
-
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with ended_by((signal.SIGTERM, signal.SIGINT)) as ended:
         while not ended.is_set():
             try:
                 _show(controller.round(), controller.site, output, alone=False)
             except MoietyError as error:
                 output.complain(str(error))
             ended.wait(controller.site.interval_s)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _show(done: Round, site: Site, output: Output, *, alone: bool) -> None:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moiety.errors import InputError
 from moiety.files import read_text
+from moiety.records import broken_rule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,9 +68,12 @@ class _Line(BaseModel):
 
 
 def check_load(load: ServingLoad) -> None:
-    """Raise InputError where more than one kind of load is asked for."""
+    """Raise InputError where more than one kind of load is asked for, or requests come that are not counted."""
     given = {"--concurrency": load.concurrency, "--rate": load.rate_per_s, "--arrivals": load.arrivals}
     named = [name for name, value in given.items() if value is not None]
+    if (named or load.prefix_hits) and not load.requests:
+        field = (*named, "--prefix-hits")[0]
+        raise InputError("says how requests come, but not how many", field=field, remedy="add --requests 1000")
     if len(named) > 1:
         raise InputError("name one load, not several", field=" ".join(named), remedy=f"e.g. {named[0]} alone")
 
@@ -114,9 +118,8 @@ def _read(path: str) -> list[Arrival]:
         try:
             row = _Line.model_validate(json.loads(line))
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(map(str, first["loc"]))
-            raise InputError(first["msg"], source=source, field=field or None) from None
+            first = broken_rule(error)
+            raise InputError(first.rule, source=source, field=first.field) from None
         except (ValueError, RecursionError):
             raise InputError("is no JSON", source=source) from None
         rows.append((row.at_s, row.input_tokens, row.output_tokens))

@@ -13,7 +13,6 @@ from moiety.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moiety.cli.serving_load import ServingLoad
     from moiety.projection.project import Evaluation
 
 MAX_SIZES = 32
@@ -112,7 +111,6 @@ def simulate(
     sizes = gpu_counts(scale)
     parse_failures(fail or (), loaded.cluster)
     load = ServingLoad(requests or 0, concurrency, rate, arrivals, prefix_hits)
-    _refuse_load_without_requests(load)
     check_load(load)
     target = Path(trace) if trace is not None else path.parent / f"{loaded.name}_trace.json"
     evaluation = evaluate(loaded, calibration)
@@ -133,13 +131,6 @@ def simulate(
         from moiety.cli.simulation_tables import simulation_sections
 
         output.tables(simulation_sections(loaded, evaluation, answers, str(written)))
-
-
-def _refuse_load_without_requests(load: ServingLoad) -> None:
-    given = {"--concurrency": load.concurrency, "--rate": load.rate_per_s, "--arrivals": load.arrivals}
-    named = next((name for name, value in (given | {"--prefix-hits": load.prefix_hits or None}).items() if value), None)
-    if named is not None and not load.requests:
-        raise InputError("says how requests come, but not how many", field=named, remedy="add --requests 1000")
 
 
 def gpu_counts(text: str | None) -> tuple[int, ...]:

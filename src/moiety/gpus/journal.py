@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import ValidationError
 
-from moiety.errors import InputError, OutputError
-from moiety.files import read_text, write_all
-from moiety.records import Record
+from moiety.errors import InputError
+from moiety.files import held_alone, read_text, write_all
+from moiety.records import Record, broken_rule
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -47,11 +45,10 @@ class Journal:
         try:
             return _Content.model_validate_json(read_text(self.path)).changed
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"]) or None
+            first = broken_rule(error)
             remedy = "restore the limits with nvidia-smi -rgc and -pl, then remove the file"
-            rule = f"is no journal of GPU limits: {first['msg']}"
-            raise InputError(rule, source=str(self.path), field=field, remedy=remedy) from None
+            rule = f"is no journal of GPU limits: {first.rule}"
+            raise InputError(rule, source=str(self.path), field=first.field, remedy=remedy) from None
 
     def write(self, changed: tuple[Changed, ...]) -> None:
         """Make the file say that these are changed, through a power cut too; without any there is no file."""
@@ -67,19 +64,7 @@ class Journal:
 
         The lock ends with the process, however it ends.
         """
-        lock = self.path.with_name(f"{self.path.name}.lock")
-        try:
-            lock.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise OutputError(f"{lock}: cannot be written: {error.strerror}; nothing was changed") from None
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            rule = "another run holds limits on this machine's GPUs"
-            raise InputError(rule, source=str(self.path), remedy="end that run first") from None
-        try:
+        rule, remedy = "another run holds limits on this machine's GPUs", "end that run first"
+        taken = InputError(rule, source=str(self.path), remedy=remedy)
+        with held_alone(self.path.with_name(f"{self.path.name}.lock"), taken):
             yield
-        finally:
-            os.close(handle)

@@ -6,15 +6,14 @@ finishes what was left, and nothing is decided twice.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moiety.errors import InputError, OutputError
-from moiety.files import read_bytes, remove_leftovers, write_all
+from moiety.errors import InputError
+from moiety.files import held_alone, read_bytes, remove_leftovers, write_all
 from moiety.placement.engine_map import MAP_KEY, ascend_expert_map, expert_location
 from moiety.watch.dumps import nothing_read, read_dumps
 from moiety.watch.endpoint import scrape_all
@@ -96,17 +95,8 @@ def sole_controller(folder: Path) -> Generator[None]:
 
     Raises InputError where another controller has it, OutputError where the folder cannot be made or written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = (folder / _LOCK).open("ab")
-    except OSError as error:
-        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            rule = "another controller works in this folder"
-            raise InputError(rule, source=str(folder), remedy="end it, or name another --out") from None
+    rule, remedy = "another controller works in this folder", "end it, or name another --out"
+    with held_alone(folder / _LOCK, InputError(rule, source=str(folder), remedy=remedy)):
         remove_leftovers(folder)
         yield
 
