@@ -33,6 +33,7 @@ def test_constants_are_found_again_from_what_they_make_ops_take() -> None:
                 "exponent": 1.0,
                 "row_block": 1,
                 "tiles": None,
+                "query_tile": None,
                 "overhead_s": 2e-5,
                 "compute_efficiency": 0.3,
                 "memory_efficiency": 0.4,

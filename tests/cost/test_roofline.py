@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,8 +11,16 @@ from hypothesis import strategies as st
 
 from moiety.calibration.calibration import TileGrid
 from moiety.cluster.catalog import load_device
-from moiety.cost.roofline import compute_seconds, padded_rows, product_seconds, roofline_kind, tile_wave_seconds
-from moiety.graph.op import AttentionCore, Gemm, MemoryPass
+from moiety.cost.roofline import (
+    compute_seconds,
+    line_seconds,
+    padded_rows,
+    product_seconds,
+    roofline_kind,
+    row_tiles,
+    tile_wave_seconds,
+)
+from moiety.graph.op import AttentionCore, AttentionShape, Gemm, MemoryPass
 from tests.scenarios import CALIBRATION
 
 H100 = load_device("h100")
@@ -54,8 +63,11 @@ def test_waves_of_tiles_by_hand() -> None:
     only = TileGrid(rows=(128,), columns=(128,), step_bytes=128, step_s=1e-7)
     # 9 x 8 tiles on 64 SMs: two waves of 16 steps, each 128 x 128 x 128 multiply-adds of one byte
     step_s = math.hypot(1e-7, 2 * 128**3 / 1e13)
-    assert tile_wave_seconds(1025, 1024, 2048, only, 64, 1e13) == pytest.approx(2 * 16 * step_s)
-    assert tile_wave_seconds(1024, 1024, 2048, only, 64, 1e13) == pytest.approx(16 * step_s)
+    assert tile_wave_seconds([9], 1024, 2048, only, 64, 1e13) == pytest.approx(2 * 16 * step_s)
+    assert tile_wave_seconds([8], 1024, 2048, only, 64, 1e13) == pytest.approx(16 * step_s)
+    # one tile of columns: cut into four parts, eight tiles use half of the SMs
+    parted = only.model_copy(update={"parts_s": 1e-6})
+    assert tile_wave_seconds([8], 128, 2048, parted, 64, 1e13, (1, 4)) == pytest.approx(4 * step_s + 1e-6)
 
 
 @given(st.floats(1, 1e5), st.integers(1, 40_000), st.integers(128, 65_536), st.integers(1, 300), st.floats(1e11, 1e14))
@@ -64,16 +76,33 @@ def test_waves_are_never_faster_than_all_sms_at_work(
 ) -> None:
     tiles = CALIBRATION.roofline["dense_gemm"].tiles
     assert tiles is not None
-    seconds = tile_wave_seconds(rows, columns, depth, tiles, sms, rate)
+    down = [row_tiles(rows, 1, height, 0.0) for height in tiles.rows]
+    seconds = tile_wave_seconds(down, columns, depth, tiles, sms, rate)
     assert seconds >= 2 * rows * columns * depth / (rate * sms) * (1 - 1e-12)
     assert seconds >= depth / tiles.step_bytes * tiles.step_s
-    assert tile_wave_seconds(rows, columns, depth, tiles, sms + 1, rate) <= seconds
+    assert tile_wave_seconds(down, columns, depth, tiles, sms + 1, rate) <= seconds
+    assert tile_wave_seconds(down, columns, depth, tiles, sms, rate, (1, 2, 4)) <= seconds
 
 
-def test_a_group_of_products_has_no_tiles() -> None:
-    line = CALIBRATION.roofline["dense_gemm"]
-    work = Gemm(64, 4096, 2048, "bf16", "bf16", groups=8)
-    assert product_seconds(work, H100, line) == product_seconds(work, H100, line.model_copy(update={"tiles": None}))
+@given(st.integers(1, 3000), st.integers(1, 32), st.sampled_from([64, 128]), st.floats(0, 0.9))
+def test_groups_of_unequal_rows_begin_the_tiles_of_their_mean(
+    rows: int, groups: int, height: int, spread: float
+) -> None:
+    begun = row_tiles(rows * groups, groups, height, spread)
+    sizes = [rows * (1 - spread + 2 * spread * (step + 0.5) / 1000) for step in range(1000)]
+    assert begun == pytest.approx(groups * sum(math.ceil(size / height) for size in sizes) / 1000, rel=0.01)
+    assert row_tiles(rows * groups, groups, height, 0.0) == groups * math.ceil(rows / height)
+    assert row_tiles(0.0, groups, height, spread) == 0
+
+
+def test_tiles_of_queries_cost_short_prompts_more() -> None:
+    line = CALIBRATION.roofline["attention_prefill"]
+    assert line.query_tile is not None
+    shape = AttentionShape(8, 1000, 16, 16, 128, 128, 0, 0, "bf16")
+    work = AttentionCore("prefill", "gqa", 1e12, 0.0, "bf16", shape)
+    tiles = 8 * 16 * math.ceil(1000 / line.query_tile.rows)
+    added = line_seconds(work, H100, line) - line_seconds(replace(work, shape=None), H100, line)
+    assert added == pytest.approx(tiles * line.query_tile.seconds / H100.num_sms)
 
 
 @given(st.floats(0, 1e5), st.floats(1, 4), st.sampled_from([1.0, 4.0, 16.0]), st.booleans())

@@ -10,13 +10,12 @@ import pytest
 from moiety.calibration.catalog import load_calibration
 from moiety.calibration.reader import read_calibration
 from moiety.cluster.catalog import load_device
-from moiety.cost.roofline import product_seconds
 from moiety.package_data import catalog_text
 from moiety.validation.facts import catalog_facts
 from moiety.validation.fit import FITTINGS, main
-from moiety.validation.fit_products import Product, fit_products
+from moiety.validation.fit_kernels import KERNELS_FIT, TimedKernel, fit_kernels, timed_kernels
 from moiety.validation.fitting import FOLDS, every_fold
-from moiety.validation.system_case import dense_product
+from moiety.validation.kernel_case import Kernel, dense_product
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,17 +26,26 @@ CALIBRATION = load_calibration()
 def test_a_fit_finds_the_constants_that_made_the_times() -> None:
     line, device = CALIBRATION.roofline["dense_gemm"], load_device("h800")
     shapes = [(m, n, k) for m in (16, 256, 4096) for n in (576, 4096, 24_576) for k in (512, 7168)]
-    works = [dense_product(*shape) for shape in shapes]
-    found = fit_products([Product(work, device, product_seconds(work, device, line), "made") for work in works])
+    kernels = [Kernel(dense_product(*shape), "dense_gemm", device) for shape in shapes]
+    found = fit_kernels([TimedKernel(each, each.seconds(line), each.layer, "made") for each in kernels])["dense_gemm"]
     assert found.tiles is not None
     assert line.tiles is not None
-    assert found.overhead_s == pytest.approx(line.overhead_s, rel=0.02)
-    assert found.tiles.step_s == pytest.approx(line.tiles.step_s, rel=0.02)
-    assert found.compute_efficiency == pytest.approx(line.compute_efficiency, rel=0.02)
-    assert found.memory_efficiency == pytest.approx(line.memory_efficiency, rel=0.02)
+    assert found.overhead_s == pytest.approx(line.overhead_s, rel=0.03)
+    assert found.tiles.step_s == pytest.approx(line.tiles.step_s, rel=0.03)
+    assert found.compute_efficiency == pytest.approx(line.compute_efficiency, rel=0.03)
+    assert found.memory_efficiency == pytest.approx(line.memory_efficiency, rel=0.03)
 
 
-@pytest.mark.parametrize("what", ["products", "collectives"])
+def test_no_fold_leaves_a_kind_without_kernels() -> None:
+    samples = timed_kernels([each.row for each in catalog_facts().rows])
+    kinds = {each.kernel.kind for each in samples}
+    for split in KERNELS_FIT.splits(samples):
+        if not split.name.startswith("a fifth"):
+            for left_out in split.folds:
+                assert {each.kernel.kind for each in samples if not left_out(each)} == kinds, split.name
+
+
+@pytest.mark.parametrize("what", ["kernels", "collectives"])
 def test_the_command_replaces_the_constants_in_a_calibration(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +68,7 @@ def test_the_command_replaces_the_constants_in_a_calibration(
 def test_rows_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    assert main(["products", str(empty)]) == 2
+    assert main(["kernels", str(empty)]) == 2
     assert "empty.jsonl" in capsys.readouterr().err
 
 

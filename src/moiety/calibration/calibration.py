@@ -54,6 +54,20 @@ class TileGrid(Record):
     """Bytes of a row of the operands that one step of a tile's loop takes."""
     step_s: Seconds
     """What a step takes however small its tile: operands arrive, and the tensor cores are waited for."""
+    depth_parts: dict[Dtype, tuple[TileEdge, ...]] = Field(
+        default_factory=dict[Dtype, tuple[TileEdge, ...]], exclude_if=lambda value: not value
+    )
+    """Into how many parts kernels of a weight format may cut K, so that few tiles use more SMs; not named: one."""
+    parts_s: Seconds = Field(default=0.0, exclude_if=lambda value: not value)
+    """What adding the parts up takes."""
+
+
+class QueryTile(Record):
+    """How attention over prompts is cut: an SM has one tile of a head's queries at a time, against all keys."""
+
+    rows: TileEdge
+    seconds: Seconds
+    """What a tile takes beside its FLOPs: queries arrive, scores beyond the diagonal, the result is written."""
 
 
 class Roofline(Sourced):
@@ -73,7 +87,11 @@ class Roofline(Sourced):
     )
     """What products with weights of a format reach of both efficiencies; of formats that are not named, all."""
     tiles: TileGrid | None = Field(default=None, exclude_if=lambda value: value is None)
-    """Of products that are not grouped; None: any number of SMs shares the work evenly."""
+    """Of products; None: any number of SMs shares the work evenly."""
+    row_spread: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, exclude_if=lambda value: not value)
+    """With tiles: by which share of their mean the rows of a product's groups lie below or above it, at the most."""
+    query_tile: QueryTile | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Of attention over whole prompts; None: it takes no more than its FLOPs."""
 
 
 LibraryCollective = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]

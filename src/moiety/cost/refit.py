@@ -132,6 +132,7 @@ def _roofline(
             "compute_efficiency": 1.0,
             "memory_efficiency": 1.0,
             "tiles": None,
+            "query_tile": None,
         }
     )
     device = cluster.device

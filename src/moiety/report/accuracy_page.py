@@ -19,7 +19,7 @@ Predictions beside published measurements, as shares of the measured value: MAPE
 the mean of the errors. Written by
 
 ```sh
-for what in serving collectives products power training; do
+for what in serving collectives kernels power training; do
   python -m moiety.validation.fit $what ROWS.jsonl ... --cross-validate
 done > left-out.txt
 moiety validate ROWS.jsonl ... --page docs/accuracy.md --left-out left-out.txt
@@ -27,7 +27,7 @@ moiety validate ROWS.jsonl ... --page docs/accuracy.md --left-out left-out.txt
 
 from rows in the format below; nobody edits the figures. The serving constants are fitted on the serving rows that ran
 without speculation and on the offline runs (of rows with prefill apart, the time per output token only), those of
-collectives, dense products, power and training on all of theirs: what they are worth on others stands under "rows that
+collectives, kernels, power and training on all of theirs: what they are worth on others stands under "rows that
 the fit did not see". The catalogue keeps some of the rows of every kind (`moiety validate` without a file), and a test
 fails when a change makes their errors worse by more than two points.
 
@@ -64,6 +64,11 @@ _KNOWN = """## What no law here explains
 - DeepSeek's own figures for its dense products and those that InferSim measured of the same kernels on the same H800
   differ by a quarter to a half where few rows are computed: one seems to count what surrounds the kernel. One law
   stands for both, and lies between them. First rows of a sweep are slower than larger ones.
+- FlashAttention-3's backward pass reaches four fifths of what its forward pass does; the law prices five products
+  instead of two at one rate. FlashMLA's own figures are a sixth above what InferSim measured of latent attention.
+- The rows of the masked kernels' benchmark are drawn anew for every run: with one or two experts a GPU it had up to a
+  third more or fewer of them than it states.
+- Fused mixture layers (DeepGEMM's MegaMoE) hide their transfers on Blackwell and not on Hopper: one exponent each.
 - Small collectives on A100 and `h100_dgx` take two to four times as long as elsewhere and no longer for a megabyte:
   they seem to be timed from the host. H100 shares its constants with rows that are not.
 - DeepEP's first normal kernels over two nodes reach half of what they reach over four, and of what the second

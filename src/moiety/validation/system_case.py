@@ -5,28 +5,16 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from moiety.calibration.catalog import calibration_for
-from moiety.cost.roofline import compute_seconds
-from moiety.dtypes import BYTES_PER_ELEMENT
-from moiety.graph.op import AttentionCore, Gemm
+from moiety.validation.kernel_case import predict_kernel
+from moiety.validation.moe_layer_case import MOE_LAYER, predict_moe_layer
 from moiety.validation.offline_case import predict_offline
 from moiety.validation.power_case import predict_power
 from moiety.validation.skipped import SkippedRow
-from moiety.validation.stated import batch, metric
 from moiety.validation.training_case import predict_training
-from moiety.validation.transfer_case import predict_transfer, row_device
+from moiety.validation.transfer_case import predict_transfer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from moiety.validation.system_row import SystemRow
-
-DENSE_GEMM = re.compile(r"dense GEMM M(\d+) N(\d+) K(\d+)$")
-_GROUPED = re.compile(r"grouped GEMM (\d+) experts h(\d+) i(\d+)")
-_GQA = re.compile(r"GQA decode (\d+)q/(\d+)kv d(\d+)$")
-_MLA = re.compile(r"FlashMLA/FlashInfer MLA decode h(\d+)$")
-_LATENT, _VALUE = 576, 512
-"""Elements of a cached latent with its rope part, and of those that values are read from (DeepSeek)."""
 
 
 def system_group(row: SystemRow) -> dict[str, str]:
@@ -41,10 +29,7 @@ def predict_system(row: SystemRow) -> dict[str, float]:
     if row.tier != "A":
         raise SkippedRow("the configuration is stated in part only (tier B)")
     if row.kind == "kernel":
-        for pattern, predicted in _KERNELS:
-            match = pattern.match(row.model)
-            if match:
-                return predicted(row, tuple(int(part) for part in match.groups()))
+        return predict_moe_layer(row) if MOE_LAYER.match(row.model) else predict_kernel(row)
     if row.kind == "comm":
         return predict_transfer(row)
     if row.kind == "e2e" and row.phase == "mixed" and row.batch == _ALL_QUEUED:
@@ -57,53 +42,3 @@ def predict_system(row: SystemRow) -> dict[str, float]:
 
 
 _ALL_QUEUED = "max load (all requests queued)"
-
-
-def _microseconds(row: SystemRow, work: Gemm | AttentionCore) -> float:
-    device = row_device(row)
-    return compute_seconds(work, device, calibration_for(device.architecture)) * 1e6
-
-
-def _dense(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
-    m, n, k = shape
-    us = _microseconds(row, dense_product(m, n, k))
-    return {"us": us, "tflops": 2e-6 * m * n * k / us}
-
-
-def dense_product(m: int, n: int, k: int) -> Gemm:
-    """Return the product that the measured kernels compute: FP8 operands, a result in BF16."""
-    return Gemm(m, n, k, "fp8", "bf16")
-
-
-def _grouped(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
-    """Return the two products of all experts a GPU holds; each expert gets `tokens_per_expert` rows."""
-    experts, hidden, width = shape
-    rows = metric(row, "tokens_per_expert") * experts
-    if not rows:
-        raise SkippedRow("tokens_per_expert is not stated")
-    up = Gemm(rows, 2 * width, hidden, "fp8", "fp8", experts, experts=True)
-    down = Gemm(rows, hidden, width, "fp8", "fp8", experts, experts=True)
-    return {"up_us": _microseconds(row, up), "down_us": _microseconds(row, down)}
-
-
-def _gqa_decode(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
-    heads, kv_heads, dim = shape
-    sequences, seen = batch(row), row.isl or 0
-    flops = 4.0 * sequences * seen * heads * dim
-    moved = 2.0 * (2 * sequences * seen * kv_heads * dim + 2 * sequences * heads * dim)
-    return {"us": _microseconds(row, AttentionCore("decode", "gqa", flops, moved, "bf16"))}
-
-
-def _mla_decode(row: SystemRow, shape: tuple[int, ...]) -> dict[str, float]:
-    heads, sequences, seen = shape[0], batch(row), row.isl or 0
-    flops = 2.0 * sequences * seen * heads * (_LATENT + _VALUE)
-    moved = BYTES_PER_ELEMENT["bf16"] * (sequences * seen * _LATENT + sequences * heads * (_LATENT + _VALUE))
-    return {"us": _microseconds(row, AttentionCore("decode", "mla", flops, moved, "bf16"))}
-
-
-_KERNELS: tuple[tuple[re.Pattern[str], Callable[[SystemRow, tuple[int, ...]], dict[str, float]]], ...] = (
-    (DENSE_GEMM, _dense),
-    (_GROUPED, _grouped),
-    (_GQA, _gqa_decode),
-    (_MLA, _mla_decode),
-)

@@ -54,6 +54,14 @@ def predict_transfer(row: SystemRow) -> dict[str, float]:
     raise SkippedRow("a peak over all sizes, or a transfer whose kind is not known")
 
 
+def tokens_per_gpu(row: SystemRow) -> int:
+    """Return the tokens that each GPU has; raise SkippedRow where they are not stated."""
+    tokens = _TOKENS.match(row.batch or "")
+    if tokens is None:
+        raise SkippedRow("tokens a GPU are not stated")
+    return int(tokens[1])
+
+
 def library_case(row: SystemRow) -> tuple[CollectiveProtocols, float, int, float]:
     """Return protocols, bytes of the full tensor, GPUs and bytes a second of a link."""
     size, gpus, device = row.metrics.get("bytes"), row.n_gpus or 0, row_device(row)
@@ -75,10 +83,9 @@ def _exchange(row: SystemRow) -> dict[str, float]:
     Kernels for few tokens send a row to every expert. Those for many send one to every node, which hands it on; their
     rows state the rate of the slowest links.
     """
-    ep, tokens = int(row.parallel.get("ep") or 0), _TOKENS.match(row.batch or "")
-    if ep < 2 or tokens is None:  # noqa: PLR2004 - one rank exchanges nothing
-        raise SkippedRow("tokens a GPU or the number of ranks is not stated")
-    count, device = int(tokens[1]), row_device(row)
+    ep, count, device = int(row.parallel.get("ep") or 0), tokens_per_gpu(row), row_device(row)
+    if ep < 2:  # noqa: PLR2004 - one rank exchanges nothing
+        raise SkippedRow("the number of ranks is not stated")
     moe, model = row_model("deepseek-v3").moe, row_model("deepseek-v3")
     assert moe is not None, "the catalogue's DeepSeek-V3 is a mixture"
     cluster, strategy = row_cluster(device.name, ep), Strategy(attn_dp=ep, ep=ep)
