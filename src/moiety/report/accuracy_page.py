@@ -68,6 +68,11 @@ _KNOWN = """## What no law here explains
   instead of two at one rate. FlashMLA's own figures are a sixth above what InferSim measured of latent attention.
 - The rows of the masked kernels' benchmark are drawn anew for every run: with one or two experts a GPU it had up to a
   third more or fewer of them than it states.
+- Prefill and decode measured by themselves under wide expert parallelism overlap two micro-batches. What that hides was
+  measured to be about what the kernels lose that run beside transfers, so both are left out: planned with overlap, the
+  same phases would come out a third to a half too fast. The load of real prompts after EPLB is one constant, from one
+  pair of rows.
+- An MLPerf summary states neither how the model is divided nor how long requests are, and they are not guessed.
 - Fused mixture layers (DeepGEMM's MegaMoE) hide their transfers on Blackwell and not on Hopper: one exponent each.
 - Small collectives on A100 and `h100_dgx` take two to four times as long as elsewhere and no longer for a megabyte:
   they seem to be timed from the host. H100 shares its constants with rows that are not.

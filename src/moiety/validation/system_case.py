@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from moiety.validation.kernel_case import predict_kernel
 from moiety.validation.moe_layer_case import MOE_LAYER, predict_moe_layer
 from moiety.validation.offline_case import predict_offline
+from moiety.validation.phase_case import PHASES, predict_phase
 from moiety.validation.power_case import predict_power
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.training_case import predict_training
@@ -36,9 +37,28 @@ def predict_system(row: SystemRow) -> dict[str, float]:
         return predict_offline(row)
     if row.kind == "e2e" and row.phase == "training":
         return predict_training(row)
+    if row.kind == "e2e" and row.phase in PHASES:
+        return predict_phase(row)
     if row.kind == "energy":
         return predict_power(row)
-    raise SkippedRow(f"{row.kind} rows of this form are not predicted")
+    raise SkippedRow(_missing(row))
+
+
+def _missing(row: SystemRow) -> str:
+    """Return what a row lacks, or the cost model."""
+    reasons = (
+        (row.kind == "latency", "which devices and cards a bare link joins is not stated"),
+        (
+            row.kind == "overlap",
+            "forward and backward chunks that a pipeline runs together (DualPipe) are not modelled",
+        ),
+        ("mlcommons" in row.source, "an MLPerf summary states neither degrees nor lengths"),
+        (row.phase == "ablation", "ratios between runs whose loads are not stated"),
+        ("ShareGPT" in (row.batch or ""), "the lengths of the requests are not stated (ShareGPT)"),
+        ("concurrency" in (row.batch or ""), "the engine's release is not stated"),
+    )
+    other = f"no law is for {row.kind} rows of phase {row.phase!r} and batch {row.batch!r}"
+    return next((reason for holds, reason in reasons if holds), other)
 
 
 _ALL_QUEUED = "max load (all requests queued)"

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from moiety.calibration.catalog import calibration_for
 from moiety.cluster.catalog import catalog_devices, load_device
-from moiety.cost.collective_library import library_times, protocols_of
+from moiety.cost.collective import collective_transfer
+from moiety.cost.collective_library import library_times, protocols_of, wire_bytes
 from moiety.cost.expert_exchange import exchange_transfer
 from moiety.graph.op import Collective
 from moiety.strategy.strategy import Strategy
@@ -31,6 +32,8 @@ _ARCHITECTURES = {"sm90": "h100", "sm100": "b200"}
 _TOKENS = re.compile(r"(\d+) tok/GPU$")
 _ROW_BITS = {"bf16": 16.0, "fp8": 8 + 32 / 128, "mxfp8": 8 + 8 / 32, "nvfp4": 4 + 8 / 16}
 """Bits of an element with its share of the scale of its block."""
+_LARGEST_BYTES = 8.0 * 2**30
+"""What nccl-tests go up to by default."""
 _LOW_LATENCY_TOKENS = 1024
 """Tokens a GPU from which DeepEP is used by its normal kernels, which send a row once to each node."""
 
@@ -51,7 +54,21 @@ def predict_transfer(row: SystemRow) -> dict[str, float]:
         return {"us": 1e6 * sum(library_times(known, COLLECTIVES[row.model], size, gpus, rate))}
     if _EXCHANGE.match(row.model):
         return _exchange(row)
-    raise SkippedRow("a peak over all sizes, or a transfer whose kind is not known")
+    if "busbw_GBps" in row.metrics:
+        return {"busbw_GBps": 1e-9 * _most_bus_bandwidth(row)}
+    raise SkippedRow(f"what kind of transfer {row.model!r} is, and of how many bytes, is not stated")
+
+
+def _most_bus_bandwidth(row: SystemRow) -> float:
+    """Return the bytes a second of each GPU in the largest collective inside a node, as nccl-tests count them."""
+    kind = "all_reduce" if row.model.startswith("all_reduce") else "all_gather"
+    device, gpus = row_device(row), row.n_gpus or 0
+    cluster = row_cluster(device.name, gpus)
+    if not 1 < gpus <= cluster.tiers[0].num_gpus:
+        raise SkippedRow("which domains of links the GPUs lie in is not stated")
+    calibration = calibration_for(device.architecture)
+    found = collective_transfer(kind, _LARGEST_BYTES, tuple(range(gpus)), cluster, calibration)
+    return wire_bytes(kind, _LARGEST_BYTES, gpus) / found.seconds
 
 
 def tokens_per_gpu(row: SystemRow) -> int:

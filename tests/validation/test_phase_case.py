@@ -1,0 +1,77 @@
+"""Rows of one phase by itself, of limits of transfers, and the reasons of those that are not predicted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moiety.validation.skipped import SkippedRow
+from moiety.validation.system_case import predict_system
+from moiety.validation.system_row import SystemRow
+
+PREFILL: dict[str, Any] = {
+    "id": "1",
+    "kind": "e2e",
+    "source": "lm-sys/blog",
+    "hardware": "H100 SXM",
+    "n_gpus": 16,
+    "model": "DeepSeek-V3",
+    "precision": "fp8",
+    "parallel": {"tp": 1, "ep": 16, "attn_dp": 16},
+    "phase": "prefill",
+    "isl": 2048,
+    "batch": "8192 tok/GPU",
+    "metrics": {"input_tok_s_per_gpu": 1.0},
+}
+
+
+def _predicted(**changed: object) -> dict[str, float]:
+    return predict_system(SystemRow.model_validate(PREFILL | changed))
+
+
+def test_a_phase_states_the_same_rate_in_all_its_units() -> None:
+    found = _predicted()
+    assert found["input_tok_s_per_node"] == pytest.approx(8 * found["input_tok_s_per_gpu"])
+    assert found["input_tok_s_per_instance"] == pytest.approx(16 * found["input_tok_s_per_gpu"])
+    assert _predicted(batch=None)["input_tok_s_per_gpu"] == found["input_tok_s_per_gpu"]
+
+
+def test_uneven_experts_and_longer_prompts_are_slower() -> None:
+    even = _predicted()["input_tok_s_per_gpu"]
+    assert _predicted(notes="default expert distribution")["input_tok_s_per_gpu"] < even
+    assert _predicted(isl=8192)["input_tok_s_per_gpu"] < even
+
+
+def test_ranks_that_do_not_divide_the_experts_hold_copies() -> None:
+    decode = {"phase": "decode", "batch": "64 req/GPU", "n_gpus": 24, "parallel": {"ep": 24}}
+    assert _predicted(**decode)["output_tok_s_per_gpu"] > 0
+
+
+def test_the_largest_all_reduce_is_faster_where_the_switch_reduces() -> None:
+    comm = {"kind": "comm", "phase": "comm", "n_gpus": 8, "metrics": {"busbw_GBps": 1.0}}
+    reduced = _predicted(**comm, model="all_reduce single node")["busbw_GBps"]
+    assert reduced > _predicted(**comm, model="ring/other ops")["busbw_GBps"] > 100
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"notes": "24h production average"}, "average"),
+        ({"phase": "decode", "batch": None}, "in flight"),
+        ({"isl": None}, "length"),
+        ({"source": "somebody"}, "engine"),
+        ({"parallel": {"tp": 16}}, "ranks"),
+        ({"phase": "mixed", "source": "mlcommons/results", "batch": "Offline"}, "MLPerf"),
+        ({"phase": "mixed", "batch": "300 ShareGPT requests"}, "ShareGPT"),
+        ({"phase": "mixed", "batch": "8 req/GPU (concurrency 64)"}, "release"),
+        ({"phase": "ablation"}, "ratios"),
+        ({"phase": "mixed", "batch": "some"}, "batch 'some'"),
+        ({"kind": "latency"}, "link"),
+        ({"kind": "overlap"}, "DualPipe"),
+        ({"kind": "comm", "model": "unheard"}, "unheard"),
+    ],
+)
+def test_reasons_name_what_is_missing(changed: dict[str, object], said: str) -> None:
+    with pytest.raises(SkippedRow, match=said):
+        _predicted(**changed)
