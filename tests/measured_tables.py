@@ -77,6 +77,39 @@ def nccl_rows(scale: float = 1.0) -> list[Row]:
     ]
 
 
+def deep_ep_rows(nodes: Sequence[int] = (1, 2)) -> list[Row]:
+    """Return DeepEP's exchanges for few tokens: 1 us (dispatch) and 2 us (combine) a token and node."""
+    return [
+        {"node_num": n, "hidden_size": 1024, "num_token": t, "num_topk": 2, "num_experts": 16}
+        | {"dispatch_avg_t_us": 1.0 * n * t, "combine_avg_t_us": 2.0 * n * t}
+        for n, t in product(nodes, (LEAST, MOST))
+    ]
+
+
+def engine_exchange_rows(ranks: int = 4, nodes: int = 1, dtype: str = "fp8") -> list[Row]:
+    """Return an engine's exchanges of few (3 us a token) and many tokens (5 us)."""
+    fixed: Row = {"ep_size": ranks, "node_num": nodes, "hidden_size": 1024, "topk": 2, "num_experts": 16}
+    return [
+        {**fixed, "phase": phase, "comm_backend": f"deepep_{mode}", "comm_dtype": kept, "num_tokens": t}
+        | {"latency": us * t}
+        for (phase, kept), (mode, us), t in product(
+            (("dispatch", dtype), ("combine", "bfloat16"), ("combine", "default")),
+            (("ll", 3.0), ("ht", 5.0)),
+            (LEAST, MOST),
+        )
+    ]
+
+
+def one_sided_rows(ranks: int = 16) -> list[Row]:
+    """Return exchanges inside a domain of NVLink: 7 us a token; two-sided ones would be faster and must not count."""
+    fixed: Row = {"distribution": "balanced", "hidden_size": 1024, "topk": 2, "num_experts": 16, "moe_ep_size": ranks}
+    return [
+        {**fixed, "op_name": f"alltoall_{op}", "kernel_source": f"NVLink{way}", "moe_dtype": "fp8", "num_tokens": t}
+        | {"latency": 1e-3 * us * t}
+        for op, (way, us), t in product(("dispatch", "combine"), (("OneSided", 7.0), ("TwoSided", 1.0)), (LEAST, MOST))
+    ]
+
+
 FILES: dict[str, list[Row]] = {
     f"gemm/{RELEASE}/gemm_perf.parquet": gemm_rows(),
     f"moe/{RELEASE}/moe_perf.parquet": moe_rows(),
@@ -111,6 +144,7 @@ def tables_for(cluster: Cluster, changed: dict[str, list[Row]] | None = None) ->
     """Return the tables of `FILES`, for the rates of a cluster."""
     files = {**FILES, **(changed or {})}
     del files["comm/nccl/2.9.1/nccl_perf.parquet"]
-    rates = MeasuredRates(dict(cluster.device.peak_flops_per_s), cluster.bandwidth_per_gpu(0))
+    inner, *outer = (cluster.bandwidth_per_gpu(tier) for tier in range(len(cluster.tiers)))
+    rates = MeasuredRates(dict(cluster.device.peak_flops_per_s), inner, tuple(outer))
     read = {name: parquet(rows) for name, rows in files.items()}
     return read_tables(read, name="measured", folder="somewhere", rates=rates)

@@ -1,7 +1,8 @@
 """Tables of measured times from aiconfigurator's Parquet files.
 
 Source of the format: `systems/data/SYSTEM/FAMILY/BACKEND/VERSION/*_perf.parquet` of aiconfigurator-core 0.12.0.
-`latency` is in milliseconds; `message_size` counts elements of the whole tensor, reduced, gathered or to be scattered.
+`latency` is in milliseconds, for DeepEP in microseconds; `message_size` counts elements of the whole tensor that is
+reduced, gathered or to be scattered; tokens of exchanges are those of one rank.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
 
 _Row = tuple[Any, ...]
 _HALF_BYTES = 2
+_NORMAL = "wideep_deepep_normal_perf.parquet"
 _NAMES = frozenset(
     {
         *("gemm_dtype", "moe_dtype", "kv_cache_dtype", "attn_dtype", "mla_dtype", "allreduce_dtype", "nccl_dtype"),
-        *("distribution", "kernel_source", "op_name"),
+        *("distribution", "kernel_source", "op_name", "comm_backend", "comm_dtype", "phase"),
     }
 )
 """Columns that hold names; the others hold numbers."""
@@ -45,6 +47,52 @@ class TableFile:
     key: Callable[[_Row], Key | None]
     """None for rows that stand for something that no plan asks for."""
     point: Callable[[_Row], tuple[float, ...]]
+    times: tuple[str, ...] = ("latency",)
+    """Columns that add up to the time."""
+    unit_s: float = 1e-3
+    of_any_release: bool = False
+    """Whether the engine's newest release that has the file stands in for one that has none."""
+
+
+_ROWS: dict[str, str] = {"bfloat16": "bf16", "fp8": "fp8", "nvfp4": "fp4"}
+"""Formats of exchanged rows."""
+
+
+def _exchanged(kind: str, dtype: str) -> str | None:
+    """Return the format of a kernel's rows; what is combined is known where all of it is in BF16."""
+    return _ROWS.get(dtype) if kind == "dispatch" or dtype == "bfloat16" else None
+
+
+def _deep_ep(name: str, phase: str, kind: str, dtype: str, *times: str) -> TableFile:
+    """Return half of a file of DeepEP's own benchmark, of whole nodes: its dispatch is of FP8 rows."""
+    return TableFile(
+        name,
+        "comm",
+        ("hidden_size", "num_topk", "num_experts", "node_num", "num_token"),
+        lambda row: (kind, phase, dtype, *row[:3], "nodes", row[3]),
+        lambda row: row[4:5],
+        times,
+        1e-6,
+        of_any_release=True,
+    )
+
+
+def _engine_exchange(row: _Row) -> Key | None:
+    """Return the key of an engine's DeepEP kernel, for few tokens (decode) or many."""
+    kind, backend, dtype, hidden, top_k, experts, ranks, nodes = row[:8]
+    phase = "decode" if backend.endswith("_ll") else "prefill" if backend.endswith("_ht") else None
+    rows = _exchanged(kind, dtype)
+    return None if phase is None or rows is None else (kind, phase, rows, hidden, top_k, experts, "ranks", ranks, nodes)
+
+
+def _one_sided(row: _Row) -> Key | None:
+    """Return the key of an exchange inside a domain of NVLink that is one kernel: others prepare in another first."""
+    op, source, dtype, distribution, hidden, top_k, experts, ranks = row[:8]
+    kind = {"alltoall_dispatch": "dispatch", "alltoall_combine": "combine"}.get(op)
+    rows = _ROWS.get(dtype) if kind == "dispatch" else "bf16"
+    if kind is None or rows is None or (source, distribution) != ("NVLinkOneSided", "balanced"):
+        return None
+    return (kind, "any", rows, hidden, top_k, experts, "domain", ranks)
 
 
 TABLE_FILES = (
@@ -113,6 +161,34 @@ TABLE_FILES = (
         lambda row: ("nccl", *row[:2]) if row[2] == "half" else None,
         lambda row: (_HALF_BYTES * row[3],),
     ),
+    _deep_ep("wideep_deepep_ll_perf.parquet", "decode", "dispatch", "fp8", "dispatch_avg_t_us"),
+    _deep_ep("wideep_deepep_ll_perf.parquet", "decode", "combine", "bf16", "combine_avg_t_us"),
+    _deep_ep(_NORMAL, "prefill", "dispatch", "fp8", "dispatch_transmit_us", "dispatch_notify_us"),
+    _deep_ep(_NORMAL, "prefill", "combine", "bf16", "combine_transmit_us", "combine_notify_us"),
+    TableFile(
+        "moe_a2a_perf.parquet",
+        "comm",
+        (
+            *("phase", "comm_backend", "comm_dtype", "hidden_size", "topk", "num_experts", "ep_size", "node_num"),
+            "num_tokens",
+        ),
+        _engine_exchange,
+        lambda row: row[8:9],
+        ("latency",),
+        1e-6,
+        of_any_release=True,
+    ),
+    TableFile(
+        "trtllm_alltoall_perf.parquet",
+        "comm",
+        (
+            *("op_name", "kernel_source", "moe_dtype", "distribution", "hidden_size", "topk", "num_experts"),
+            *("moe_ep_size", "num_tokens"),
+        ),
+        _one_sided,
+        lambda row: row[8:9],
+        of_any_release=True,
+    ),
 )
 
 
@@ -125,17 +201,23 @@ def read_tables(files: Mapping[str, bytes], *, name: str, folder: str, rates: Me
     digest = hashlib.sha256()
     for path, data in sorted(files.items()):
         digest.update(hashlib.sha256(path.encode()).digest() + hashlib.sha256(data).digest())
-        form = next(each for each in TABLE_FILES if path.rpartition("/")[2] == each.name)
-        rows: dict[Key, list[tuple[tuple[float, ...], float]]] = {}
-        for number, row in enumerate(_rows(data, path, (*form.columns, "latency"))):
-            *sizes, latency = row
-            key = form.key(tuple(sizes))
-            if key is not None:
-                point = form.point(tuple(sizes))
-                _check((*point, latency), path, number)
-                rows.setdefault(key, []).append((point, latency / 1e3))
-        grids |= {key: grid_of(found) for key, found in rows.items()}
+        for form in TABLE_FILES:
+            if path.rpartition("/")[2] == form.name:
+                grids |= _grids(form, data, path)
     return KernelTables(TableSource(name=name, folder=folder, sha256=digest.hexdigest()), rates, grids)
+
+
+def _grids(form: TableFile, data: bytes, path: str) -> dict[Key, Grid]:
+    """Return what a file holds of one kind, by key."""
+    rows: dict[Key, list[tuple[tuple[float, ...], float]]] = {}
+    for number, row in enumerate(_rows(data, path, (*form.columns, *form.times))):
+        sizes, times = row[: len(form.columns)], row[len(form.columns) :]
+        key = form.key(sizes)
+        if key is not None:
+            point, time = form.point(sizes), sum(times)
+            _check((*point, time), path, number)
+            rows.setdefault(key, []).append((point, time * form.unit_s))
+    return {key: grid_of(found) for key, found in rows.items()}
 
 
 def devices_in(data: bytes, path: str) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ class MeasuredRates:
     peak_flops_per_s: Mapping[Dtype, float]
     link_bytes_per_s: float
     """One way, per GPU, in the innermost domain of links."""
+    outer_bytes_per_s: tuple[float, ...] = ()
+    """The same on every tier beyond; not known where it is left out."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,15 +71,19 @@ def _releases(system: Path) -> tuple[str, ...]:
 
 def _paths(system: Path, release: str) -> list[str]:
     """Return the files of an engine's release and of the library, relative to the folder."""
-    paths: list[str] = []
+    paths: dict[str, None] = {}
     for form in TABLE_FILES:
-        if form.family == f"comm/{_LIBRARY}":
-            versions = sorted(system.glob(f"{form.family}/*/{form.name}"), key=lambda path: _order(path.parent.name))
-            paths += [path.relative_to(system).as_posix() for path in versions[-1:]]
-        else:
-            path = f"{form.family}/{release}/{form.name}"
-            paths += [path] if (system / path).is_file() else []
-    return paths
+        exact = f"{form.family}/{release}/{form.name}"
+        if (system / exact).is_file():
+            paths[exact] = None
+            continue
+        engine = release.partition("/")[0]
+        others = {f"comm/{_LIBRARY}": f"{form.family}/*/{form.name}"}.get(form.family)
+        if form.of_any_release:
+            others = f"{form.family}/{engine}/*/{form.name}"
+        versions = sorted(system.glob(others) if others else (), key=lambda path: _order(path.parent.name))
+        paths |= {path.relative_to(system).as_posix(): None for path in versions[-1:]}
+    return list(paths)
 
 
 def _order(version: str) -> tuple[int, ...]:
@@ -102,4 +106,5 @@ def _words(device: str) -> set[str]:
 
 
 def _rates(cluster: Cluster) -> MeasuredRates:
-    return MeasuredRates(dict(cluster.device.peak_flops_per_s), cluster.bandwidth_per_gpu(0))
+    inner, *outer = (cluster.bandwidth_per_gpu(tier) for tier in range(len(cluster.tiers)))
+    return MeasuredRates(dict(cluster.device.peak_flops_per_s), inner, tuple(outer))

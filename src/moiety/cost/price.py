@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from moiety.cost.collective import Transfer, collective_transfer
 from moiety.cost.expert_exchange import exchange_transfer
 from moiety.cost.measured import slowdown, table_seconds, table_transfer
+from moiety.cost.measured_exchange import table_exchange
 from moiety.cost.roofline import compute_seconds
 from moiety.graph.op import Collective
 from moiety.strategy.strategy import Strategy
@@ -109,19 +110,7 @@ class Pricer:
             return OpPrice(op, seconds, None, origin)
         if work.kind in {"dispatch", "combine"}:
             assert moe is not None, "only MoE layers exchange tokens"
-            strategy = self._graph.layout.strategy
-            transfer = exchange_transfer(
-                work,
-                moe,
-                strategy,
-                self._cluster,
-                self._calibration,
-                decode=self._decode,
-                load=load,
-                first_rank=self._first_rank,
-                traffic=self._traffic,
-            )
-            return OpPrice(op, 0.0, transfer)
+            return self._exchange(op, work, moe, load)
         transfers = (self._transfer(work, group) for group in self._groups_of(work.axis))
         transfer, origin = max(transfers, key=lambda each: each[0].seconds)
         return OpPrice(op, 0.0, transfer, origin)
@@ -136,6 +125,20 @@ class Pricer:
                 longer = slowdown(work, device, self._calibration, tables, load=load, sm_share=share)
                 return measured * longer, "table" if longer == 1 else "scaled"
         return compute_seconds(work, device, self._calibration, load=load, sm_share=share), "law"
+
+    def _exchange(self, op: Op, work: Collective, moe: MoeFeedForward, load: float) -> OpPrice:
+        graph, cluster, calibration = self._graph, self._cluster, self._calibration
+        decode, first, traffic = self._decode, self._first_rank, self._traffic
+        found = table_exchange(
+            work, moe, graph, cluster, calibration, decode=decode, load=load, first_rank=first, traffic=traffic
+        )
+        if found is not None:
+            return OpPrice(op, 0.0, found[0], "table" if found[1] else "scaled")
+        strategy = graph.layout.strategy
+        transfer = exchange_transfer(
+            work, moe, strategy, cluster, calibration, decode=decode, load=load, first_rank=first, traffic=traffic
+        )
+        return OpPrice(op, 0.0, transfer)
 
     def _transfer(self, work: Collective, group: tuple[int, ...]) -> tuple[Transfer, Origin]:
         found = table_transfer(work, group, self._cluster, self._calibration, decode=self._decode)

@@ -32,8 +32,8 @@ _ENGINES: dict[str, Engine] = {"profile-data": "moiety", "vllm-project": "vllm",
 """Engines by what names them in a row's source; of DeepSeek's own only the kernels are known."""
 _PER_GPU = re.compile(r"(\d+) (tok|req)/GPU")
 _REAL_LOAD = 1.35
-"""The busiest rank's rows over the mean, of DeepSeek-V3 after EPLB on a benchmark's prompts: what sets the row with real
-experts apart from that with random ones (lm-sys, large-scale EP, 4,096 tokens of prompt)."""
+"""The busiest rank's rows over the mean, of DeepSeek-V3 after EPLB on a benchmark's prompts: what sets the row with
+real experts apart from that with random ones (lm-sys, large-scale EP, 4,096 tokens of prompt)."""
 
 
 def predict_phase(row: SystemRow) -> dict[str, float]:
