@@ -54,6 +54,19 @@ def test_the_largest_all_reduce_is_faster_where_the_switch_reduces() -> None:
     assert reduced > _predicted(**comm, model="ring/other ops")["busbw_GBps"] > 100
 
 
+def test_timing_from_the_host_lengthens_small_collectives_of_a_benchmark_and_large_ones_hardly() -> None:
+    def both(size: float) -> tuple[float, float]:
+        comm = {"kind": "comm", "phase": "comm", "n_gpus": 2, "model": "all_reduce", "hardware": "h100_dgx"}
+        comm |= {"metrics": {"bytes": size, "us": 1.0}}
+        timed, plain = (_predicted(**comm, source=source)["us"] for source in ("microsoft/vidur:data", "somebody"))
+        return timed, plain
+
+    timed, plain = both(2048.0)
+    assert timed > 2 * plain
+    timed, plain = both(2.0**28)
+    assert plain < timed < 1.02 * plain
+
+
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

@@ -122,6 +122,9 @@ class CollectiveProtocols(Record):
     share_exponent: Annotated[float, Field(ge=-2, le=2)]
     """A group of n reaches `share x (n / largest_group) ^ share_exponent` of the bandwidth."""
     protocols: tuple[Protocol, ...] = Field(min_length=1)
+    host_s: dict[str, Seconds] = Field(default_factory=dict[str, Seconds], exclude_if=lambda value: not value)
+    """Of benchmarks, by source and hardware: what their way of timing takes beside a collective, hidden
+    in part behind it. Their rows are predicted with it, plans without."""
 
     @model_validator(mode="after")
     def _knows_every_size(self) -> Self:

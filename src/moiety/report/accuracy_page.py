@@ -74,8 +74,10 @@ _KNOWN = """## What no law here explains
   pair of rows.
 - An MLPerf summary states neither how the model is divided nor how long requests are, and they are not guessed.
 - Fused mixture layers (DeepGEMM's MegaMoE) hide their transfers on Blackwell and not on Hopper: one exponent each.
-- Small collectives on A100 and `h100_dgx` take two to four times as long as elsewhere and no longer for a megabyte:
-  they seem to be timed from the host. H100 shares its constants with rows that are not.
+- Small collectives on `h100_dgx` and, less so, on apex's H100 take longer than elsewhere and no longer for a megabyte:
+  they are timed from the host. What that takes is fitted for each benchmark beside NCCL's constants (`host_s`), so that
+  plans do not pay for it; of a benchmark that is left out it is not known. A100 has one benchmark only, so its
+  constants hold it.
 - DeepEP's first normal kernels over two nodes reach half of what they reach over four, and of what the second
   version reaches over two. The law has the network alone set the pace, as it does in the other rows.
 - On one node dispatch and combine of some hundred tokens hide part of their start-up behind the transfer; the

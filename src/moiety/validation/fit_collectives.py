@@ -2,7 +2,8 @@
 
 Per architecture two families of protocols. Rings (all-reduce, all-gather, reduce-scatter) have LL, LL128 and Simple,
 each with a start-up, a time per step and a share of the link, which an all-reduce uses better by a factor. All-to-all
-sends straight to every peer, by LL up to the size of message at which NCCL leaves it, by Simple beyond.
+sends straight to every peer, by LL up to the size of message at which NCCL leaves it, by Simple beyond. What timing
+takes each benchmark is fitted beside them, so that it is no part of them.
 """
 
 from __future__ import annotations
@@ -14,13 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moiety.calibration.calibration import CollectiveProtocols, LibraryCollective, Protocol
-from moiety.cost.collective_library import library_times
 from moiety.validation.fitting import Fitting, Split, each_value, every_fold, rounded_fields
 from moiety.validation.least_squares import minimise, robust
 from moiety.validation.serving_case import row_cluster
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
-from moiety.validation.transfer_case import COLLECTIVES, row_device
+from moiety.validation.transfer_case import COLLECTIVES, benchmark, row_device, timed_us
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 LL_PEER_BYTES = 16_384
 """Largest message to one peer that NCCL sends by LL (its parameter NCCL_P2P_LL_THRESHOLD)."""
 _SCALE, _PRIOR_WIDTH, _PRIOR_WEIGHT, _ROUNDS = 0.1, 1.5, 0.05, 60
+_HOST_S = 1e-6
+"""What timing takes a benchmark of captured or queued launches, at most."""
 _LATER = (0.0, 0.7, 1.4)
 """Logarithms that all start-up times are moved by, to begin the fit elsewhere: launches from Python take longer."""
 
@@ -53,9 +55,19 @@ class _Family:
         return np.array([*np.log([*self.start_s, *self.step_s, *self.share]), 0.0, self.share_exponent])
 
     def protocols(
-        self, constants: NDArray[np.float64], architecture: str, largest: int, names: frozenset[LibraryCollective]
+        self,
+        constants: NDArray[np.float64],
+        architecture: str,
+        largest: int,
+        names: frozenset[LibraryCollective],
+        benchmarks: Sequence[str] = (),
     ) -> list[CollectiveProtocols]:
-        """Return what the catalogue holds of the collectives named, for constants in the order of `centre`."""
+        """Return what the catalogue holds of the collectives named, for constants in the order of `centre`.
+
+        Logarithms of what timing takes each of the benchmarks follow them.
+        """
+        constants, hosts = np.split(constants, [len(self.centre)])
+        host_s = dict(zip(benchmarks, np.exp(hosts).tolist(), strict=True))
         start, step, share = np.exp(constants[:-2]).reshape(3, -1)
         gains = {names - _REDUCED: 1.0, names & _REDUCED: float(np.exp(constants[-2]))}
         return [
@@ -64,6 +76,7 @@ class _Family:
                 architectures=(architecture,),
                 largest_group=largest,
                 share_exponent=float(np.clip(constants[-1], -2, 2)),
+                host_s=host_s,
                 protocols=tuple(
                     Protocol(start_s=a, step_s=b, share=c, most_peer_bytes=limit)
                     for a, b, c, limit in zip(
@@ -125,8 +138,7 @@ class Timed:
     def error(self, known: Sequence[CollectiveProtocols]) -> float:
         """Return the relative error of its time by the first protocols that are for it."""
         own = next(e for e in known if self.architecture in e.architectures and self.collective in e.collectives)
-        times = library_times(own, self.collective, self.size_bytes, self.gpus, self.bandwidth_bytes_per_s)
-        return 1e6 * sum(times) / self.measured_us - 1
+        return timed_us(self.row, own, self.size_bytes, self.gpus, self.bandwidth_bytes_per_s) / self.measured_us - 1
 
 
 def timed_rows(rows: Sequence[ServingRow | SystemRow]) -> list[Timed]:
@@ -166,19 +178,20 @@ def collective_errors(known: Sequence[CollectiveProtocols], rows: Sequence[Timed
 
 def _fit(family: _Family, architecture: str, rows: Sequence[Timed]) -> list[CollectiveProtocols]:
     """Return the protocols whose times are nearest to the measured ones, by the relative errors."""
-    largest, centre = max(each.gpus for each in rows), family.centre
+    largest, benchmarks = max(each.gpus for each in rows), sorted({benchmark(each.row) for each in rows})
+    centre = np.concatenate([family.centre, np.full(len(benchmarks), np.log(_HOST_S))])
     names: frozenset[LibraryCollective] = frozenset(each.collective for each in rows)
     later = np.zeros_like(centre)
     later[: 2 * len(family.start_s)] = 1.0
 
     def residuals(constants: NDArray[np.float64]) -> NDArray[np.float64]:
-        known = family.protocols(constants, architecture, largest, names)
+        known = family.protocols(constants, architecture, largest, names, benchmarks)
         errors = np.array([each.error(known) for each in rows])
         return np.concatenate([robust(errors, _SCALE), _PRIOR_WEIGHT * (constants - centre) / _PRIOR_WIDTH])
 
     fitted = [minimise(residuals, centre + shift * later, rounds=_ROUNDS) for shift in _LATER]
     best = min(fitted, key=lambda each: float(np.square(residuals(each)).sum()))
-    return [rounded_fields(each) for each in family.protocols(best, architecture, largest, names)]
+    return [rounded_fields(each) for each in family.protocols(best, architecture, largest, names, benchmarks)]
 
 
 def _splits(rows: Sequence[Timed]) -> list[Split[Timed]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ def predict_transfer(row: SystemRow) -> dict[str, float]:
     """Return the predicted metrics of a transfer; raise SkippedRow with the reason where there are none."""
     if row.model in COLLECTIVES:
         known, size, gpus, rate = library_case(row)
-        return {"us": 1e6 * sum(library_times(known, COLLECTIVES[row.model], size, gpus, rate))}
+        return {"us": timed_us(row, known, size, gpus, rate)}
     if _EXCHANGE.match(row.model):
         return _exchange(row)
     if "busbw_GBps" in row.metrics:
@@ -77,6 +78,17 @@ def tokens_per_gpu(row: SystemRow) -> int:
     if tokens is None:
         raise SkippedRow("tokens a GPU are not stated")
     return int(tokens[1])
+
+
+def timed_us(row: SystemRow, known: CollectiveProtocols, size_bytes: float, gpus: int, rate: float) -> float:
+    """Return microseconds of a collective as the row's benchmark times it: from the host, part of which it hides."""
+    seconds = sum(library_times(known, COLLECTIVES[row.model], size_bytes, gpus, rate))
+    return 1e6 * math.hypot(seconds, known.host_s.get(benchmark(row), 0.0))
+
+
+def benchmark(row: SystemRow) -> str:
+    """Return whose measurement a row is, on which machine."""
+    return f"{row.source.partition(':')[0]} {row.hardware}"
 
 
 def library_case(row: SystemRow) -> tuple[CollectiveProtocols, float, int, float]:
