@@ -59,6 +59,14 @@ def test_the_formula_by_hand() -> None:
     assert product_seconds(work, H100, line) == pytest.approx(expected)
 
 
+def test_a_format_may_reach_less_of_the_memory_than_of_the_tensor_cores() -> None:
+    line = CALIBRATION.roofline["grouped_gemm_decode"]
+    few, many = (Gemm(rows, 4096, 2048, "fp8", "bf16", 8, experts=True) for rows in (8, 65_536))
+    slow = line.model_copy(update={"format_memory_efficiency": {"fp8": 0.5}})
+    assert product_seconds(few, H100, slow) > 1.5 * product_seconds(few, H100, line)
+    assert product_seconds(many, H100, slow) < 1.2 * product_seconds(many, H100, line)
+
+
 def test_waves_of_tiles_by_hand() -> None:
     only = TileGrid(rows=(128,), columns=(128,), step_bytes=128, step_s=1e-7)
     # 9 x 8 tiles on 64 SMs: two waves of 16 steps, each 128 x 128 x 128 multiply-adds of one byte

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moiety.projection.serving import disaggregated_latency, offline_sequences, offline_throughput
+from moiety.calibration.serving import PREFILL_APART
+from moiety.projection.serving import aggregated_latency, offline_sequences, offline_throughput
+from moiety.projection.serving_apart import disaggregated_latency
 from moiety.projection.speculation import tokens_per_step
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import serving_case
@@ -54,23 +56,60 @@ def test_guesses_cost_time_and_pay_only_where_they_are_right(pools: tuple[Servin
     guessing = replace(decode, draft_tokens=3)
     assert decode.step_s(0, 8, 1000) < guessing.step_s(0, 8, 1000) < 4 * decode.step_s(0, 8, 1000)
     assert guessing.step_s(4096, 0, 0) == decode.step_s(4096, 0, 0)
-    plain = disaggregated_latency(prefill, decode, 16).tpot_s
-    assert disaggregated_latency(prefill, replace(guessing, acceptance=0.9), 16).tpot_s < plain
-    assert disaggregated_latency(prefill, replace(guessing, acceptance=0.0), 16).tpot_s > plain
+    plain = disaggregated_latency(prefill, decode, 16, PREFILL_APART).tpot_s
+    assert disaggregated_latency(prefill, replace(guessing, acceptance=0.9), 16, PREFILL_APART).tpot_s < plain
+    assert disaggregated_latency(prefill, replace(guessing, acceptance=0.0), 16, PREFILL_APART).tpot_s > plain
 
 
 def test_who_finds_no_slot_waits_for_one(pools: tuple[ServingPool, ServingPool]) -> None:
     prefill, decode = pools
-    free, limited = (disaggregated_latency(prefill, replace(decode, max_sequences=most), 64) for most in (32, 16))
+    free, limited = (
+        disaggregated_latency(prefill, replace(decode, max_sequences=most), 64, PREFILL_APART) for most in (32, 16)
+    )
     assert limited.running == 16
     assert limited.tpot_s < free.tpot_s
-    assert limited.ttft_s > free.ttft_s + 0.9 * 255 * limited.tpot_s
+    # as long as an answer, and longer where the prompt takes its time too: yet the two do not add up
+    assert 255 * limited.tpot_s < limited.ttft_s < free.ttft_s + 255 * limited.tpot_s
 
 
 def test_few_workers_for_prompts_make_a_queue(pools: tuple[ServingPool, ServingPool]) -> None:
     prefill, decode = pools
-    waits = [disaggregated_latency(replace(prefill, num_workers=count), decode, 2000).ttft_s for count in (1, 4, 64)]
+    waits = [
+        disaggregated_latency(replace(prefill, num_workers=count), decode, 2000, PREFILL_APART).ttft_s
+        for count in (1, 4, 64)
+    ]
     assert waits[0] > 2 * waits[1] > 2 * waits[2]
+
+
+def test_groups_that_step_as_one_see_the_prompts_of_the_others(pools: tuple[ServingPool, ServingPool]) -> None:
+    def tpot_s(groups: int, unshared: float) -> float:
+        release = pools[1].release.model_copy(update={"unshared_prefill": unshared})
+        strategy = pools[1].strategy.model_copy(update={"tp": 8 // groups, "attn_dp": groups})
+        return aggregated_latency(replace(pools[1], strategy=strategy, release=release), 64).tpot_s
+
+    assert tpot_s(1, 0.5) == tpot_s(1, 0.0)
+    assert tpot_s(8, 0.0) < tpot_s(8, 0.5) < tpot_s(8, 1.0)
+
+
+@pytest.mark.parametrize("model", ["openai/gpt-oss-120b", "deepseek-ai/DeepSeek-V3"])
+def test_an_engine_that_keeps_all_tokens_holds_fewer_sequences_with_windows(model: str) -> None:
+    row = ROW | {
+        "model": model,
+        "precision": "fp4",
+        "prefill": None,
+        "decode": None,
+        "mode": "agg",
+        "tp": 8,
+        "moe_ep": 8,
+    }
+    case = serving_case(ServingRow.model_validate(row))
+    pool = ServingPredictor().pool(case, case.decode)
+    few, many = (
+        replace(pool, release=pool.release.model_copy(update={"keeps_all_tokens": each})).capacity()
+        for each in (True, False)
+    )
+    # half of the layers of gpt-oss see a window, which is short beside a prompt and its answer
+    assert many / few == pytest.approx(1.8 if "gpt-oss" in model else 1.0, abs=0.05)
 
 
 def test_an_offline_run_takes_whole_waves(pools: tuple[ServingPool, ServingPool]) -> None:

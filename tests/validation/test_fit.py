@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import json
+from itertools import product
 from typing import TYPE_CHECKING
 
 import pytest
 
 from moiety.calibration.catalog import load_calibration
 from moiety.calibration.reader import read_calibration
+from moiety.calibration.serving import PREFILL_APART
 from moiety.cluster.catalog import load_device
 from moiety.package_data import catalog_text
 from moiety.validation.facts import catalog_facts
 from moiety.validation.fit import FITTINGS, main
+from moiety.validation.fit_apart import TimedApart, fit_apart
 from moiety.validation.fit_kernels import KERNELS_FIT, TimedKernel, fit_kernels, timed_kernels
 from moiety.validation.fitting import FOLDS, every_fold
 from moiety.validation.kernel_case import Kernel, dense_product
+from moiety.validation.predict import ServingPredictor
+from moiety.validation.serving_case import serving_case
+from moiety.validation.serving_row import ServingRow
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 CALIBRATION = load_calibration()
+APART = {
+    "id": "made",
+    "model": "deepseek-ai/DeepSeek-V3",
+    "system": "gb200",
+    "backend": "trtllm",
+    "backend_version": "1.2.0",
+    "precision": "fp8",
+    "mode": "disagg",
+    "osl": 256,
+    "decode": {"workers": 2, "tp": 8, "moe_ep": 8},
+    "draft_tokens": 0,
+    "measured": {},
+}
 
 
 def test_a_fit_finds_the_constants_that_made_the_times() -> None:
@@ -43,6 +62,24 @@ def test_no_fold_leaves_a_kind_without_kernels() -> None:
         if not split.name.startswith("a fifth"):
             for left_out in split.folds:
                 assert {each.kernel.kind for each in samples if not left_out(each)} == kinds, split.name
+
+
+def test_times_to_first_token_with_prefill_apart_give_their_constants_back() -> None:
+    made = PREFILL_APART.model_copy(
+        update={"handover_overhead_s": 0.05, "burst": 0.2, "prompt_slowdown": {"tensorrt-llm": 0.7}}
+    )
+    runs = list[TimedApart]()
+    for workers, width, concurrency, tokens in product((1, 4), (1, 8), (4, 64, 1024), (512, 8192)):
+        row = APART | {"isl": tokens, "concurrency": concurrency}
+        row |= {"prefill": {"workers": workers, "tp": 8 // width, "attention_dp": width, "moe_ep": 8}}
+        stated = ServingRow.model_validate(row)
+        parts = ServingPredictor().apart_parts(serving_case(stated))
+        runs.append(TimedApart(stated, parts, parts.ttft_s(made)))
+    found = fit_apart(runs)
+    assert found.handover_overhead_s == pytest.approx(0.05, rel=0.1)
+    assert found.data_parallel_overhead_s == pytest.approx(made.data_parallel_overhead_s, rel=0.1)
+    assert found.burst == pytest.approx(0.2, rel=0.2)  # drawn to what was expected
+    assert found.prompt_slowdown == {"tensorrt-llm": pytest.approx(0.7, rel=0.1)}
 
 
 @pytest.mark.parametrize("what", ["kernels", "collectives"])

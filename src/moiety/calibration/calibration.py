@@ -86,6 +86,10 @@ class Roofline(Sourced):
         default_factory=dict[Dtype, Share], exclude_if=lambda value: not value
     )
     """What products with weights of a format reach of both efficiencies; of formats that are not named, all."""
+    format_memory_efficiency: dict[Dtype, Share] = Field(
+        default_factory=dict[Dtype, Share], exclude_if=lambda value: not value
+    )
+    """The same of the memory efficiency alone, where the two were told apart."""
     tiles: TileGrid | None = Field(default=None, exclude_if=lambda value: value is None)
     """Of products; None: any number of SMs shares the work evenly."""
     row_spread: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, exclude_if=lambda value: not value)

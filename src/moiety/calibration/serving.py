@@ -14,6 +14,8 @@ from moiety.calibration.calibration import (
     Factor,
     Roofline,
     RooflineKind,
+    Seconds,
+    Sourced,
 )
 from moiety.records import Record
 
@@ -34,8 +36,15 @@ class EngineRelease(EngineOverheads):
     """First release that it no longer holds for; None: all that follow."""
     mixes_prefill: bool
     """Chunks of prompts run in the steps that decode; otherwise in steps of their own, while decoding waits."""
+    keeps_all_tokens: bool
+    """Layers with a sliding window have all tokens of a sequence in their cache, not the window's only."""
     interference: Factor
     """Share of the prompts' computation that is added to the time per output token."""
+    unshared_prefill: Factor
+    """Share of that which attention groups without a prompt of their own see where others of their worker compute one.
+
+    All groups of a worker step together.
+    """
     data_parallel_slowdown: Factor
     """Times `prefill_slowdown` where attention is data parallel, whose groups wait for one another."""
     wait: Factor
@@ -72,6 +81,40 @@ class ServingFamily(Record):
         return next((each for each in own if each.since is not None and each.until is None), self.release(engine, ""))
 
 
+class PrefillApart(Sourced):
+    """What deployments add whose prompts are computed by workers of their own, whatever the device and the release."""
+
+    handover_overhead_s: Seconds
+    """Router, and the transfer of a cache set up, of a request alone."""
+    data_parallel_overhead_s: Seconds
+    """What is added where the prompt's worker has very many attention groups, which wait for one another to step.
+
+    With n groups (1 - 1/n) of it.
+    """
+    concurrency_overhead_s: Seconds
+    """What each request in flight adds."""
+    burst: Factor
+    """Share of a whole batch of prompts that a mean request waits for: runs start with all of them at once."""
+    prompt_slowdown: dict[Engine, Factor]
+    """Of prompts, against those of workers that decode as well; of engines that are not named, none."""
+
+    def request_s(self, groups: int) -> float:
+        """Return what a request alone takes longer by, where the prompts' workers have so many attention groups."""
+        return self.handover_overhead_s + (1 - 1 / groups) * self.data_parallel_overhead_s
+
+
+PREFILL_APART = PrefillApart(
+    basis="assumed",
+    source="expected before any fit",
+    handover_overhead_s=0.1,
+    data_parallel_overhead_s=0.2,
+    concurrency_overhead_s=4e-4,
+    burst=0.1,
+    prompt_slowdown={},
+)
+"""What is expected before any fit."""
+
+
 class ServingConstants(Record):
     """The constants of every family; the first family also stands for devices that none was made for."""
 
@@ -81,6 +124,7 @@ class ServingConstants(Record):
 
     85 to 90 % (DeepSeek-V3, arXiv:2412.19437, section 5.4.3).
     """
+    apart: PrefillApart = PREFILL_APART
     families: tuple[ServingFamily, ...] = Field(min_length=1)
 
     def family(self, architecture: str) -> ServingFamily:

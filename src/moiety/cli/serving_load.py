@@ -87,7 +87,7 @@ def serve_load(plan: Plan, calibration: Calibration, load: ServingLoad) -> Serve
 
     pools = serving_pools(plan, calibration)
     groups, work = pools.decode.num_groups, plan.workload
-    engine = serving_engine(pools.decode, pools.prefill, prefix_hit_rate=load.prefix_hits)
+    engine = serving_engine(pools.decode, pools.prefill, pools.apart, prefix_hit_rate=load.prefix_hits)
     count = max(load.requests // groups, 1)
     lengths = (work.input_tokens, work.output_tokens)
     rate = load.rate_per_s if load.concurrency is None and load.rate_per_s else None

@@ -110,8 +110,11 @@ def cache_bytes_per_token(attention: Attention, tp: int, element_bytes: float) -
     return attention.cache_elements_per_token() * element_bytes
 
 
-def cache_bytes(graph: Graph, layers: range, tokens: int, sequences: int) -> int:
-    """Return the bytes of KV cache and attention state of `layers` on one GPU; a window caps a sequence's share."""
+def cache_bytes(graph: Graph, layers: range, tokens: int, sequences: int, *, keeps_all: bool = False) -> int:
+    """Return the bytes of KV cache and attention state of `layers` on one GPU.
+
+    A window caps a sequence's share, unless the engine keeps all tokens.
+    """
     layout = graph.layout
     element = CACHE_BYTES_PER_ELEMENT[layout.options.dtypes.kv_cache]
     total = 0.0
@@ -121,7 +124,7 @@ def cache_bytes(graph: Graph, layers: range, tokens: int, sequences: int) -> int
             total += sequences * attention.state_elements() / layout.strategy.tp * BYTES_PER_ELEMENT["fp32"]
             continue
         window = attention.sliding_window if isinstance(attention, GroupedQueryAttention) else None
-        kept = tokens if window is None else min(tokens, sequences * window)
+        kept = tokens if window is None or keeps_all else min(tokens, sequences * window)
         total += kept * cache_bytes_per_token(attention, layout.strategy.tp, element)
     return int(total)
 

@@ -76,7 +76,8 @@ def product_seconds(work: Gemm, device: Device, line: Roofline, *, load: float =
         parts = line.tiles.depth_parts.get(work.weight_dtype, (1,))
         compute = tile_wave_seconds(down, work.n, work.k * read, line.tiles, sms, sm_rate * read, parts)
     moved = work.weight_bytes + rows * (work.k * read + work.n * written) * work.times
-    memory = moved / (line.memory_efficiency * reached * device.memory_bandwidth_bytes_per_s)
+    moves = line.memory_efficiency * line.format_memory_efficiency.get(work.weight_dtype, reached)
+    memory = moved / (moves * device.memory_bandwidth_bytes_per_s)
     return _together(compute * work.times, memory, line)
 
 

@@ -9,11 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.cost.memory import cache_bytes
-from moiety.graph.graph import build_step_graph
-from moiety.plan import Schedule
 from moiety.projection.phase import CHUNK_TOKENS
-from moiety.projection.queue import closed_loop_load, queue_wait_s
+from moiety.projection.queue import queue_wait_s
 from moiety.projection.speculation import tokens_per_step
 
 if TYPE_CHECKING:
@@ -47,7 +44,7 @@ class ServingLatency:
 
 
 @dataclass(frozen=True, slots=True)
-class _Load:
+class GroupLoad:
     """A group's share of the requests in flight, and what one step of it takes."""
 
     offered: float
@@ -72,10 +69,10 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     take); the batch of prompts that a run starts with; and, where the cache is full, a running request's whole time.
     """
     release, work = pool.release, pool.workload
-    load = _load(pool, concurrency)
+    load = group_load(pool, concurrency)
     share = load.running * load.chunks / work.output_tokens
     others = max(load.running - 1, 0) / load.running
-    tpot_s = load.token_s + release.interference * others * share * load.added_s
+    tpot_s = load.token_s + release.interference * others * share * load.added_s * _seen(pool, share)
     own_s = load.prefill_s * load.chunks
     busy = min(share * load.added_s / tpot_s, _FULL)
     slowdown = release.prefill_slowdown * (release.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
@@ -107,40 +104,21 @@ def offline_sequences(pool: ServingPool, num_requests: int | None = None) -> flo
 def offline_throughput(pool: ServingPool, num_requests: int | None = None) -> float:
     """Return output tokens a second of all workers in such a run; waiting prompts fill the steps that compute them."""
     work, release = pool.workload, pool.release
-    load = _load(pool, offline_sequences(pool, num_requests) * pool.num_groups, chunk=CHUNK_TOKENS)
-    step_s = load.token_s + release.interference * load.running * load.chunks / work.output_tokens * load.added_s
+    load = group_load(pool, offline_sequences(pool, num_requests) * pool.num_groups, chunk=CHUNK_TOKENS)
+    share = load.running * load.chunks / work.output_tokens
+    step_s = load.token_s + release.interference * share * load.added_s * _seen(pool, share)
     return pool.num_groups * load.running / step_s
 
 
-def disaggregated_latency(prefill: ServingPool, decode: ServingPool, concurrency: int) -> ServingLatency:
-    """Return the latencies where prompts are computed by one pool and handed over to another that decodes.
+def _seen(pool: ServingPool, share: float) -> float:
+    """Return the chunks' time that a group sees over that of its own, `share` a step, where groups step as one.
 
-    The decode pool's steps hold no prompts. A prompt waits for the running one of its worker, for those ahead in a
-    closed loop, for its cache to move over the network, and for one of the sequences that are let run to end.
+    Groups take up prompts each in its own time, so that of n groups one at least has a chunk in 1 - (1 - share)^n of
+    the steps. Of a step with a chunk elsewhere a group waits through the part that is not shared work.
     """
-    release, work = prefill.release, decode.workload
-    load = _load(decode, concurrency)
-    chunk = min(work.input_tokens, CHUNK_TOKENS)
-    own_s = prefill.step_s(chunk, 0, 0) * work.input_tokens / chunk
-    moved_s = handover_s(prefill, decode)
-    decode_s = max(work.output_tokens - 1, 0) * load.token_s
-    for_slot_s = (load.offered / load.running - 1) * decode_s
-    share = concurrency / prefill.num_groups
-    # prompts that wait fill a step together
-    demand_s = share * min(prefill.step_s(CHUNK_TOKENS, 0, 0) * work.input_tokens / CHUNK_TOKENS, own_s)
-    elsewhere_s = own_s + moved_s + decode_s + for_slot_s
-    busy = closed_loop_load(demand_s, elsewhere_s, demand_s / share)
-    for_worker_s = max(demand_s / busy - elsewhere_s, 0.0)
-    ttft_s = (
-        release.request_overhead_s
-        + concurrency * release.concurrency_overhead_s
-        + own_s
-        + moved_s
-        + for_slot_s
-        + for_worker_s
-        + release.burst * demand_s
-    )
-    return ServingLatency(ttft_s, load.token_s, load.decode_s, own_s, load.running)
+    own = min(share, 1.0)
+    elsewhere = (1 - (1 - own) ** pool.strategy.attn_dp) / own - 1 if own > 0 else 0.0
+    return 1 + pool.release.unshared_prefill * elsewhere
 
 
 def burst_share(release: EngineRelease, sequences: float) -> float:
@@ -148,24 +126,7 @@ def burst_share(release: EngineRelease, sequences: float) -> float:
     return min(release.burst + release.burst_growth * sequences / 64, MOST_BURST)
 
 
-def handover_s(prefill: ServingPool, decode: ServingPool) -> float:
-    """Return the seconds that one prompt's cache takes to the decode pool, every GPU of its group sending its part."""
-    work, cluster = decode.workload, decode.cluster
-    schedule = Schedule(
-        num_microbatches=1,
-        prefill_tokens=0,
-        prompt_tokens=0,
-        decode_sequences=1,
-        context_tokens=work.input_tokens,
-    )
-    graph = build_step_graph(decode.model, decode.strategy, schedule, decode.options, training=False)
-    size = cache_bytes(graph, range(decode.model.num_layers), work.input_tokens, 1) * decode.strategy.tp
-    tier = len(cluster.tiers) - 1
-    rate = cluster.bandwidth_per_gpu(tier) * decode.calibration.collectives.network_efficiency
-    return cluster.tiers[tier].latency_s + size / (prefill.strategy.tp * rate)
-
-
-def _load(pool: ServingPool, concurrency: float, chunk: int | None = None) -> _Load:
+def group_load(pool: ServingPool, concurrency: float, chunk: int | None = None) -> GroupLoad:
     """Return what the decoding workers of `pool` do at a time; a step takes a prompt's tokens unless `chunk` says."""
     work, release = pool.workload, pool.release
     offered = max(concurrency / pool.num_groups, 1.0)
@@ -180,4 +141,4 @@ def _load(pool: ServingPool, concurrency: float, chunk: int | None = None) -> _L
     else:
         prefill_s = added_s = pool.step_s(chunk, 0, 0)
     token_s = decode_s / tokens_per_step(pool.draft_tokens, pool.acceptance)
-    return _Load(offered, running, decode_s, token_s, prefill_s, added_s, work.input_tokens / chunk)
+    return GroupLoad(offered, running, decode_s, token_s, prefill_s, added_s, work.input_tokens / chunk)

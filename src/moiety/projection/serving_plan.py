@@ -13,6 +13,7 @@ from moiety.projection.serving_pool import ServingPool
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration, Engine, EngineOverheads
+    from moiety.calibration.serving import PrefillApart
     from moiety.plan import Plan, Pool
 
 
@@ -22,6 +23,8 @@ class ServingPools:
 
     decode: ServingPool
     prefill: ServingPool | None
+    apart: PrefillApart | None = None
+    """What such deployments add, where their engine was measured."""
 
 
 def serving_pools(plan: Plan, calibration: Calibration) -> ServingPools:
@@ -30,7 +33,8 @@ def serving_pools(plan: Plan, calibration: Calibration) -> ServingPools:
     if "mixed" in by_role:
         return ServingPools(_pool(plan, by_role["mixed"], calibration), None)
     if {"prefill", "decode"} <= by_role.keys():
-        return ServingPools(_pool(plan, by_role["decode"], calibration), _pool(plan, by_role["prefill"], calibration))
+        decode, prefill = (_pool(plan, by_role[role], calibration) for role in ("decode", "prefill"))
+        return ServingPools(decode, prefill, load_serving().apart if decode.release.basis == "fitted" else None)
     rule = f"holds pools for {', '.join(sorted(by_role))}; requests need one for mixed, or prefill and decode"
     raise InputError(rule, source=plan.name, field="pools", remedy="plan a mixed workload, e.g. --workload chat")
 
@@ -61,7 +65,9 @@ def _assumed_release(engine: Engine, overheads: EngineOverheads) -> EngineReleas
     return EngineRelease(
         engine=engine,
         mixes_prefill=True,
+        keeps_all_tokens=False,
         interference=1.0,
+        unshared_prefill=0.0,
         data_parallel_slowdown=1.0,
         wait=1.0,
         burst=0.0,

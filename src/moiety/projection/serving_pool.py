@@ -117,7 +117,8 @@ class ServingPool:
         weights += int(2 * self.model.vocab_size * self.model.hidden_size * element / self.strategy.tp)
         memory = self.cluster.device.memory_bytes
         free = memory * MEMORY_SHARE - weights / self.strategy.pp - RESERVE_BYTES
-        each = cache_bytes(graph, range(self.model.num_layers), context, 1) / self.strategy.pp
+        whole = self.release.keeps_all_tokens
+        each = cache_bytes(graph, range(self.model.num_layers), context, 1, keeps_all=whole) / self.strategy.pp
         slots = float("inf") if self.max_sequences is None else float(self.max_sequences)
         # a run that was measured did fit: where not one sequence would, more memory was had than is known
         return slots if each == 0 or free < each else min(free / each, slots)

@@ -6,12 +6,13 @@ import math
 from typing import TYPE_CHECKING
 
 from moiety.projection.phase import CHUNK_TOKENS
-from moiety.projection.serving import handover_s
+from moiety.projection.serving_apart import handover_s
 from moiety.projection.speculation import tokens_per_step
 from moiety.sim.arrivals import together
 from moiety.sim.serving import PrefillStage, ServingEngine, ServingOutcome, simulate_serving
 
 if TYPE_CHECKING:
+    from moiety.calibration.serving import PrefillApart
     from moiety.projection.serving_pool import ServingPool
 
 _EXACT, _STEPS_PER_DOUBLING = 16, 12
@@ -55,15 +56,25 @@ def _rounded(size: int) -> int:
 
 
 def serving_engine(
-    pool: ServingPool, prefill: ServingPool | None = None, *, prefix_hit_rate: float = 0.0
+    pool: ServingPool,
+    prefill: ServingPool | None = None,
+    apart: PrefillApart | None = None,
+    *,
+    prefix_hit_rate: float = 0.0,
 ) -> ServingEngine:
-    """Return one attention group of `pool`; with its share of the prompts' workers where `prefill` computes them."""
+    """Return one attention group of `pool`; with its share of the prompts' workers where `prefill` computes them.
+
+    `apart` is what such deployments were measured to add; None: nothing is known of that.
+    """
     release, context = pool.release, pool.workload.decode_context_tokens
-    stage = None
+    stage, overhead_s = None, release.request_overhead_s
     if prefill is not None:
         share = prefill.num_groups / pool.num_groups
         workers = max(round(share), 1)
         table, slower = StepTable(prefill), workers / share
+        if apart is not None:
+            overhead_s += apart.request_s(prefill.strategy.attn_dp)
+            slower *= apart.prompt_slowdown.get(release.engine, 1.0)
         stage = PrefillStage(
             num_workers=workers,
             step_s=lambda prefill_tokens, sequences, context_tokens: (
@@ -77,7 +88,7 @@ def serving_engine(
         mixes_prefill=release.mixes_prefill,
         cache_tokens=pool.capacity() * context,
         max_sequences=pool.max_sequences or _UNLIMITED,
-        request_overhead_s=release.request_overhead_s,
+        request_overhead_s=overhead_s,
         prefix_hit_rate=prefix_hit_rate,
         prefill=stage,
     )

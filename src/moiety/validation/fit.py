@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moiety.errors import MoietyError
 from moiety.files import read_text, write_all
+from moiety.validation.fit_apart import APART_FIT
 from moiety.validation.fit_collectives import COLLECTIVES_FIT
 from moiety.validation.fit_kernels import KERNELS_FIT
 from moiety.validation.fit_power import POWER_FIT
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from moiety.validation.fitting import Fitting
 
 FITTINGS: dict[str, Fitting[Any, Any]] = {
-    each.name: each for each in (SERVING_FIT, COLLECTIVES_FIT, KERNELS_FIT, POWER_FIT, TRAINING_FIT)
+    each.name: each for each in (SERVING_FIT, APART_FIT, COLLECTIVES_FIT, KERNELS_FIT, POWER_FIT, TRAINING_FIT)
 }
 
 

@@ -46,9 +46,12 @@ DEVICE: dict[str, Prior] = {
     "pass_memory": (0.7, 0.5),
     "link_latency_s": (8e-6, 0.5),
     "link_efficiency": (0.6, 0.5),
-    "fp8": (0.95, 0.3),
-    "fp4": (0.9, 0.3),
-    "mxfp4": (0.9, 0.3),
+    "fp8_memory": (0.95, 0.3),
+    "fp4_memory": (0.9, 0.3),
+    "mxfp4_memory": (0.9, 0.3),
+    "fp8_compute": (0.8, 0.5),
+    "fp4_compute": (0.8, 0.5),
+    "mxfp4_compute": (0.8, 0.5),
 }
 ENGINE: dict[str, Prior] = {
     "kernel_slowdown": (1.0, 0.2),
@@ -58,6 +61,7 @@ ENGINE: dict[str, Prior] = {
     "moe_layer_gap_s": (15e-6, 1.0),
     "sequence_overhead_s": (8e-6, 1.0),
     "interference": (1.0, 0.3),
+    "unshared_prefill": (0.3, 1.0),
     "request_overhead_s": (0.07, 1.0),
     "concurrency_overhead_s": (1e-3, 1.5),
     "prefill_slowdown": (1.0, 0.4),
@@ -86,7 +90,7 @@ OF_TTFT = frozenset(
         "burst_growth",
     }
 )
-_FULL = 0.98
+_FULL, _NONE = 0.98, 1e-12
 
 
 def names() -> tuple[str, ...]:
@@ -119,7 +123,8 @@ class Rows:
     mixtures: NDArray[np.float64]
     concurrency: NDArray[np.float64]
     output_tokens: NDArray[np.float64]
-    data_parallel: NDArray[np.bool_]
+    groups: NDArray[np.float64]
+    """Attention groups of a worker."""
     mixes: NDArray[np.bool_]
     tpot_s: NDArray[np.float64]
     """Measured; not a number where it was not."""
@@ -152,6 +157,7 @@ class Law:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self._index = {name: position for position, name in enumerate(names())}
+        self._kernel_seconds: tuple[bytes, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
 
     def predict(self, logs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (TPOT, TTFT) in seconds [rows]."""
@@ -160,20 +166,24 @@ class Law:
         fixed = self._of(c, "step_overhead_s") + rows.mixtures * self._of(c, "moe_layer_gap_s")
         each = self._of(c, "sequence_overhead_s") * np.ceil(rows.running - 1e-9)
         gap = self._of(c, "op_gap_s")
-        decode = self._kernels(c, rows.decode) * slow + fixed + gap * rows.decode.kernels + each
+        decode_kernels, chunk_kernels = self._both_kernels(c)
+        decode = decode_kernels * slow + fixed + gap * rows.decode.kernels + each
         eager = self._of(c, "eager_gap_s") * rows.chunk.kernels
-        chunk = self._kernels(c, rows.chunk) * slow + fixed + eager + np.where(rows.mixes, each, 0.0)
+        chunk = chunk_kernels * slow + fixed + eager + np.where(rows.mixes, each, 0.0)
         added = np.where(rows.mixes, chunk - decode, chunk)
         share = rows.running * rows.chunks / rows.output_tokens
         others = np.maximum(rows.running - 1, 0) / rows.running
-        tpot = decode + self._of(c, "interference") * others * share * added
+        own_share = np.minimum(share, 1.0)
+        any_share = 1 - (1 - own_share) ** rows.groups
+        seen = 1 + self._of(c, "unshared_prefill") * (any_share / np.maximum(own_share, _NONE) - 1) * (own_share > 0)
+        tpot = decode + self._of(c, "interference") * others * share * added * seen
         own = chunk * rows.chunks
         busy = np.minimum(share * added / tpot, _FULL)
         ttft = (
             self._of(c, "request_overhead_s")
             + rows.concurrency * self._of(c, "concurrency_overhead_s")
             + self._of(c, "prefill_slowdown")
-            * np.where(rows.data_parallel, self._of(c, "data_parallel_slowdown"), 1)
+            * np.where(rows.groups > 1, self._of(c, "data_parallel_slowdown"), 1)
             * own
             + self._of(c, "wait") * (tpot / 2 + busy / (2 * (1 - busy)) * own)
             + np.minimum(self._of(c, "burst") + self._of(c, "burst_growth") * rows.running / 64, MOST_BURST)
@@ -193,18 +203,30 @@ class Law:
         table = [[c[self._index[f"{e}.{group}.{name}"]] for group in range(MOST_RELEASES)] for e in ENGINES]
         return base * np.array(table)[rows.engine, rows.release]
 
+    def _both_kernels(self, c: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the kernels' seconds of both steps, anew only where a device's constant changed: most are engines'."""
+        key = c[: len(DEVICE)].tobytes()
+        if self._kernel_seconds is None or self._kernel_seconds[0] != key:
+            steps = (self._rows.decode, self._rows.chunk)
+            self._kernel_seconds = (key, (self._kernels(c, steps[0]), self._kernels(c, steps[1])))
+        return self._kernel_seconds[1]
+
     def _kernels(self, c: NDArray[np.float64], steps: Steps) -> NDArray[np.float64]:
         """Return the seconds of kernels and transfers of each row's step."""
         count, kind, form, first, second = steps.table.T
         kinds = kind.astype(np.intp)
         compute, memory = self._efficiencies(c)
-        formats = np.array([1.0, *(c[self._index[name]] for name in FORMATS)])[form.astype(np.intp)]
-        reached, moved = compute[kinds] * formats, memory[kinds] * formats
+        reached = compute[kinds] * self._format_shares(c, "compute")[form.astype(np.intp)]
+        moved = memory[kinds] * self._format_shares(c, "memory")[form.astype(np.intp)]
         seconds = np.hypot(first / reached, second / moved)
         links = kinds == COLLECTIVE
         latency, efficiency = c[self._index["link_latency_s"]], min(c[self._index["link_efficiency"]], 1.0)
         seconds[links] = latency * first[links] + second[links] / efficiency
         return np.asarray(np.bincount(steps.row, count * seconds, minlength=len(steps.kernels)), dtype=np.float64)
+
+    def _format_shares(self, c: NDArray[np.float64], what: Literal["compute", "memory"]) -> NDArray[np.float64]:
+        """Return what each format of weights reaches of an efficiency [formats + 1], the first for all others."""
+        return np.array([1.0, *(c[self._index[f"{name}_{what}"]] for name in FORMATS)])
 
     def _efficiencies(self, c: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return compute and memory efficiency by kind of term; those beyond the rooflines are 1."""

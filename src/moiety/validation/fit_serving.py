@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.calibration.serving import ServingConstants, ServingFamily
+from moiety.calibration.serving import PREFILL_APART, ServingConstants, ServingFamily
 from moiety.calibration.serving_catalog import DEFAULT_SERVING
 from moiety.validation.fit_acceptance import with_acceptance
 from moiety.validation.fit_law import ENGINES, OF_TTFT, Law, Rows, names, prior, steps_of
@@ -49,6 +49,8 @@ _TPOT_SCALE, _TTFT_SCALE, _TTFT_WEIGHT, _PRIOR_WEIGHT = 0.15, 0.25, 0.6, 0.3
 _LEAST_ROWS = 12
 """Rows that a group of releases needs for constants of its own in the catalogue."""
 _HELD_OUT_PERCENT = 30
+HELD_OUT = f"{_HELD_OUT_PERCENT} % of the configurations"
+"""The name of the split by `held_out`."""
 _LEAST_LEFT_OUT = 40
 """Rows that a model or system needs to be left out by itself."""
 
@@ -151,7 +153,7 @@ def as_rows(known: Sequence[Known]) -> Rows:
         mixtures=np.array([float(each.mixtures) for each in terms]),
         concurrency=np.array([float(each.case.concurrency) for each in known]),
         output_tokens=np.array([float(each.case.output_tokens) for each in known]),
-        data_parallel=np.array([each.case.decode.strategy.attn_dp > 1 for each in known]),
+        groups=np.array([float(each.case.decode.strategy.attn_dp) for each in known]),
         mixes=np.array([mixes_prefill(each.case.engine) for each in known]),
         tpot_s=np.array([(each.tpot_ms or np.nan) / 1e3 for each in measured]),
         ttft_s=np.array(
@@ -184,7 +186,7 @@ def _splits(rows: Sequence[Known]) -> list[Split[Known]]:
     by_model = each_value(lambda each: each.case.model.name, _common(rows, lambda each: each.case.model.name))
     by_system = each_value(_device_name, _common(rows, _device_name))
     return [
-        Split(f"{_HELD_OUT_PERCENT} % of the configurations", (lambda each: held_out(each.row),)),
+        Split(HELD_OUT, (lambda each: held_out(each.row),)),
         *(Split(f"model {name}", (left_out,)) for name, left_out in by_model.items()),
         *(Split(f"system {name}", (left_out,)) for name, left_out in by_system.items()),
     ]
@@ -200,8 +202,11 @@ def _common(rows: Sequence[Known], key: Callable[[Known], str]) -> list[Known]:
     return [each for each in rows if count[key(each)] >= _LEAST_LEFT_OUT]
 
 
-def _rewritten(_text: str, fitted: Logs, rows: Sequence[Known]) -> str:
-    """Return the constants of every family; releases with few rows take their engine's."""
+def _rewritten(text: str, fitted: Logs, rows: Sequence[Known]) -> str:
+    """Return the constants of every family; releases with few rows take their engine's.
+
+    Those of deployments with prefill apart stay what they were: `fit_apart.py` makes them, given these.
+    """
     families = list[ServingFamily]()
     for index, architectures in enumerate(FAMILIES):
         own = [each for each in rows if each.family == index and not each.case.draft_tokens]
@@ -220,7 +225,9 @@ def _rewritten(_text: str, fitted: Logs, rows: Sequence[Known]) -> str:
         for each in rows
         if each.case.draft_tokens and each.row.measured.tpot_ms is not None
     ]
-    constants = with_acceptance(ServingConstants(name=DEFAULT_SERVING, families=tuple(families)), guessing)
+    apart = ServingConstants.model_validate_json(text).apart if text else PREFILL_APART
+    made = ServingConstants(name=DEFAULT_SERVING, apart=apart, families=tuple(families))
+    constants = with_acceptance(made, guessing)
     return constants.model_dump_json(indent=2, exclude_none=True) + "\n"
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from moiety.calibration.engines import family_calibration
 from moiety.calibration.serving_catalog import load_serving
-from moiety.projection.serving import aggregated_latency, disaggregated_latency
+from moiety.projection.serving import aggregated_latency
+from moiety.projection.serving_apart import apart_parts, disaggregated_latency
 from moiety.projection.serving_pool import ServingPool
 from moiety.workload.workload import Workload
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
     from moiety.calibration.serving import ServingConstants
     from moiety.projection.serving import ServingLatency
+    from moiety.projection.serving_apart import ApartParts
     from moiety.validation.serving_case import ServingCase, WorkerCase
 
 
@@ -29,7 +31,11 @@ class ServingPredictor:
         decode = self.pool(case, case.decode)
         if not case.disaggregated:
             return aggregated_latency(decode, case.concurrency)
-        return disaggregated_latency(self.pool(case, case.prefill), decode, case.concurrency)
+        return disaggregated_latency(self.pool(case, case.prefill), decode, case.concurrency, self._constants.apart)
+
+    def apart_parts(self, case: ServingCase) -> ApartParts:
+        """Return what the latencies of a case with prefill apart are made of."""
+        return apart_parts(self.pool(case, case.prefill), self.pool(case, case.decode), case.concurrency)
 
     def pool(self, case: ServingCase, worker: WorkerCase) -> ServingPool:
         """Return some workers of a case with the constants of its devices and its engine's version."""

@@ -45,6 +45,14 @@ def mixes_prefill(engine: str) -> bool:
     return engine != "sglang"
 
 
+def keeps_all_tokens(engine: str) -> bool:
+    """Return whether an engine caches what lies outside of a sliding window: TensorRT-LLM, unless it is told windows.
+
+    Its KvCacheConfig.max_attention_window is the longest sequence for all layers where it is not set.
+    """
+    return engine == "tensorrt-llm"
+
+
 def serving_family(
     architectures: tuple[str, ...],
     logs: NDArray[np.float64],
@@ -58,14 +66,17 @@ def serving_family(
     lines: dict[RooflineKind, Roofline] = {}
     for kind, (compute, memory) in roofline_constants(device).items():
         products = kind in GROUPED or kind == "dense_gemm"
-        formats: dict[Dtype, float] = {each: _rounded(device[each]) for each in FORMATS} if products else {}
+        compute_shares, memory_shares = (
+            _format_shares(device, what) if products else {} for what in ("compute", "memory")
+        )
         lines[kind] = Roofline(
             compute_efficiency=_rounded(compute),
             memory_efficiency=_rounded(memory),
             overhead_s=0.0,
             exponent=2,
             row_block=64 if kind == "grouped_gemm_prefill" else 1,
-            format_efficiency=formats,
+            format_efficiency=compute_shares,
+            format_memory_efficiency=memory_shares,
             basis="fitted",
             source=source,
         )
@@ -98,6 +109,10 @@ def serving_family(
     )
 
 
+def _format_shares(device: dict[str, float], what: str) -> dict[Dtype, float]:
+    return {each: _rounded(device[f"{each}_{what}"]) for each in FORMATS}
+
+
 def _release(values: dict[str, float], engine: str, group: int, source: str) -> EngineRelease:
     starts = RELEASES[engine]
     constants = {
@@ -110,6 +125,7 @@ def _release(values: dict[str, float], engine: str, group: int, source: str) -> 
             "since": starts[group - 1] if group else None,
             "until": starts[group] if group and group < len(starts) else None,
             "mixes_prefill": mixes_prefill(engine),
+            "keeps_all_tokens": keeps_all_tokens(engine),
             "basis": "fitted",
             "source": source,
             **constants,
