@@ -46,6 +46,9 @@ def _case(**changes: object) -> ServingCase:
         ({"attention_dp": None, "moe_tp": None, "moe_ep": None}, "tp8", 1),
         ({"tp": 64, "num_gpus": 64, "moe_tp": 8, "moe_ep": 8}, "tp8_dp1_ep8", 1),
         ({"tp": 72, "num_gpus": 72, "moe_tp": 72, "system": "gb200", "precision": "fp4"}, "ep72_tp1", 1),
+        ({"tp": 4, "attention_dp": 4, "num_gpus": 16, "moe_tp": 1, "moe_ep": 16}, "tp4_dp1_ep4", 1),
+        ({"model": "openai/gpt-oss-120b"}, "tp8", 1),
+        ({"tp": 32, "num_gpus": 32, "moe_tp": 32, "system": "gb200"}, "ep32_tp1", 1),
         ({"model": "Qwen/Qwen3-32B", "moe_tp": 1}, "tp8", 1),
     ],
 )

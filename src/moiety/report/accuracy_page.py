@@ -27,10 +27,10 @@ moiety validate ROWS.jsonl ... --page docs/accuracy.md --left-out left-out.txt
 
 from rows in the format below; nobody edits the figures. The serving constants are fitted on the serving rows that ran
 without speculation and on the offline runs (of rows with prefill apart, the time per output token only), those of
-deployments with prefill apart on their times to first token, given the others, those of collectives, kernels, power
-and training on all of theirs: what they are worth on others stands under "rows that
-the fit did not see". The catalogue keeps some of the rows of every kind (`moiety validate` without a file), and a test
-fails when a change makes their errors worse by more than two points.
+deployments with prefill apart on their times to first token, given the others, those of collectives, kernels,
+power and training on all of theirs: what they are worth on others stands under "rows that the fit did not see". The
+catalogue keeps some of the rows of every kind (`moiety validate` without a file), and a test fails when a change makes
+their errors worse by more than two points.
 
 "At best" is the rank correlation that a law without error would reach in the same groups: rows that were measured again
 (all that is stated the same, the result not) scatter, and values closer together than that have no order to predict
@@ -52,12 +52,12 @@ _KNOWN = """## What no law here explains
   shares of first guesses are higher, later guesses of one layer are worse.
 - Some disaggregated rows with as many requests as slots wait for half an answer's time, others under the same label do
   not: requests are spread unevenly over workers, and the row does not say how. The law spreads them evenly.
-- gpt-oss with some hundred sequences at a time on Hopper, of short prompts (offline runs): each takes twice the time that a
-  token of a prompt takes there. On Blackwell they do not.
+- gpt-oss with some hundred sequences of short prompts at a time on Hopper (offline runs): a token of an answer takes
+  twice as long there as one of a prompt. On Blackwell it does not.
 - Llama-4-Maverick in FP4 (offline runs) is faster than its kernels in the serving rows let expect.
-- One row states a limit of 8 sequences for 20 requests a worker, and waited as if there were none.
-- `moe_tp = moe_ep = n` on n x n GPUs is read as n GPUs, and a `tp` that divides neither heads nor experts as that
-  many GPUs with data-parallel attention: the rows agree with rows that say so.
+- `moe_tp = moe_ep = n` on n x n GPUs is read as n GPUs, and so is `tp = attention_dp = n` with `moe_ep` n x n; a `tp`
+  that divides neither heads nor experts, or leaves a rank less than a block of scales, as that many GPUs with
+  data-parallel attention: the rows agree with rows that say so.
 - How many requests a run had, and how many came at once, is not stated. Both make most of the time to first token
   at high concurrency; the constants `burst` and `burst_growth` are what a mean run of an engine's releases did.
 - Prompts that repeat find their prefix in the cache (some vLLM rows of 8B models): the time to first token is then

@@ -11,8 +11,13 @@ from moiety.model.feed_forward import DenseFeedForward, MoeFeedForward
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from moiety.dtypes import Dtype
     from moiety.model.model import Model
     from moiety.strategy.strategy import Strategy
+
+
+SCALE_BLOCKS: dict[Dtype, int] = {"fp8": 128, "mxfp4": 32, "fp4": 16, "int4": 128}
+"""Columns of a weight that share a scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +103,7 @@ def _expert_width_divides(model: Model, strategy: Strategy, _redundant: int) -> 
         wrong = _not_dividing("etp", strategy.etp, "expert intermediate size", part.expert_intermediate_size)
         if wrong:
             return wrong
-        scaled = {"fp8": 128, "mxfp4": 32, "fp4": 16, "int4": 128}.get(model.expert_dtype)
+        scaled = SCALE_BLOCKS.get(model.expert_dtype)
         width = part.expert_intermediate_size // strategy.etp
         if scaled and strategy.etp > 1 and width % scaled:
             return (

@@ -13,7 +13,7 @@ from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.errors import InputError
 from moiety.model.catalog import catalog_models, load_catalog_model
 from moiety.plan import DtypePolicy, Options
-from moiety.strategy.legality import broken_rules
+from moiety.strategy.legality import SCALE_BLOCKS, broken_rules
 from moiety.strategy.strategy import Strategy
 from moiety.validation.deployments import completed
 from moiety.validation.skipped import SkippedRow
@@ -179,7 +179,8 @@ def _worker(model: Model, stated: Degrees, num_gpus: int | None) -> WorkerCase:
 
     What is not stated is 1, or follows from the other mesh. Two kinds of label cannot be meant as they stand:
 
-    - moe_tp = moe_ep = n on n x n GPUs counts the worker's n GPUs twice;
+    - moe_tp = moe_ep = n on n x n GPUs counts the worker's n GPUs twice, and so does tp = attention_dp = n with
+      moe_ep = n x n;
     - a tp that does not divide the model's heads or experts is the number of GPUs of a worker whose attention is data
       parallel, the only way in which it can use so many.
     """
@@ -191,6 +192,9 @@ def _worker(model: Model, stated: Degrees, num_gpus: int | None) -> WorkerCase:
         tp, attn_dp = (moe_tp, 1) if attn_dp == 1 else (1, moe_tp)
         strategy = Strategy(tp=tp, pp=pp, attn_dp=attn_dp, ep=moe_ep)
         num_gpus = None
+    elif tp == attn_dp > 1 and moe_ep == tp * attn_dp:
+        strategy = Strategy(tp=tp, pp=pp, ep=tp)
+        num_gpus = None
     else:
         experts = moe_tp * moe_ep
         if experts > tp * attn_dp and experts % tp == 0:
@@ -200,6 +204,17 @@ def _worker(model: Model, stated: Degrees, num_gpus: int | None) -> WorkerCase:
         elif experts != tp * attn_dp:
             raise SkippedRow(f"tp x attention_dp = {tp * attn_dp} and moe_tp x moe_ep = {experts} are different GPUs")
         strategy = Strategy(tp=tp, pp=pp, attn_dp=attn_dp, ep=moe_ep, etp=moe_tp)
-        if broken_rules(model, strategy) and attn_dp == 1:
+        if attn_dp == 1 and not _runs(model, strategy):
             strategy = Strategy(tp=1, pp=pp, attn_dp=tp, ep=tp)
     return WorkerCase(strategy, max((num_gpus or 0) // strategy.num_gpus, 1))
+
+
+def _runs(model: Model, strategy: Strategy) -> bool:
+    """Return whether engines run a strategy: a legal one, or one whose experts they pad to whole blocks of scales.
+
+    A rank that had less than a block would hold padding for the most part.
+    """
+    rules = {each.rule for each in broken_rules(model, strategy)}
+    width = model.moe.expert_intermediate_size if model.moe is not None else 0
+    padded = width % strategy.etp == 0 and width // strategy.etp >= SCALE_BLOCKS.get(model.expert_dtype, 1)
+    return rules <= ({"expert-width-divides-over-etp"} if padded else set[str]())
