@@ -55,6 +55,7 @@ def plan_of(
     overlap: bool = False,
     dtype: Dtype = "fp32",
     kv_cache: Dtype | None = None,
+    weights: Dtype | None = None,
     device: Device = CPU,
 ) -> Plan:
     """Return a plan that runs the checkpoint in `folder`, its experts placed in order."""
@@ -68,7 +69,7 @@ def plan_of(
         placement=_placement(folder, degrees, num_nodes, redundant),
     )
     formats = dict.fromkeys(("weights", "experts", "activations", "kv_cache", "dispatch", "combine"), dtype)
-    formats["kv_cache"] = kv_cache or dtype
+    formats |= {"kv_cache": kv_cache or dtype, "weights": weights or dtype, "experts": weights or dtype}
     return Plan(
         name="test",
         model=model,

@@ -88,7 +88,8 @@ def planned_sharding(evaluation: Evaluation) -> PlannedSharding | None:
 def trained(plan: Plan, calibration: Calibration, *, num_rows: int, row_tokens: int) -> Evaluation:
     """Return the plan as one of training on `num_rows` rows of `row_tokens` a step, in one micro-batch, evaluated anew.
 
-    Its memory then says what a step takes, and which layers recompute their activations for want of room.
+    Its memory then says what a step takes, weights in the format that is computed in, and which layers recompute
+    their activations for want of room.
     """
     pool = plan.pools[0]
     rows = num_rows // (pool.strategy.attn_dp * pool.strategy.instances)
@@ -105,9 +106,11 @@ def trained(plan: Plan, calibration: Calibration, *, num_rows: int, row_tokens: 
         decode_sequences=0,
         context_tokens=0,
     )
+    dtypes = plan.options.dtypes
+    held = dtypes.model_copy(update={"weights": dtypes.activations, "experts": dtypes.activations})
     changes = {
         "workload": workload,
-        "options": plan.options.model_copy(update={"two_batch_overlap": False, "all_to_all": "dedup"}),
+        "options": plan.options.model_copy(update={"two_batch_overlap": False, "all_to_all": "dedup", "dtypes": held}),
         "pools": (pool.model_copy(update={"role": "training", "schedule": schedule, "measured": ()}),),
         "comparison": (),
         "search": None,

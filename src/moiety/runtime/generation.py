@@ -114,6 +114,7 @@ def _of_rank(model: RankModel, engine: Engine, sent: object, *, draws: bool) -> 
     return {
         "weight_bytes": sum(model.weight_bytes.values()),
         "weight_bytes_by_kind": dict(model.weight_bytes),
+        "expanded_weight_bytes": model.expanded_bytes,
         "checkpoint_bytes_read": model.bytes_read,
         "cache_bytes": engine.cache_bytes,
         "arena": {

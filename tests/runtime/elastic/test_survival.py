@@ -20,6 +20,7 @@ from moiety.runtime.job import Job
 from moiety.runtime.rank_process import RankProcess
 from tests.runtime.checkpoints import greedy_continuation, reference_model, save_checkpoint
 from tests.runtime.elastic.serving import ENTRY, Journal
+from tests.runtime.fp8_checkpoints import save_dequantised, save_fp8
 from tests.runtime.launched import is_gone
 from tests.runtime.plans import plan_of
 
@@ -247,7 +248,7 @@ def test_a_rank_is_killed_while_experts_move(crew: Crew, journal: Journal, undis
 @pytest.mark.parametrize(
     ("name", "division", "transport", "left"),
     [
-        ("deepseek_v3", {"strategy": "tp2_dp2_ep4", **SPREAD, "redundant": 4}, "sockets", 2),
+        ("deepseek_v3", {"strategy": "tp2_dp2_ep4", **SPREAD, "redundant": 4, "weights": "fp8"}, "sockets", 2),
         ("gpt_oss", {"strategy": "tp1_dp3_ep3", "per_node": 3, "redundant": 1}, "gloo", 2),
     ],
 )
@@ -260,6 +261,9 @@ def test_what_is_left_keeps_its_cache_and_whole_groups(
 ) -> None:
     folder = save_checkpoint(name, tmp_path / name)
     model = reference_model(folder)
+    if division.get("weights") == "fp8":
+        model = reference_model(save_dequantised(folder, tmp_path / "dequantised"))
+        folder = save_fp8(folder, tmp_path / "fp8")
     job = Job(plan=plan_of(folder, **division), checkpoint=str(folder), entry=ENTRY, transport=transport)
     journal = Journal(PROMPTS[:4], NEW)
     with Crew(job, limits=LIMITS) as crew:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -17,7 +18,11 @@ from moiety.runtime.elastic.limits import Limits
 from moiety.runtime.job import Job
 from tests.runtime.checkpoints import greedy_continuation, reference_model, save_checkpoint
 from tests.runtime.elastic.serving import ENTRY, Journal
+from tests.runtime.fp8_checkpoints import save_dequantised
 from tests.runtime.plans import plan_of
+
+if TYPE_CHECKING:
+    from moiety.dtypes import Dtype
 
 ROOT = Path(__file__).parents[3]
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7, 8], [9, 8, 7], [100, 50, 3, 2, 1, 77]]
@@ -35,16 +40,16 @@ def reversed_rows(crew: Crew) -> list[Move]:
     ]
 
 
-@pytest.mark.parametrize("redundant", [0, 2])
+@pytest.mark.parametrize(("redundant", "weights"), [(0, "fp8"), (2, None)])
 def test_tapes_are_made_anew_when_experts_move_and_ranks_go_and_come(
-    redundant: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redundant: int, weights: Dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Experts are divided inside an attention group, so that the map that serves is part of what is noted."""
     monkeypatch.syspath_prepend(str(ROOT))
     folder = save_checkpoint("mixtral", tmp_path / "mixtral")
-    plan = plan_of(folder, "tp2_dp1_ep2", per_node=2, redundant=redundant)
+    plan = plan_of(folder, "tp2_dp1_ep2", per_node=2, redundant=redundant, weights=weights)
     job = Job(plan=plan, checkpoint=str(folder), entry=ENTRY)
-    model = reference_model(folder)
+    model = reference_model(save_dequantised(folder, tmp_path / "dequantised") if weights else folder)
     expected = [greedy_continuation(model, prompt, NEW) for prompt in PROMPTS]
     with Crew(job, limits=Limits(silent_s=20.0, stuck_s=60.0)) as crew:
         crew.wait_ready()

@@ -19,8 +19,10 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from moiety.errors import InputError
 from moiety.placement.serving.rule import serving_table
+from moiety.runtime.block_scaled import quantised
 from moiety.runtime.dispatch.serving import SlotChooser
 from moiety.runtime.dispatch.wire import Rows
+from moiety.runtime.expansion import whole
 from moiety.runtime.experts import backends, libraries
 from moiety.runtime.experts.backends import BACKENDS, backend_for, is_silu_gate
 from moiety.runtime.experts.layer import HeldLayer, LocalExperts
@@ -31,6 +33,8 @@ from moiety.runtime.telemetry import Silent
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
+
+    from moiety.runtime.block_scaled import BlockScaled
 
 has_triton = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not has_triton, reason="the kernels are Triton's")
@@ -107,6 +111,40 @@ def test_a_back_end_by_name_that_cannot_compute_the_weights_is_refused(
 def test_a_name_that_is_none_is_refused() -> None:
     with pytest.raises(InputError, match="triton, grouped_mm"):
         backend_for(weights_of(), "cutlass")
+
+
+def held_in_fp8(weights: ExpertWeights) -> tuple[ExpertWeights, ExpertWeights]:
+    """Return the same in FP8, and what that stands for."""
+    held: list[BlockScaled] = []
+    for each in weights.plain:
+        assert not each.is_contiguous(), "weights lie as transformers stores them"
+        held.append(quantised(each.mT, each.dtype).mT)
+    numbers = [torch.stack([whole(each[slot]) for slot in range(each.shape[0])]) for each in held]
+    plain = [each.mT.contiguous().mT for each in numbers]
+    return replace(weights, gate_up=held[0], down=held[1]), replace(weights, gate_up=plain[0], down=plain[1])
+
+
+def test_weights_in_fp8_are_computed_slot_by_slot() -> None:
+    weights, _ = held_in_fp8(weights_of())
+    assert backend_for(weights).name == "matmul"
+    assert weights.size_bytes < weights_of().size_bytes / 3
+    for name in set(BACKENDS) - {"matmul"}:
+        with pytest.raises(InputError, match=f"expert_backend.*{name}.*no weights that are held in FP8"):
+            backend_for(weights, name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("num_rows", [3, 40, 600])
+def test_weights_in_fp8_give_the_bits_of_what_they_stand_for(num_rows: int, dtype: torch.dtype) -> None:
+    held, plain = held_in_fp8(weights_of(dtype=dtype))
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(num_rows, 32, generator=generator).to(dtype)
+    slots = torch.randint(-1, 4, (num_rows, 2), generator=generator)
+    rows = Rows(hidden, torch.arange(num_rows), slots, torch.rand(num_rows, 2, generator=generator))
+    with torch.inference_mode():
+        found, expected = (backend_for(each, "matmul").outputs(rows, each, Silent(), 0) for each in (held, plain))
+    assert expected.abs().max() > 0.1
+    assert torch.equal(found, expected)
 
 
 def test_without_triton_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from moiety.runtime.kernels import configs, expert_mlp, quantized_rows, tiles, token_sums
+from moiety.runtime.kernels import configs, expanded_weights, expert_mlp, quantized_rows, tiles, token_sums
 
 TARGET = GPUTarget("cuda", 90, 32)
 INTEGERS = {"order_ptr": "*i64", "row_ptr": "*i64", "keys_ptr": "*i64", "first_ptr": "*i64", "index_ptr": "*i64"}
@@ -28,7 +28,9 @@ FORMATS = {
     "scale_ptr": "*fp32",
     "sums_ptr": "*fp32",
     "scales_ptr": "*fp32",
-    "values_ptr": "*fp8e4nv",
+    "codes_ptr": "*fp8e4nv",
+    "row_block_ptr": "*i32",
+    "column_block_ptr": "*i32",
     **INTEGERS,
 }
 TILED = {"middle": "BLOCK_M", "weights": "BLOCK_N"}
@@ -121,6 +123,9 @@ def others() -> None:
     compiled(token_sums.row_sums_kernel, {"MOST": 8, "BLOCK": 1024}, 4, 3, "*bf16")
     constants = {"FRACTION": 0x600000, "SCALED": 128, "GROUPS": 8, "ROUND": False}
     compiled(quantized_rows.quantize_kernel, constants, 4, 3, "*bf16")
+    for codes in ("*fp8e4nv", "*fp8e5"):
+        FORMATS["codes_ptr"] = codes
+        compiled(expanded_weights.expand_kernel, {"ROWS": 16, "COLUMNS": 256, "ROUND": False}, 4, 3, "*bf16")
 
 
 if __name__ == "__main__":

@@ -35,12 +35,13 @@ if TYPE_CHECKING:
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9, 8, 7], [100, 50, 3, 2]]
 
 
-CONVERTED: dict[str, tuple[Dtype, Dtype]] = {
-    "deepseek_v3": ("fp16", "fp8"),
-    "mixtral-window": ("fp16", "fp16"),
-    "gpt_oss": ("fp32", "bf16"),
+CONVERTED: dict[str, tuple[Dtype, Dtype, int, Dtype]] = {
+    "deepseek_v3": ("fp16", "fp8", 0, "fp8"),
+    "mixtral-window": ("fp16", "fp16", 0, "fp16"),
+    "gpt_oss": ("fp32", "bf16", 0, "fp32"),
+    "qwen3_moe": ("fp32", "fp32", 4, "fp8"),
 }
-"""Of activations and cache, where attention has to convert what is cached."""
+"""Formats of activations, cache and weights, and copies of experts, where something has to be converted or chosen."""
 
 
 @pytest.fixture
@@ -49,10 +50,14 @@ def load(tmp_path: Path) -> Iterator[Load]:
     networks: list[Network] = []
 
     def loaded(
-        name: str, dtype: Dtype = "fp32", kv_cache: Dtype = "fp32", redundant: int = 0
+        name: str,
+        dtype: Dtype = "fp32",
+        kv_cache: Dtype = "fp32",
+        redundant: int = 0,
+        weights: Dtype | None = None,
     ) -> tuple[RankModel, Network]:
         folder = save_checkpoint(name, tmp_path / name)
-        plan = plan_of(folder, "tp1", dtype=dtype, kv_cache=kv_cache, redundant=redundant)
+        plan = plan_of(folder, "tp1", dtype=dtype, kv_cache=kv_cache, redundant=redundant, weights=weights)
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         network = Network(rank=0, world_size=1, store=store, tiers=plan.cluster.tiers)
         networks.append(network)
@@ -99,17 +104,22 @@ def played_poisoned(tape: Tape, passage: int) -> Any:  # noqa: ANN401 - as Tape.
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "kv_cache", "redundant"),
+    ("name", "dtype", "kv_cache", "redundant", "weights"),
     [
-        *((name, "fp32", "fp32", 0) for name in sorted(CONFIGS)),
-        *((name, *formats, 0) for name, formats in CONVERTED.items()),
-        ("qwen3_moe", "fp32", "fp32", 4),
+        *((name, "fp32", "fp32", 0, "fp32") for name in sorted(CONFIGS)),
+        *((name, *formats) for name, formats in CONVERTED.items()),
     ],
 )
 def test_a_step_of_decoding_allocates_nothing_and_has_the_same_bits(
-    name: str, dtype: Dtype, kv_cache: Dtype, redundant: int, load: Load, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    dtype: Dtype,
+    kv_cache: Dtype,
+    redundant: int,
+    weights: Dtype,
+    load: Load,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model, network = load(name, dtype, kv_cache, redundant)
+    model, network = load(name, dtype, kv_cache, redundant, weights)
     plain = replace(model, decoding=None)
     growing = [1, 1, 1, 3, 3, 3, 2, 1, 4, 4, 4, 3]
     expected = decoded(plain, network, growing)

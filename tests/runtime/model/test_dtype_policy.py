@@ -20,6 +20,7 @@ ALONG = 24
 POLICIES = {
     "bf16": DtypePolicy(),
     "rows in fp8": DtypePolicy(dispatch="fp8"),
+    "weights in fp8": DtypePolicy(weights="fp8", experts="fp8"),
     "sums in fp32, cache in fp16": DtypePolicy(combine="fp32", kv_cache="fp16"),
     "fp32, cache in fp8": DtypePolicy(
         weights="fp32", experts="fp32", activations="fp32", dispatch="fp32", combine="fp32", kv_cache="fp8"
@@ -52,8 +53,10 @@ def test_weights_are_loaded_in_the_plans_formats(outcomes: Outcomes) -> None:
         element = BYTES_PER_ELEMENT[plan.options.dtypes.activations]
         for rank in ranks:
             held = rank["weight_bytes"]
-            assert held["expert_weights"] == sum(experts for _, experts in planned)
-            assert held["dense_weights"] == pytest.approx(sum(dense for dense, _ in planned), rel=0.02)  # and norms
+            assert held["expert_weights"] == pytest.approx(
+                sum(experts for _, experts in planned), rel=1e-3
+            )  # cut blocks
+            assert held["dense_weights"] == pytest.approx(sum(dense for dense, _ in planned), rel=0.03)  # and norms
             assert held["embedding_and_head"] == 2 * plan.model.vocab_size * HIDDEN * element
 
 

@@ -1,4 +1,4 @@
-"""Quantised weights, dequantised as they are read: FP8 with block scales, and MXFP4. Other formats are refused."""
+"""Quantised weights: FP8 with block scales, as it is or dequantised, and MXFP4, dequantised. Others are refused."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from moiety.errors import InputError
-from moiety.runtime.checkpoint.slice_reader import whole
-from moiety.runtime.checkpoint.view import StoredView
+from moiety.runtime.block_scaled import BlockScaled, block_bounds
+from moiety.runtime.checkpoint.slice_reader import DTYPES, whole
+from moiety.runtime.checkpoint.view import StoredView, numbers_only, read_quantised
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -61,6 +62,11 @@ class BlockScaledView:
         """Shape in the file."""
         return self.entry.shape
 
+    @property
+    def codes(self) -> torch.dtype:
+        """Number format of the weights without their scales."""
+        return DTYPES[self.entry.dtype]
+
     def entries(self) -> Iterator[TensorEntry]:
         """Yield the weights and their scales."""
         yield self.entry
@@ -84,6 +90,20 @@ class BlockScaledView:
             part = (..., slice(start - rows.start, stop - rows.start), slice(None))
             out[part] = stored[part].float() * scales[..., place : place + 1, :]
         return out
+
+    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
+        """Return the codes of the slice as they are, and the scales of its blocks."""
+        *first, rows, columns = box
+        bounds = [block_bounds(axis, size) for axis, size in zip((rows, columns), self.block, strict=True)]
+        if len(self.scales.shape) < len(self.entry.shape):
+            scale = reader.read(self.scales, whole(self.scales.shape)).float().reshape(())
+            scales = scale.repeat(*map(len, first), *(len(each) - 1 for each in bounds))
+        else:
+            blocks = [_blocks(axis, size) for axis, size in zip((rows, columns), self.block, strict=True)]
+            scales = reader.read(self.scales, (*first, *blocks)).float()
+        row_bounds, column_bounds = bounds
+        held = BlockScaled(reader.read(self.entry, box), scales, row_bounds, column_bounds, dtype)
+        return numbers_only(held, self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +131,11 @@ class Mxfp4View:
         *first, rows, groups = self.scales.shape
         return (*first, groups * _GROUP, rows)
 
+    @property
+    def codes(self) -> None:
+        """It is not in FP8."""
+        return
+
     def entries(self) -> Iterator[TensorEntry]:
         """Yield the blocks and the scales."""
         yield self.blocks
@@ -125,6 +150,10 @@ class Mxfp4View:
         values = _PAIRS[packed.int()].flatten(-2).mul_(scales.unsqueeze(-1)).flatten(-2)
         wanted = values.narrow(-1, columns.start - groups.start * _GROUP, len(columns))
         return wanted.transpose(-1, -2).to(dtype).contiguous()
+
+    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
+        """Return the slice, quantised anew."""
+        return read_quantised(self, box, reader, dtype)
 
 
 def stored_views(checkpoint: Checkpoint) -> dict[str, View]:

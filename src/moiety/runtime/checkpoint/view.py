@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from moiety.errors import InputError
+from moiety.runtime.block_scaled import cut, joined, quantised, stacked
 from moiety.runtime.checkpoint.slice_reader import DTYPES, lengths
+from moiety.runtime.fp8 import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from moiety.runtime.block_scaled import BlockScaled
     from moiety.runtime.checkpoint.header import TensorEntry
     from moiety.runtime.checkpoint.slice_reader import Box, SliceReader
 
@@ -34,12 +38,25 @@ class View(Protocol):
         """Number format that `read` gives where none is asked for."""
         ...
 
+    @property
+    def codes(self) -> torch.dtype | None:
+        """The FP8 format that the files have all of it in; None: another one, or several."""
+        ...
+
     def entries(self) -> Iterator[TensorEntry]:
         """Yield the tensors in files that it consists of."""
         ...
 
     def read(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> torch.Tensor:
         """Return the slice in `dtype`, contiguous, in memory of its own."""
+        ...
+
+    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
+        """Return the slice [..., rows, columns] in FP8, for products in `dtype`.
+
+        It has the codes and scales of the files; where these have another format, those of whole blocks of 128 x 128,
+        so that every slice of a parameter has the same numbers. Raises InputError where a weight is no number.
+        """
         ...
 
 
@@ -64,6 +81,11 @@ class StoredView:
         """Number format in the file."""
         return DTYPES[self.entry.dtype]
 
+    @property
+    def codes(self) -> None:
+        """It has no scales, and so is not in FP8."""
+        return
+
     def entries(self) -> Iterator[TensorEntry]:
         """Yield the tensor."""
         yield self.entry
@@ -71,6 +93,10 @@ class StoredView:
     def read(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> torch.Tensor:
         """Return the slice."""
         return reader.read(self.entry, box).to(dtype)
+
+    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
+        """Return the slice, quantised."""
+        return read_quantised(self, box, reader, dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +120,11 @@ class StackedView:
         """Number format of the first part."""
         return self.parts[0].dtype
 
+    @property
+    def codes(self) -> torch.dtype | None:
+        """What all parts have."""
+        return _common(self.parts)
+
     def entries(self) -> Iterator[TensorEntry]:
         """Yield the tensors of all parts."""
         for part in self.parts:
@@ -105,6 +136,10 @@ class StackedView:
         for place, part in enumerate(box[0]):
             out[place] = self.parts[part].read(box[1:], reader, dtype)
         return out
+
+    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
+        """Return the slice, of which only the parts that it names are read."""
+        return stacked([self.parts[part].read_fp8(box[1:], reader, dtype) for part in box[0]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +166,11 @@ class JoinedView:
         """Number format of the first part."""
         return self.parts[0].dtype
 
+    @property
+    def codes(self) -> torch.dtype | None:
+        """What all parts have."""
+        return _common(self.parts)
+
     def entries(self) -> Iterator[TensorEntry]:
         """Yield the tensors of all parts."""
         for part in self.parts:
@@ -139,6 +179,20 @@ class JoinedView:
     def read(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> torch.Tensor:
         """Return the slice, of which only the parts that it reaches into are read."""
         out = torch.empty(lengths(box), dtype=dtype)
+        place = 0
+        for part, inside in self._reached(box):
+            size = len(inside[self.axis])
+            out.narrow(self.axis, place, size).copy_(part.read(inside, reader, dtype))
+            place += size
+        return out
+
+    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
+        """Return the slice, of which only the parts that it reaches into are read."""
+        pieces = [part.read_fp8(inside, reader, dtype) for part, inside in self._reached(box)]
+        return pieces[0] if len(pieces) == 1 else joined(pieces, self.axis - len(box))
+
+    def _reached(self, box: Box) -> Iterator[tuple[View, Box]]:
+        """Yield the parts that a slice reaches into, and what it is of each."""
         wanted = box[self.axis]
         start = 0
         for part in self.parts:
@@ -146,7 +200,34 @@ class JoinedView:
             here = range(max(wanted.start, start), min(wanted.stop, stop))
             if here:
                 inside = range(here.start - start, here.stop - start)
-                piece = part.read((*box[: self.axis], inside, *box[self.axis + 1 :]), reader, dtype)
-                out.narrow(self.axis, here.start - wanted.start, len(here)).copy_(piece)
+                yield part, (*box[: self.axis], inside, *box[self.axis + 1 :])
             start = stop
-        return out
+
+
+def read_quantised(view: View, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
+    """Return a slice of a view in another format in FP8: the blocks that it lies in are read whole and quantised."""
+    *first, rows, columns = box
+    around = [_whole_blocks(each, size) for each, size in zip((rows, columns), view.shape[-2:], strict=True)]
+    found = quantised(view.read((*first, *around), reader, torch.float32), dtype)
+    inside = [
+        range(each.start - outer.start, each.stop - outer.start)
+        for each, outer in zip((rows, columns), around, strict=True)
+    ]
+    return numbers_only(cut(found, inside[0], inside[1]), view)
+
+
+def numbers_only(weights: BlockScaled, view: View) -> BlockScaled:
+    """Return the weights; InputError where one of them is no number."""
+    if weights.has_nan():
+        entry = next(iter(view.entries()))
+        raise InputError("holds weights that are no numbers (NaN)", source=str(entry.file), field=entry.name)
+    return weights
+
+
+def _whole_blocks(indices: range, size: int) -> range:
+    return range(indices.start // BLOCK * BLOCK, min(-(-indices.stop // BLOCK) * BLOCK, size))
+
+
+def _common(parts: tuple[View, ...]) -> torch.dtype | None:
+    found = {part.codes for part in parts}
+    return found.pop() if len(found) == 1 else None

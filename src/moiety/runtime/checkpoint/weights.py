@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moiety.errors import InputError
+from moiety.runtime.block_scaled import joined
 from moiety.runtime.checkpoint.assembly import Fault, assembled, files_of
 from moiety.runtime.checkpoint.expert_layout import ExpertLayout
 from moiety.runtime.checkpoint.names import is_leftover, parts_of, renumbered, ties_by_default
@@ -17,6 +18,7 @@ from moiety.runtime.checkpoint.slice_reader import SliceReader, whole
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from moiety.runtime.block_scaled import BlockScaled
     from moiety.runtime.checkpoint.expert_layout import ExpertKind
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.checkpoint.names import Part
@@ -48,6 +50,7 @@ class WeightSource:
             for name, shape in self.parameters.items()
             if name in parts
         }
+        self._is_fp8 = any(each.codes is not None for each in views.values())
         self._first_parts = {name: of_one[0] for name, of_one in parts.items()}
         self._tie()
 
@@ -83,9 +86,19 @@ class WeightSource:
         the files do not hold in its shape.
         """
         view = self._view(name)
-        axes = [*slices, *[slice(None)] * (len(view.shape) - len(slices))]
-        box = tuple(_indices(axis, size) for axis, size in zip(axes, view.shape, strict=True))
-        return view.read(box, self._reader, dtype or view.dtype)
+        return view.read(_box(view, slices), self._reader, dtype or view.dtype)
+
+    def gives_fp8(self, name: str) -> bool:
+        """Return whether a rank whose plan has a parameter in FP8 holds it so.
+
+        It does, but for what an FP8 checkpoint itself keeps in another format. Raises InputError as `read` does.
+        """
+        return not self._is_fp8 or self._view(name).codes is not None
+
+    def read_fp8(self, name: str, *slices: slice, dtype: torch.dtype) -> BlockScaled:
+        """Return a slice of a matrix in FP8 for products in `dtype`; see `View.read_fp8`."""
+        view = self._view(name)
+        return view.read_fp8(_box(view, slices), self._reader, dtype)
 
     def read_expert(
         self,
@@ -101,14 +114,28 @@ class WeightSource:
         of what goes into down, and of gate's and up's bias. Down's bias is always whole: one rank adds it.
         """
         view = self._view(f"{prefix}.{kind}")
+        axis, boxes = self._expert_boxes(prefix, kind, expert, columns)
+        pieces = [view.read(box, self._reader, dtype or view.dtype) for box in boxes]
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis)).squeeze(0)
+
+    def read_expert_fp8(
+        self, prefix: str, kind: ExpertKind, expert: int, columns: slice | None, dtype: torch.dtype
+    ) -> BlockScaled:
+        """Return the same in FP8 for products in `dtype`, of the two projections; see `View.read_fp8`."""
+        view = self._view(f"{prefix}.{kind}")
+        axis, boxes = self._expert_boxes(prefix, kind, expert, columns)
+        pieces = [view.read_fp8(box, self._reader, dtype) for box in boxes]
+        return (pieces[0] if len(pieces) == 1 else joined(pieces, axis - len(view.shape)))[0]
+
+    def _expert_boxes(self, prefix: str, kind: ExpertKind, expert: int, columns: slice | None) -> tuple[int, list[Box]]:
+        """Return the slices of a stacked parameter that a part of an expert consists of, and along which axis."""
         layout = ExpertLayout.of(prefix, self.parameters, self._model_type)
-        box = (range(expert, expert + 1), *whole(view.shape[1:]))
+        box = (range(expert, expert + 1), *whole(self.parameters[f"{prefix}.{kind}"][1:]))
         axis = layout.axis(kind)
         if columns is None or axis is None:
-            return view.read(box, self._reader, dtype or view.dtype).squeeze(0)
+            return 0, [box]
         ranges = layout.ranges(kind, _indices(columns, layout.intermediate_size))
-        pieces = [view.read(_with(box, axis + 1, each), self._reader, dtype or view.dtype) for each in ranges]
-        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis + 1)).squeeze(0)
+        return axis + 1, [_with(box, axis + 1, each) for each in ranges]
 
     def _view(self, name: str) -> View:
         faults = self._faults(name)
@@ -150,6 +177,12 @@ class WeightSource:
         if stated is not None:
             return bool(stated)
         return ties_by_default(self._model_type)
+
+
+def _box(view: View, slices: tuple[slice, ...]) -> Box:
+    """Return the indices of a view that slices name, all along the axes that these leave out."""
+    axes = [*slices, *[slice(None)] * (len(view.shape) - len(slices))]
+    return tuple(_indices(axis, size) for axis, size in zip(axes, view.shape, strict=True))
 
 
 def _indices(axis: slice, size: int) -> range:

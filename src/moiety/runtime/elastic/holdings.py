@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from moiety.errors import InputError
 from moiety.runtime.elastic.handover import Holding, Transfer
 from moiety.runtime.elastic.replan import CoverageLostError
@@ -13,10 +15,9 @@ from moiety.runtime.experts.supply import read_experts
 from moiety.runtime.model.supply import CheckpointSupply
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-    import torch
-
+    from moiety.runtime.block_scaled import Weight
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.comm.bulk import BulkGroup
     from moiety.runtime.comm.pending import Pending
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.seat import Seat
 
-_DenseKey = tuple[str, tuple[tuple[int | None, int | None], ...], "torch.dtype"]
+_DenseKey = tuple[str, tuple[tuple[int | None, int | None], ...], "torch.dtype", bool]
+"""Of a parameter: its name, the slices, the format of products, and whether it is asked for in FP8."""
 
 
 @dataclass(slots=True)
@@ -61,8 +63,8 @@ class Holdings:
     """None: nobody gives this rank anything."""
     layers: dict[int, HeldExperts] = field(default_factory=dict[int, HeldExperts])
     _checkpoint: CheckpointSupply | None = None
-    _dense: dict[_DenseKey, torch.Tensor] = field(default_factory=dict["_DenseKey", "torch.Tensor"])
-    _used: dict[_DenseKey, torch.Tensor] = field(default_factory=dict["_DenseKey", "torch.Tensor"])
+    _dense: dict[_DenseKey, Weight] = field(default_factory=dict["_DenseKey", "Weight"])
+    _used: dict[_DenseKey, Weight] = field(default_factory=dict["_DenseKey", "Weight"])
 
     def open(self, checkpoint: Checkpoint, parameters: Mapping[str, tuple[int, ...]]) -> None:
         """Compare model and checkpoint, the first time."""
@@ -93,15 +95,34 @@ class Holdings:
 
     def dense(self, name: str, slices: tuple[slice, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a slice of a parameter, read where it is not here; see `WeightSupply`."""
+        found = self._kept(name, slices, dtype, in_fp8=False)
+        assert isinstance(found, torch.Tensor), "nobody asked for FP8"
+        return found
+
+    def matrix(self, name: str, slices: tuple[slice, ...], dtype: torch.dtype) -> Weight:
+        """Return a slice of a matrix, read where it is not here; see `WeightSupply`."""
+        return self._kept(name, slices, dtype, in_fp8=True)
+
+    def _kept(self, name: str, slices: tuple[slice, ...], dtype: torch.dtype, *, in_fp8: bool) -> Weight:
         assert self._checkpoint is not None, "it is opened first"
-        key = (name, tuple((each.start, each.stop) for each in slices), dtype)
+        read: Callable[..., Weight] = self._checkpoint.matrix if in_fp8 else self._checkpoint.dense
+        key = (name, tuple((each.start, each.stop) for each in slices), dtype, in_fp8)
         if key not in self._dense:
-            self._dense[key] = self._checkpoint.dense(name, slices, dtype)
+            self._dense[key] = read(name, slices, dtype)
         self._used[key] = self._dense[key]
         self.beacon.mark("load")
         return self._dense[key]
 
-    def experts(self, seat: Seat, layer: int, prefix: str, module: Any, experts: tuple[int, ...]) -> ExpertWeights:  # noqa: ANN401 - as in `ExpertSupply`
+    def experts(
+        self,
+        seat: Seat,
+        layer: int,
+        prefix: str,
+        module: Any,  # noqa: ANN401 - as in `ExpertSupply`
+        experts: tuple[int, ...],
+        *,
+        in_fp8: bool,
+    ) -> ExpertWeights:
         """Return a layer's slots, after all transfers of the layer; see `ExpertSupply`."""
         etp, part = seat.strategy.etp, seat.coordinates["etp"]
         before = self.layers.get(layer)
@@ -114,7 +135,7 @@ class Holdings:
         if before is None or before.experts != experts:
             missing = tuple(expert for expert in dict.fromkeys(experts) if expert not in places)
             if missing:
-                read = self._read(seat, layer, prefix, module, missing, is_recovery=before is not None)
+                read = self._read(seat, layer, prefix, module, missing, in_fp8=in_fp8, is_recovery=before is not None)
                 places |= {expert: (read, slot) for slot, expert in enumerate(missing)}
             weights = joined([places[expert] for expert in experts])
             self.layers[layer] = HeldExperts(experts, etp, part, weights)
@@ -150,11 +171,12 @@ class Holdings:
         module: Any,  # noqa: ANN401 - transformers' experts
         experts: tuple[int, ...],
         *,
+        in_fp8: bool,
         is_recovery: bool,
     ) -> ExpertWeights:
         assert self._checkpoint is not None, "it is opened first"
         try:
-            return read_experts(seat, module, self._checkpoint.source, prefix, experts, self.device)
+            return read_experts(seat, module, self._checkpoint.source, prefix, experts, self.device, in_fp8=in_fp8)
         except (InputError, OSError) as error:
             if not is_recovery:
                 raise

@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from moiety.runtime.block_scaled import BlockScaled
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from moiety.runtime.block_scaled import Weight
     from moiety.runtime.comm.bulk import BulkGroup
     from moiety.runtime.comm.pending import Pending
     from moiety.runtime.experts.weights import ExpertWeights
@@ -19,7 +22,7 @@ Place = tuple["ExpertWeights", int]
 
 
 def parts_of(weights: ExpertWeights, slot: int) -> list[torch.Tensor]:
-    """Return the tensors of one expert, each in one piece, as views of the stacks."""
+    """Return the tensors of one expert (in FP8: codes and scales), each in one piece, as views of the stacks."""
     return [stack[slot] for stack in _stacks(weights)]
 
 
@@ -62,21 +65,34 @@ class Arrival:
 
 
 def _stacks(weights: ExpertWeights) -> list[torch.Tensor]:
-    """Return the stacks as they lie in memory, [slots, ...]; biases that there are none of are left out."""
+    """Return the stacks as they lie in memory, [slots, ...], codes as bytes; what there is none of is left out."""
     turned = not weights.is_stored_so
-    found = [each.transpose(1, 2) if turned else each for each in (weights.gate_up, weights.down)]
-    return found + [each for each in (weights.gate_up_bias, weights.down_bias) if each is not None]
+    found = [each.mT if turned else each for each in (weights.gate_up, weights.down)]
+    return [
+        *(stack for each in found for stack in _tensors(each)),
+        *(each for each in (weights.gate_up_bias, weights.down_bias) if each is not None),
+    ]
+
+
+def _tensors(weight: Weight) -> tuple[torch.Tensor, ...]:
+    return (weight.codes.view(torch.uint8), weight.scales) if isinstance(weight, BlockScaled) else (weight,)
 
 
 def _with_stacks(like: ExpertWeights, stacks: Sequence[torch.Tensor]) -> ExpertWeights:
-    gate_up, down, *biases = stacks
-    if not like.is_stored_so:
-        gate_up, down = gate_up.transpose(1, 2), down.transpose(1, 2)
-    left = iter(biases)
+    left = iter(stacks)
     return replace(
         like,
-        gate_up=gate_up,
-        down=down,
+        gate_up=_alike(like.gate_up, left, is_turned=not like.is_stored_so),
+        down=_alike(like.down, left, is_turned=not like.is_stored_so),
         gate_up_bias=None if like.gate_up_bias is None else next(left),
         down_bias=None if like.down_bias is None else next(left),
     )
+
+
+def _alike(like: Weight, stacks: Iterator[torch.Tensor], *, is_turned: bool) -> Weight:
+    """Return the next stacks as weights like others."""
+    if not isinstance(like, BlockScaled):
+        return next(stacks).mT if is_turned else next(stacks)
+    stored = like.mT if is_turned else like
+    found = replace(stored, codes=next(stacks).view(stored.codes.dtype), scales=next(stacks))
+    return found.mT if is_turned else found

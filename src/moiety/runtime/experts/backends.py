@@ -46,6 +46,8 @@ class Backend:
     """Whether a layer gets this way unless told otherwise, where nothing is in its way."""
     has_gradients: bool = True
     """Whether gradients come back through it."""
+    takes_fp8: bool = False
+    """Whether it computes weights that are held in FP8."""
     most_fixed: int = 0
     """Pairs of a row and a slot up to which the shapes of all tensors on the way follow from those of the arguments."""
 
@@ -57,15 +59,21 @@ def backend_for(weights: ExpertWeights, name: str | None = None, *, trains: bool
     """
     if name is None:
         known = (each for each in BACKENDS.values() if each.has_gradients or not trains)
-        return next(each for each in known if each.is_preferred(weights) and each.obstacle(weights) is None)
+        return next(each for each in known if each.is_preferred(weights) and _obstacle(each, weights) is None)
     if name not in BACKENDS:
         raise InputError(f"a back end of experts is one of {', '.join(BACKENDS)}", field="expert_backend", value=name)
-    reason = BACKENDS[name].obstacle(weights)
+    reason = _obstacle(BACKENDS[name], weights)
     if trains and not BACKENDS[name].has_gradients:
         reason = "no gradients come back through it"
     if reason is not None:
         raise InputError(reason, field="expert_backend", value=name, remedy="leave the choice to Moiety")
     return BACKENDS[name]
+
+
+def _obstacle(backend: Backend, weights: ExpertWeights) -> str | None:
+    if weights.is_fp8 and not backend.takes_fp8:
+        return "it takes no weights that are held in FP8"
+    return backend.obstacle(weights)
 
 
 def is_silu_gate(gate: Callable[[torch.Tensor], torch.Tensor]) -> bool:
@@ -121,6 +129,7 @@ BACKENDS = {
             partial(partial_outputs, multiply=one_by_one),
             lambda _: None,
             lambda _: True,
+            takes_fp8=True,
             most_fixed=MOST_PAIRS,
         ),
         Backend(

@@ -70,13 +70,14 @@ def expert_layers(
     shape = stage_shape(seat, placement)
     routed = _routed(seat, shape, network, turns, recorder, trains=use.trains)
     choosers = rank_choosers(seat, placement, network.device)
+    in_fp8 = seat.plan.options.dtypes.experts == "fp8" and not use.trains
     found: dict[int, ExpertLayer] = {}
     for row, index in enumerate(placement.layers):
         if index not in seat.layers:
             continue
         prefix, module = modules[index]
         experts = placement.experts_of_rank(row, seat.coordinates["ep"])
-        weights = supply.experts(seat, index, prefix, module, experts)
+        weights = supply.experts(seat, index, prefix, module, experts, in_fp8=in_fp8)
         held = HeldLayer(index, choosers[index], weights, backend_for(weights, use.backend, trains=use.trains))
         found[index] = ExpertLayer(held, routed, partial=seat.strategy.tp > 1)
     return found

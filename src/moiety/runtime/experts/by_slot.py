@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moiety.runtime.expansion import matrix_of, room_for
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from moiety.runtime.block_scaled import Weight
+    from moiety.runtime.expansion import Room
 
 FEW_ROWS = 6
 """Of a slot, for which a CPU's products are limited by reading the weights, and ..."""
@@ -19,24 +24,28 @@ _PAIR = 2
 
 def multiply_by_slot(
     rows: torch.Tensor,
-    weights: torch.Tensor,
+    weights: Weight,
     bounds: Sequence[int],
     out: torch.Tensor,
     room: torch.Tensor | None = None,
+    expanded: Room | None = None,
 ) -> None:
     """Fill `out` [rows, out] with the rows [rows, inner] of each slot times its weights [slots, inner, out].
 
     `bounds` are where each slot's rows begin, and the end of the last one's. Empty slots cost nothing. `room` is as for
-    `multiply_few`. Where slots have many rows, these are the bits of `grouped_mm`.
+    `multiply_few`. Weights in FP8 are expanded slot by slot, into `expanded`, which is made where there is none. Where
+    slots have many rows, these are the bits of `grouped_mm`.
     """
+    expanded = room_for(weights) if expanded is None else expanded
     is_few = bounds[-1] <= FEW_ROWS * weights.shape[0]
     for slot, (low, high) in enumerate(pairwise(bounds)):
         if low == high:
             continue
+        matrix = matrix_of(weights, slot, expanded)
         if is_few:
-            multiply_few(rows[low:high], weights[slot], out[low:high], room)
+            multiply_few(rows[low:high], matrix, out[low:high], room)
         else:
-            torch.mm(rows[low:high], weights[slot], out=out[low:high])
+            torch.mm(rows[low:high], matrix, out=out[low:high])
 
 
 def multiply_few(

@@ -11,11 +11,14 @@ import torch
 
 from moiety.runtime.arena.trace import called
 from moiety.runtime.conversion import integers
+from moiety.runtime.expansion import room_for
 from moiety.runtime.experts.by_slot import multiply_by_slot, room_for_few
 from moiety.runtime.experts.keys import KEY_BITS
 
 if TYPE_CHECKING:
+    from moiety.runtime.block_scaled import Weight
     from moiety.runtime.dispatch.wire import Rows
+    from moiety.runtime.expansion import Room
     from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.telemetry import Recorder
 
@@ -71,17 +74,22 @@ def _products(
     return out
 
 
-def _multiplied(rows: torch.Tensor, weights: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+def _multiplied(rows: torch.Tensor, weights: Weight, bounds: torch.Tensor) -> torch.Tensor:
     out = rows.new_empty(rows.shape[0], weights.shape[2])
     room = rows.new_empty(room_for_few(*weights.shape[1:]))
-    called(_multiply, rows, weights, bounds, out, room)
+    called(_multiply, rows, weights, bounds, out, room, room_for(weights))
     return out
 
 
 def _multiply(
-    rows: torch.Tensor, weights: torch.Tensor, bounds: torch.Tensor, out: torch.Tensor, room: torch.Tensor
+    rows: torch.Tensor,
+    weights: Weight,
+    bounds: torch.Tensor,
+    out: torch.Tensor,
+    room: torch.Tensor,
+    expanded: Room | None,
 ) -> None:
-    multiply_by_slot(rows, weights, integers(bounds), out, room)
+    multiply_by_slot(rows, weights, integers(bounds), out, room, expanded)
 
 
 def _put_back(outputs: torch.Tensor, order: torch.Tensor, bounds: torch.Tensor, by_pair: torch.Tensor) -> None:

@@ -26,11 +26,12 @@ def fused_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer:
     held = rows.slots >= 0
     row, column = held.nonzero(as_tuple=True)
     keys, order = torch.sort((rows.slots[row, column].long() << KEY_BITS) + rows.keys[row])
+    gate_up, down = weights.plain
     groups = group_rows(keys, weights.num_slots, KEY_BITS)
     pairs = SortedPairs(order, row, rows.weights[row, column], groups)
-    middle = gated_rows(rows.hidden, weights.gate_up, pairs)
+    middle = gated_rows(rows.hidden, gate_up, pairs)
     recorder.mark("expert_gate_up", layer)
-    outputs = weighted_outputs(middle, weights.down, pairs)
+    outputs = weighted_outputs(middle, down, pairs)
     first = torch.zeros(held.shape[0] + 1, dtype=torch.int64, device=held.device)
     torch.cumsum(held.sum(dim=1), 0, out=first[1:])
     sums = row_sums(outputs, first, held.shape[1])

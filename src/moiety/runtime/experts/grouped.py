@@ -9,6 +9,7 @@ import torch
 from torch.autograd import Function
 from torch.nn.functional import grouped_mm
 
+from moiety.runtime.block_scaled import BlockScaled
 from moiety.runtime.conversion import integers
 from moiety.runtime.dispatch.reduction import segment_sum
 from moiety.runtime.experts.by_slot import FEW_ROWS, multiply_by_slot
@@ -16,19 +17,21 @@ from moiety.runtime.experts.few import MOST_PAIRS, outputs_of_few
 from moiety.runtime.experts.keys import KEY_BITS
 
 if TYPE_CHECKING:
+    from moiety.runtime.block_scaled import Weight
     from moiety.runtime.dispatch.wire import Rows
     from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.telemetry import Recorder
 
 Multiply = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Rows [rows, inner] sorted by slot, weights [slots, inner, outer] and the slots' rows [slots] -> [rows, outer]."""
+"""Rows [rows, inner] sorted by slot, weights [slots, inner, outer] and the slots' rows [slots] -> [rows, outer]; not in
+FP8, of which a slot at a time is expanded and multiplied."""
 _LINE_BYTES = 16
 """That torch's grouped product wants the rows of its operands to be multiples of."""
 
 
 def suits_grouped_mm(weights: ExpertWeights) -> bool:
     """Return whether torch's grouped product takes these weights: all rows lie in lines of 16 bytes."""
-    line = _LINE_BYTES // weights.down.element_size()
+    line = _LINE_BYTES // weights.down.dtype.itemsize
     return not any(size % line for size in (*weights.gate_up.shape[1:], *weights.down.shape[1:]))
 
 
@@ -120,19 +123,23 @@ def _products(
     is_few = hidden.device.type == "cpu" and hidden.shape[0] <= FEW_ROWS * weights.num_slots
     if is_few and not torch.is_grad_enabled():
         multiply = _by_slot
-    middle = multiply(hidden, weights.gate_up, counts)
+    middle = _multiplied(hidden, weights.gate_up, counts, multiply)
     if weights.gate_up_bias is not None:
         middle += weights.gate_up_bias[slot]
     middle = weights.gate(middle)
     recorder.mark("expert_gate_up", layer)
-    out = multiply(middle, weights.down, counts)
+    out = _multiplied(middle, weights.down, counts, multiply)
     if weights.down_bias is not None:
         out += weights.down_bias[slot]
     return out
 
 
-def _by_slot(rows: torch.Tensor, weights: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """Return the same slot by slot, for few rows of a slot on a CPU."""
+def _multiplied(rows: torch.Tensor, weights: Weight, counts: torch.Tensor, multiply: Multiply) -> torch.Tensor:
+    return _by_slot(rows, weights, counts) if isinstance(weights, BlockScaled) else multiply(rows, weights, counts)
+
+
+def _by_slot(rows: torch.Tensor, weights: Weight, counts: torch.Tensor) -> torch.Tensor:
+    """Return the same slot by slot, for few rows of a slot on a CPU, and for weights in FP8."""
     out = rows.new_empty(rows.shape[0], weights.shape[2])
     multiply_by_slot(rows, weights, [0, *integers(counts.cumsum(0))], out)
     return out

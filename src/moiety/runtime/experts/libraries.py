@@ -42,7 +42,7 @@ def flashinfer_obstacle(weights: ExpertWeights) -> str | None:
         return f"FlashInfer's grouped product takes BF16 and FP16, and these weights are {weights.gate_up.dtype}"
     if not suits_grouped_mm(weights):
         return "FlashInfer's grouped product takes rows of multiples of 16 bytes"
-    if not all(_is_dense(each) for each in (weights.gate_up, weights.down)):
+    if not all(_is_dense(each) for each in weights.plain):
         return "FlashInfer's grouped product takes weights without gaps"
     return None
 
@@ -75,7 +75,7 @@ def deep_gemm_obstacle(weights: ExpertWeights) -> str | None:
     inner = weights.gate_up.shape[1], weights.down.shape[1]
     if any(each % _DEEP_GEMM_INNER for each in inner):
         return f"DeepGEMM takes inner sizes that are multiples of {_DEEP_GEMM_INNER}, and these are {inner}"
-    if not all(each.transpose(1, 2).is_contiguous() for each in (weights.gate_up, weights.down)):
+    if not all(each.transpose(1, 2).is_contiguous() for each in weights.plain):
         return "DeepGEMM takes weights stored as [experts, outer, inner]"
     return None
 

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from moiety.runtime.block_scaled import stacked
 from moiety.runtime.experts.weights import ExpertWeights
 
 if TYPE_CHECKING:
+    from moiety.runtime.block_scaled import Weight
+    from moiety.runtime.checkpoint.expert_layout import ExpertKind
     from moiety.runtime.checkpoint.weights import WeightSource
     from moiety.runtime.seat import Seat
 
@@ -23,10 +26,13 @@ class ExpertSupply(Protocol):
         prefix: str,
         module: Any,  # noqa: ANN401 - transformers' experts
         experts: tuple[int, ...],
+        *,
+        in_fp8: bool,
     ) -> ExpertWeights:
-        """Return the weights of the rank's slots in a layer, which hold `experts`.
+        """Return the weights of the rank's slots in a layer, which hold `experts`; the same way in every call.
 
-        `prefix` is the name of the layer's expert parameters, `module` transformers' module, on the meta device.
+        `prefix` is the name of the layer's expert parameters, `module` transformers' module, on the meta device;
+        `in_fp8`: whether the plan has them in FP8.
         """
         ...
 
@@ -38,25 +44,36 @@ def read_experts(
     prefix: str,
     experts: tuple[int, ...],
     device: torch.device,
+    *,
+    in_fp8: bool,
 ) -> ExpertWeights:
-    """Return experts as the checkpoint holds them: whole, or this rank's columns under expert tensor parallelism."""
+    """Return experts as the checkpoint holds them: whole, or this rank's columns under expert tensor parallelism.
+
+    `in_fp8`: their projections are held in FP8, unless an FP8 checkpoint keeps them in another format.
+    """
     etp, index = seat.strategy.etp, seat.coordinates["etp"]
     transposed = bool(module.is_transposed)
     width = module.down_proj.shape[1 if transposed else 2]
     columns = None if etp == 1 else slice(width // etp * index, width // etp * (index + 1))
     dtype = module.down_proj.dtype
 
-    def stacked(kind: Any, part: slice | None) -> torch.Tensor:  # noqa: ANN401 - one of four names
+    def read(kind: ExpertKind, part: slice | None) -> torch.Tensor:
         parts = [source.read_expert(prefix, kind, expert, part).to(dtype) for expert in experts]
         return torch.stack(parts).to(device)
 
-    gate_up, down = stacked("gate_up_proj", columns), stacked("down_proj", columns)
+    def projection(kind: ExpertKind) -> Weight:
+        if in_fp8 and source.gives_fp8(f"{prefix}.{kind}"):
+            parts = [source.read_expert_fp8(prefix, kind, expert, columns, dtype) for expert in experts]
+            return stacked(parts).to(device)
+        return read(kind, columns)
+
+    gate_up, down = projection("gate_up_proj"), projection("down_proj")
     has_bias = bool(module.has_bias)
     return ExpertWeights(
-        gate_up=gate_up if transposed else gate_up.transpose(1, 2),
-        down=down if transposed else down.transpose(1, 2),
-        gate_up_bias=stacked("gate_up_proj_bias", columns) if has_bias else None,
-        down_bias=stacked("down_proj_bias", None) if has_bias and index == 0 else None,
+        gate_up=gate_up if transposed else gate_up.mT,
+        down=down if transposed else down.mT,
+        gate_up_bias=read("gate_up_proj_bias", columns) if has_bias else None,
+        down_bias=read("down_proj_bias", None) if has_bias and index == 0 else None,
         gate=module._apply_gate,  # noqa: SLF001 - transformers' name for the gate of an architecture
         is_stored_so=transposed,
     )

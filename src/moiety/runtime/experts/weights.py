@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moiety.runtime.block_scaled import BlockScaled
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
+
+    from moiety.runtime.block_scaled import Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertWeights:
     """The stacked weights of a rank's slots in one layer, and the gate between the two products."""
 
-    gate_up: torch.Tensor
+    gate_up: Weight
     """[slots, hidden, 2 x width] as the product takes it (a view where the checkpoint stores it transposed)."""
-    down: torch.Tensor
+    down: Weight
     """[slots, width, hidden]."""
     gate_up_bias: torch.Tensor | None
     """[slots, 2 x width]."""
@@ -32,6 +36,18 @@ class ExpertWeights:
     def num_slots(self) -> int:
         """Physical slots of the rank."""
         return self.gate_up.shape[0]
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether products have to expand a projection first."""
+        return isinstance(self.gate_up, BlockScaled) or isinstance(self.down, BlockScaled)
+
+    @property
+    def plain(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """`gate_up` and `down` of weights that are not held in FP8."""
+        assert not isinstance(self.gate_up, BlockScaled), "it is in FP8"
+        assert not isinstance(self.down, BlockScaled), "it is in FP8"
+        return self.gate_up, self.down
 
     @property
     def size_bytes(self) -> int:

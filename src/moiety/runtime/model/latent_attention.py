@@ -13,6 +13,7 @@ import torch
 from torch.nn.functional import softmax
 
 from moiety.runtime.arena.trace import called
+from moiety.runtime.expansion import whole
 from moiety.runtime.model.cached_rows import cached_runs, hide, laid_out, rooms_for, runs_of, seen_tokens
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def latent_decode(
     `module` has the expansion `kv_b_proj` of the rank's heads, keys before values. CPUs sum up in FP32.
     """
     heads, nope, layer = query.shape[1], module.qk_nope_head_dim, module.layer_idx
-    expansion = module.kv_b_proj.weight.view(heads, nope + module.v_head_dim, -1)  # [heads, nope + value, rank]
+    expansion = whole(module.kv_b_proj.weight).view(heads, nope + module.v_head_dim, -1)  # [heads, nope + value, rank]
     to_latent, to_value = expansion[:, :nope], expansion[:, nope:]
     asked = torch.bmm(query[..., :nope].transpose(0, 1), to_latent).transpose(0, 1).contiguous()
     recorder.mark("kv_absorb", layer)

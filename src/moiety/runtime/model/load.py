@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import torch
 
 from moiety.errors import InputError
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.conversion import COMPUTED_DTYPES
+from moiety.runtime.expansion import room_bytes
 from moiety.runtime.experts.build import FOR_INFERENCE, expert_layers
 from moiety.runtime.model.attention import CAUSAL, PACKED
 from moiety.runtime.model.decoding import Decoding
+from moiety.runtime.model.loading import Loading, parameter
 from moiety.runtime.model.marks import NotedMarks, mark_ops
 from moiety.runtime.model.parallel import (
     DividedNorm,
@@ -22,42 +21,22 @@ from moiety.runtime.model.parallel import (
     VocabularyHead,
 )
 from moiety.runtime.model.rank_model import RankModel
-from moiety.runtime.model.skeleton import build_skeleton, meta_tensors, rebuilt_buffers
-from moiety.runtime.model.slices import key_heads, parameter_slices, vocabulary_rows
+from moiety.runtime.model.skeleton import build_skeleton, rebuilt_buffers
+from moiety.runtime.model.slices import key_heads, vocabulary_rows
 from moiety.runtime.model.supply import CheckpointSupply
 from moiety.runtime.overlap import Turns
 from moiety.runtime.telemetry import Silent
 
 if TYPE_CHECKING:
-    from moiety.model.attention import Attention
+    import torch
+
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.comm.group import Group
     from moiety.runtime.comm.network import Network
     from moiety.runtime.experts.build import ExpertUse
-    from moiety.runtime.model.skeleton import Skeleton
     from moiety.runtime.model.supply import WeightSupply
     from moiety.runtime.seat import Seat
     from moiety.runtime.telemetry import Recorder
-
-
-@dataclass(slots=True)
-class _Loading:
-    """A rank's model while it is being filled."""
-
-    seat: Seat
-    skeleton: Skeleton
-    supply: WeightSupply
-    shapes: dict[str, tuple[int, ...]]
-    """Of all parameters and persistent buffers of the whole model."""
-    tp: Group
-    device: torch.device
-    recorder: Recorder
-    bytes_by_kind: dict[str, int] = field(default_factory=lambda: dict.fromkeys(("dense_weights", "expert_weights"), 0))
-
-    @property
-    def tp_index(self) -> int:
-        """Place of the rank in its tensor-parallel group."""
-        return self.seat.coordinates["tp"]
 
 
 def compute_dtype(seat: Seat) -> torch.dtype:
@@ -92,8 +71,15 @@ def load_model(
     supply = supply or CheckpointSupply(network.device)
     supply.open(checkpoint, shapes)
     tp = network.group(seat.groups["tp"], "tp", Priority.REDUCTION)
-    loading = _Loading(
-        seat, skeleton, supply, shapes, tp, network.device, NotedMarks(recorder) if recorder else Silent()
+    loading = Loading(
+        seat,
+        skeleton,
+        supply,
+        shapes,
+        tp,
+        network.device,
+        NotedMarks(recorder) if recorder else Silent(),
+        in_fp8=seat.plan.options.dtypes.weights == "fp8" and not use.trains,
     )
     layers = {index: skeleton.base.layers[index] for index in seat.layers}
     modules = _expert_modules(loading)
@@ -106,7 +92,9 @@ def load_model(
             mark_ops(layer, index, loading.recorder)
     embedding, norm, head = _ends(loading)
     rotary = rebuilt_buffers(skeleton.base.rotary_emb, skeleton.base.config).to(network.device)
-    loading.bytes_by_kind["expert_weights"] = sum(each.held.weights.size_bytes for each in experts.values())
+    stacks = [each.held.weights for each in experts.values()]
+    loading.bytes_by_kind["expert_weights"] = sum(each.size_bytes for each in stacks)
+    of_experts = [room_bytes(each) for weights in stacks for each in (weights.gate_up, weights.down)]
     return RankModel(
         seat=seat,
         layers=layers,
@@ -117,6 +105,7 @@ def load_model(
         expert_layers=experts,
         dtype=dtype,
         weight_bytes=loading.bytes_by_kind,
+        expanded_bytes=max(loading.expanded_bytes, *of_experts, 0),
         bytes_read=supply.bytes_read,
         device=network.device,
         recorder=loading.recorder,
@@ -126,7 +115,7 @@ def load_model(
     )
 
 
-def _expert_modules(loading: _Loading) -> dict[int, tuple[str, Any]]:
+def _expert_modules(loading: Loading) -> dict[int, tuple[str, Any]]:
     """Return the names of the stage's stacked expert parameters and transformers' modules, by layer."""
     skeleton, found = loading.skeleton, dict[int, tuple[str, Any]]()
     for index in loading.seat.layers:
@@ -137,14 +126,11 @@ def _expert_modules(loading: _Loading) -> dict[int, tuple[str, Any]]:
     return found
 
 
-def _fill_layer(loading: _Loading, index: int, layer: Any) -> None:  # noqa: ANN401 - transformers' layer
+def _fill_layer(loading: Loading, index: int, layer: Any) -> None:  # noqa: ANN401 - transformers' layer
     """Read the rank's slices of a layer and put its parallel modules in place."""
     seat, plan_layer = loading.seat, loading.seat.plan.model.layers[index]
     prefix = f"{loading.skeleton.prefix()}layers.{index}."
-    for name in tuple(meta_tensors(layer)):
-        tensor = _read(loading, prefix + name, plan_layer.attention)
-        loading.bytes_by_kind["dense_weights"] += tensor.nbytes
-        _set(layer, name, tensor)
+    loading.fill(layer, prefix, plan_layer.attention)
     attention = plan_layer.attention
     if seat.strategy.tp == 1:
         return
@@ -166,13 +152,13 @@ def _fill_layer(loading: _Loading, index: int, layer: Any) -> None:  # noqa: ANN
     layer.mlp = ReducedBlock(block, loading.tp, recorder=loading.recorder, layer=index)
 
 
-def _summed(loading: _Loading, linear: Any, layer: int, group: Group | None, ops: tuple[str, str]) -> RowLinear:  # noqa: ANN401
+def _summed(loading: Loading, linear: Any, layer: int, group: Group | None, ops: tuple[str, str]) -> RowLinear:  # noqa: ANN401
     """Return a product like `linear` whose parts are summed over `group`, or later where there is none."""
     bias = linear.bias if group is not None or loading.tp_index == 0 else None
     return RowLinear(linear.weight, bias, group, recorder=loading.recorder, ops=ops, layer=layer)
 
 
-def _divide_norms(loading: _Loading, attention: Any, prefix: str) -> None:  # noqa: ANN401 - transformers' attention
+def _divide_norms(loading: Loading, attention: Any, prefix: str) -> None:  # noqa: ANN401 - transformers' attention
     """Replace norms over all heads by ones that know of the other ranks' heads."""
     for name in ("q_norm", "k_norm"):
         norm = getattr(attention, name, None)
@@ -186,7 +172,7 @@ def _divide_norms(loading: _Loading, attention: Any, prefix: str) -> None:  # no
 
 
 def _ends(
-    loading: _Loading,
+    loading: Loading,
 ) -> tuple[VocabularyEmbedding | None, torch.nn.Module | None, VocabularyHead | None]:
     """Return embedding, final norm and head, each where the stage has it."""
     seat, skeleton = loading.seat, loading.skeleton
@@ -195,42 +181,20 @@ def _ends(
     held = 0
     embedding = norm = head = None
     if seat.is_first_stage:
-        weight = _parameter(_read(loading, embedding_name, None))
+        weight = parameter(loading.read(embedding_name, None))
         held += weight.nbytes
         embedding = VocabularyEmbedding(
             weight, vocabulary_rows(vocabulary, tp, index).start, loading.tp, loading.recorder
         )
     if seat.is_last_stage:
         norm = skeleton.base.norm
-        for name in tuple(meta_tensors(norm)):
-            tensor = _read(loading, f"{skeleton.prefix()}norm.{name}", None)
-            loading.bytes_by_kind["dense_weights"] += tensor.nbytes
-            _set(norm, name, tensor)
+        loading.fill(norm, f"{skeleton.prefix()}norm.", None)
         if seat.plan.model.tie_word_embeddings:
-            weight = embedding.weight if embedding is not None else _parameter(_read(loading, embedding_name, None))
+            weight = embedding.weight if embedding is not None else parameter(loading.read(embedding_name, None))
             held += 0 if embedding is not None else weight.nbytes
         else:
-            weight = _parameter(_read(loading, "lm_head.weight", None))
+            weight = parameter(loading.read("lm_head.weight", None))
             held += weight.nbytes
         head = VocabularyHead(weight, vocabulary, loading.tp, loading.recorder)
     loading.bytes_by_kind["embedding_and_head"] = held
     return embedding, norm, head
-
-
-def _read(loading: _Loading, name: str, attention: Attention | None) -> torch.Tensor:
-    """Return the rank's slice of a parameter or buffer in the format that transformers keeps it in."""
-    whole = loading.skeleton.tensors[name]
-    slices = parameter_slices(name, tuple(whole.shape), attention, tp=loading.seat.strategy.tp, index=loading.tp_index)
-    return loading.supply.dense(name, slices, whole.dtype)
-
-
-def _parameter(tensor: torch.Tensor) -> torch.nn.Parameter:
-    return torch.nn.Parameter(tensor, requires_grad=False)
-
-
-def _set(module: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Put `tensor` where the parameter or buffer `name` of `module` was."""
-    path, _, leaf = name.rpartition(".")
-    owner = module.get_submodule(path)
-    is_parameter = isinstance(getattr(owner, leaf), torch.nn.Parameter)
-    setattr(owner, leaf, _parameter(tensor) if is_parameter else tensor)

@@ -8,8 +8,10 @@ import torch
 from torch.nn.functional import embedding, linear
 
 from moiety.runtime.comm.adjoint import all_gather, all_reduce
+from moiety.runtime.expansion import whole
 
 if TYPE_CHECKING:
+    from moiety.runtime.block_scaled import Weight
     from moiety.runtime.comm.group import Group
     from moiety.runtime.telemetry import Recorder
 
@@ -70,7 +72,7 @@ class RowLinear(torch.nn.Module):
 
     def __init__(
         self,
-        weight: torch.nn.Parameter,
+        weight: Weight,
         bias: torch.nn.Parameter | None,
         group: Group | None,
         *,
@@ -89,10 +91,10 @@ class RowLinear(torch.nn.Module):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         """Return [..., out] of this rank's part of the input, [..., in]."""
         if self._group is None:
-            out = linear(rows, self.weight, self.bias)
+            out = linear(rows, whole(self.weight), self.bias)
             self._recorder.mark(self._ops[0], self._layer)
             return out
-        out = linear(rows, self.weight)
+        out = linear(rows, whole(self.weight))
         self._recorder.mark(self._ops[0], self._layer)
         out = all_reduce(out, self._group)
         out = out if self.bias is None else out + self.bias

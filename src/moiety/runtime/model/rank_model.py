@@ -39,6 +39,8 @@ class RankModel:
     dtype: torch.dtype
     weight_bytes: Mapping[str, int]
     """Bytes of this rank's weights, by the kinds of the memory plan."""
+    expanded_bytes: int
+    """Of the memory that a weight in FP8 is expanded into for its product: the most, as one is at a time."""
     bytes_read: int
     """Bytes read from the checkpoint."""
     device: torch.device

@@ -33,6 +33,15 @@ _CUTS: tuple[tuple[str, Cut], ...] = (
 )
 
 
+_OTHERS = re.compile(r"(gate|router|shared_expert_gate)\.weight")
+"""Matrices of a layer that a plan counts in the activations' format: they choose experts, or weigh their outputs."""
+
+
+def is_projection(name: str) -> bool:
+    """Return whether the matrix of that name is one of a layer's dense weights, whose format a plan states."""
+    return _OTHERS.fullmatch(".".join(name.split(".")[-2:])) is None
+
+
 def cut_of(name: str) -> Cut | None:
     """Return how the parameter of that name is divided; None for a name of no known projection."""
     local = re.sub(r"^.*?layers\.\d+\.|^model\.", "", name)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from moiety.runtime.block_scaled import Weight
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.seat import Seat
@@ -31,6 +32,13 @@ class WeightSupply(ExpertSupply, Protocol):
 
     def dense(self, name: str, slices: tuple[slice, ...], dtype: torch.dtype) -> torch.Tensor:
         """Return a slice of a parameter or persistent buffer, whole along the axes that `slices` leaves out."""
+        ...
+
+    def matrix(self, name: str, slices: tuple[slice, ...], dtype: torch.dtype) -> Weight:
+        """Return a slice of a matrix in FP8, for products in `dtype`.
+
+        What an FP8 checkpoint itself keeps in another format is returned in `dtype`.
+        """
         ...
 
 
@@ -61,7 +69,22 @@ class CheckpointSupply:
         """Read a slice; see `WeightSupply`."""
         return self.source.read(name, *slices, dtype=dtype).to(self._device)
 
-    def experts(self, seat: Seat, layer: int, prefix: str, module: Any, experts: tuple[int, ...]) -> ExpertWeights:  # noqa: ANN401 - as in `ExpertSupply`
+    def matrix(self, name: str, slices: tuple[slice, ...], dtype: torch.dtype) -> Weight:
+        """Read a slice; see `WeightSupply`."""
+        if not self.source.gives_fp8(name):
+            return self.dense(name, slices, dtype)
+        return self.source.read_fp8(name, *slices, dtype=dtype).to(self._device)
+
+    def experts(
+        self,
+        seat: Seat,
+        layer: int,
+        prefix: str,
+        module: Any,  # noqa: ANN401 - as in `ExpertSupply`
+        experts: tuple[int, ...],
+        *,
+        in_fp8: bool,
+    ) -> ExpertWeights:
         """Read experts; see `ExpertSupply`."""
         del layer
-        return read_experts(seat, module, self.source, prefix, experts, self._device)
+        return read_experts(seat, module, self.source, prefix, experts, self._device, in_fp8=in_fp8)

@@ -25,9 +25,10 @@ class TrainedExperts:
     def of(cls, layer: ExpertLayer) -> TrainedExperts:
         """Return the parameters that a layer's weights are views of, or are."""
         weights = layer.held.weights
+        gate_up, down = weights.plain
         found: dict[ExpertKind, torch.Tensor | None] = {
-            "gate_up_proj": _base(weights.gate_up),
-            "down_proj": _base(weights.down),
+            "gate_up_proj": _base(gate_up),
+            "down_proj": _base(down),
             "gate_up_proj_bias": weights.gate_up_bias,
             "down_proj_bias": weights.down_bias,
         }
@@ -49,10 +50,11 @@ def _trainable(weights: ExpertWeights) -> ExpertWeights:
     def bias(stored: torch.Tensor | None) -> torch.Tensor | None:
         return None if stored is None else torch.nn.Parameter(stored)
 
+    gate_up, down = weights.plain
     return replace(
         weights,
-        gate_up=product(weights.gate_up),
-        down=product(weights.down),
+        gate_up=product(gate_up),
+        down=product(down),
         gate_up_bias=bias(weights.gate_up_bias),
         down_bias=bias(weights.down_bias),
     )

@@ -1,0 +1,157 @@
+"""What weights in FP8 stand for, made one matrix at a time where a product needs it: code times scale, rounded once."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from importlib.util import find_spec
+from itertools import groupby, pairwise
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from moiety.runtime.arena.trace import called
+from moiety.runtime.fp8 import FP8
+
+if TYPE_CHECKING:
+    from moiety.runtime.block_scaled import BlockScaled, Bounds, Weight
+
+_HAS_TRITON = find_spec("triton") is not None
+_SHIFT = torch.tensor(20, dtype=torch.int32)
+"""From the last of E4M3's 3 bits of fraction to the last but 20 of FP32's 23."""
+_SIGN_AND_REST = torch.tensor(0x87F00000 - (1 << 32), dtype=torch.int32)
+"""Where a code's bits lie then; those in between have copies of the sign."""
+_BIAS = torch.tensor(2.0**120)
+"""2 ** (127 - 7), by the exponents' biases."""
+
+
+class Room(NamedTuple):
+    """Memory that a matrix is expanded into."""
+
+    matrix: torch.Tensor
+    """[rows x columns], in the format of the products."""
+    wide: torch.Tensor | None
+    """[rows of a block x columns], float32; None where products take that themselves, or a kernel needs none."""
+
+
+def room_for(weight: Weight) -> Room | None:
+    """Return room for one matrix, or one of a stack; None where it takes none."""
+    return None if isinstance(weight, torch.Tensor) else _room(weight)
+
+
+def room_bytes(weight: Weight) -> int:
+    """Return the bytes of the room that products with a weight take."""
+    if isinstance(weight, torch.Tensor):
+        return 0
+    return math.prod(weight.shape[-2:]) * weight.dtype.itemsize + _wide_items(weight) * torch.float32.itemsize
+
+
+def _room(weight: BlockScaled) -> Room:
+    matrix = torch.empty(math.prod(weight.shape[-2:]), dtype=weight.dtype, device=weight.device)
+    items = _wide_items(weight)
+    return Room(matrix, torch.empty(items, dtype=torch.float32, device=weight.device) if items else None)
+
+
+def _wide_items(weight: BlockScaled) -> int:
+    """Return how many items in FP32 a row of blocks has, whichever way the codes lie; 0: none are needed."""
+    if weight.dtype == torch.float32 or _has_kernel(weight.device):
+        return 0
+    along_rows, along_columns = (
+        max((high - low for low, high in pairwise(bounds)), default=0)
+        for bounds in (weight.row_bounds, weight.column_bounds)
+    )
+    rows, columns = weight.shape[-2:]
+    return max(along_rows * columns, along_columns * rows)
+
+
+def matrix_of(weights: Weight, place: int, room: Room | None) -> torch.Tensor:
+    """Return one matrix of a stack in the format that products take; it lies in `room` where the stack is in FP8."""
+    if isinstance(weights, torch.Tensor):
+        return weights[place]
+    assert room is not None, "there is room for it"
+    return expand(weights[place], room)
+
+
+def whole(weight: Weight) -> torch.Tensor:
+    """Return a matrix in the format that products take, expanded into memory of the step where it is held in FP8."""
+    if isinstance(weight, torch.Tensor):
+        return weight
+    room = _room(weight)
+    called(expand, weight, room)
+    return _laid_out(weight, room)
+
+
+def expand(weight: BlockScaled, room: Room) -> torch.Tensor:
+    """Fill `room` with a matrix and return it, [rows, columns], in the order of its codes; asks for no memory.
+
+    Code times scale is taken in FP32 and rounded once.
+    """
+    stored = weight.mT if _is_turned(weight) else weight
+    out = _laid_out(stored, room)
+    if _has_kernel(weight.device):
+        from moiety.runtime.kernels.expanded_weights import expand_into  # noqa: PLC0415 - where there is one
+
+        index = (block_index(each, weight.device) for each in (stored.row_bounds, stored.column_bounds))
+        expand_into(out, stored.codes, stored.scales, *index)
+        return _laid_out(weight, room)
+    for place, (low, high) in enumerate(pairwise(stored.row_bounds)):
+        wide = out[low:high] if room.wide is None else room.wide[: (high - low) * out.shape[1]]
+        wide = wide.view(high - low, out.shape[1])
+        _convert(stored.codes[low:high], wide)
+        for first, count, start, width in _runs(stored.column_bounds):
+            blocks = wide[:, start : start + count * width].view(high - low, count, width)
+            blocks.mul_(stored.scales[place, first : first + count, None])
+        if room.wide is not None:
+            out[low:high].copy_(wide)
+    return _laid_out(weight, room)
+
+
+def _laid_out(weight: BlockScaled, room: Room) -> torch.Tensor:
+    """Return the matrix [rows, columns] that lies in `room`, in the order of its codes."""
+    rows, columns = weight.shape
+    return room.matrix.view(columns, rows).t() if _is_turned(weight) else room.matrix.view(rows, columns)
+
+
+def _is_turned(weight: BlockScaled) -> bool:
+    """Return whether the codes lie column by column."""
+    return weight.codes.stride(-1) != 1 and weight.shape[-1] > 1
+
+
+def _convert(codes: torch.Tensor, out: torch.Tensor) -> None:
+    """Fill `out` float32 with the numbers of codes.
+
+    On CPUs E4M3's bits are moved to where FP32 has them, which takes an eighth of the time of torch's own conversion
+    (torch 2.13: `benchmarks/held_fp8.py`); NaN, which no weights have, would become 480.
+    """
+    if codes.dtype != FP8 or codes.device.type != "cpu":
+        out.copy_(codes)
+        return
+    bits = out.view(torch.int32)
+    bits.copy_(codes.view(torch.int8))
+    torch.bitwise_left_shift(bits, _SHIFT, out=bits)
+    torch.bitwise_and(bits, _SIGN_AND_REST, out=bits)
+    out.mul_(_BIAS)
+
+
+def _has_kernel(device: torch.device) -> bool:
+    return device.type == "cuda" and _HAS_TRITON
+
+
+@cache
+def block_index(bounds: Bounds, device: torch.device) -> torch.Tensor:
+    """Return the block that each index along an axis lies in, int32."""
+    sizes = torch.tensor([high - low for low, high in pairwise(bounds)], dtype=torch.int64)
+    return torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(sizes).to(device)
+
+
+@cache
+def _runs(bounds: Bounds) -> tuple[tuple[int, int, int, int], ...]:
+    """Return the runs of blocks of one width: the first block, how many, where the first begins, the width."""
+    widths = [high - low for low, high in pairwise(bounds)]
+    found: list[tuple[int, int, int, int]] = []
+    first = 0
+    for width, alike in groupby(widths):
+        count = len(list(alike))
+        found.append((first, count, bounds[first], width))
+        first += count
+    return tuple(found)
