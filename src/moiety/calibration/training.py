@@ -15,15 +15,16 @@ DEFAULT_TRAINING = "training-2026-11"
 
 
 class TrainingConstants(Sourced):
-    """What Megatron-LM adds to a step, as `python -m moiety.validation.fit training` writes it."""
+    """What Megatron-LM adds to kernels and transfers, as `python -m moiety.validation.fit training` writes it."""
 
-    dense_layer_s: Seconds
-    """A dense layer's forward and backward pass of a micro-batch: kernels that are launched one by one, casts, norms
-    and activations that are not fused."""
-    moe_layer_s: Seconds
-    """The same of a layer with experts, which also counts, sorts and permutes tokens."""
-    gradient_slowdown: Annotated[float, Field(ge=0, le=100)]
-    """Time of reducing gradients over that of an all-reduce in the activations' format: they are summed in FP32."""
+    watts_per_tflops: Annotated[float, Field(gt=0, le=100)]
+    """What products draw at full clock, over their rate in BF16. With less power the clock is lower."""
+    pass_slowdown: Annotated[float, Field(ge=0, le=100)]
+    """Time of passes over memory, over that of those that a step cannot do without: what a framework does not fuse."""
+    exposed_share: Annotated[float, Field(ge=0, le=1)]
+    """Of transfers beside computation: the part that the step takes longer for them."""
+    launch_s: Seconds
+    """A kernel that the host launches on its own, in no CUDA graph."""
 
 
 class TrainingCatalog(Record):

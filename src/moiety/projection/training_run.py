@@ -1,7 +1,7 @@
 """A training run of a framework whose degrees are given, in closed form: Megatron-LM's step from its parts.
 
 `projection/phase.py` projects Moiety's own training plans layer by layer; this is what the same priced ops say of
-published runs, with interleaved pipeline stages and whole-layer recomputation as those have them.
+published runs, with interleaved pipeline stages, CUDA graphs and whole-layer recomputation as those have them.
 """
 
 from __future__ import annotations
@@ -11,25 +11,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.cost.price import Pricer
-from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
 from moiety.graph.model_flops import model_flops_per_token
-from moiety.graph.op import Collective, Gemm
 from moiety.plan import Schedule
+from moiety.projection.training_work import LayerWork, layer_work, recomputed_work, total
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from moiety.calibration.calibration import Calibration
     from moiety.calibration.training import TrainingConstants
     from moiety.cluster.cluster import Cluster
-    from moiety.cost.price import OpPrice
+    from moiety.cost.price import OpPrice, PricedGraph
     from moiety.model.model import Model
     from moiety.plan import Options
+    from moiety.projection.training_work import Captured, Recomputed
     from moiety.strategy.strategy import Strategy
 
-_CAST_COPIES = 2
-"""A narrow operand is written twice, by row for one product and by column for the other (Transformer Engine)."""
+_BACKWARD_SHARE = 2 / 3
+"""Of a micro-batch's time; a forward pass has half as many products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +44,11 @@ class TrainingRun:
     """Of each data-parallel group and step."""
     virtual_stages: int = 1
     """Parts that every pipeline stage's layers are divided into, in turns (interleaved 1F1B, Narayanan et al. 2021)."""
-    recomputes: bool = False
-    """Every layer's forward pass runs again before its backward pass."""
+    recomputed: Recomputed = "nothing"
+    captured: frozenset[Captured] = frozenset()
+    """What CUDA graphs hold; the rest is launched kernel by kernel."""
+    overlaps_exchange: bool = False
+    """Dispatch and combine run beside another micro-batch's computation."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -75,77 +76,85 @@ class TrainingRun:
 
 @dataclass(frozen=True, slots=True)
 class TrainingParts:
-    """A step of the mean pipeline stage, in parts that the constants weigh; the pipeline's bubble is in each."""
+    """A step of the mean pipeline stage, in parts that the constants weigh."""
 
-    work_s: float
-    """Kernels, casts to narrow formats, exchanges and tensor-parallel sums, the optimizer and the stages' hand-over."""
-    dense_layers: float
-    """Passes of a micro-batch through a dense layer, forward and backward as one."""
-    moe_layers: float
-    gradients_s: float
-    """Gradient reductions at the rate of an all-reduce."""
+    work: LayerWork
+    """Of all the step's micro-batches; what overlaps is among its `background_s`, what does not in `exchange_s`."""
+    num_microbatches: int
+    bubble: float
+    """Time that a stage waits for others, over the time that it works."""
+    update_s: float
+    watts_per_tflops: float
+    """The device's highest power over its peak in BF16."""
+    clock_exponent: float
+    """Power grows with this power of the clock."""
 
     def step_s(self, constants: TrainingConstants) -> float:
-        """Return the seconds of a step."""
-        return (
-            self.work_s
-            + self.dense_layers * constants.dense_layer_s
-            + self.moe_layers * constants.moe_layer_s
-            + self.gradients_s * constants.gradient_slowdown
+        """Return the seconds of a step.
+
+        Products run at the clock at which the device's power lasts for them. Gradients are scattered beside the last
+        micro-batch's backward pass, and parameters gathered beside the next step's first forward pass; what is left of
+        either is waited for.
+        """
+        work = self.work
+        clock = min(self.watts_per_tflops / constants.watts_per_tflops, 1.0) ** (1 / self.clock_exponent)
+        busy_s = (
+            work.products_s / clock
+            + work.passes_s * constants.pass_slowdown
+            + work.accumulation_s
+            + work.exchange_s
+            + work.background_s * constants.exposed_share
+            + work.launches * constants.launch_s
         )
+        unit, half = busy_s / self.num_microbatches, work.gradients_s / 2
+        waits = max(half - _BACKWARD_SHARE * unit, 0.0) + max(half - (1 - _BACKWARD_SHARE) * unit, 0.0)
+        return (1 + self.bubble) * busy_s + self.update_s + waits
 
 
 def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
-    """Return what a step of `run` is made of.
-
-    Nothing overlaps but the stages of the pipeline, which wait (p - 1) / v units of m: transfers that a framework hides
-    are hidden behind kernels that they slow down.
-    """
+    """Return what a step of `run` is made of; its stages wait (p - 1) / v units of m for each other."""
     graph = build_step_graph(run.model, run.strategy, run.schedule, run.options, training=True)
     priced = Pricer(graph, run.cluster, calibration).priced_graph()
-    stages, microbatches = run.strategy.pp, run.num_microbatches
-    memory_rate = run.cluster.device.memory_bandwidth_bytes_per_s
-    work = gradients = dense = moe = 0.0
-    for block, count in Counter(run.model.layer_blocks).items():
-        passes = count / stages * microbatches
-        forward, backward = priced.layers[block], priced.backward[block]
-        work += passes * (1 + run.recomputes) * (_seconds(forward) + _cast_bytes(forward) / memory_rate)
-        work += passes * (_seconds(backward) + _cast_bytes(backward) / memory_rate)
-        gradients += passes * sum(price.seconds for price in backward if _is_bulk(price))
-        if run.model.blocks[block].feed_forward.kind == "moe":
-            moe += passes
-        else:
-            dense += passes
-    work += microbatches / stages * (_seconds(priced.embedding) + _seconds(priced.head))
-    bubble = 1 + (stages - 1) / (run.virtual_stages * microbatches)
-    handed_over = 2 * microbatches * run.virtual_stages * _seconds(priced.boundary) if stages > 1 else 0.0
+    stages, microbatches, device = run.strategy.pp, run.num_microbatches, run.cluster.device
+    ends = layer_work((*priced.embedding, *priced.head), None, run.strategy, (), device.memory_bandwidth_bytes_per_s)
+    layers = [
+        _block_work(run, priced, block).times(count * microbatches / stages)
+        for block, count in Counter(run.model.layer_blocks).items()
+    ]
+    work = total((*layers, ends.times(microbatches / stages), _handed_over(run, priced.boundary)))
+    gradients = work.gradients_s + sum(price.seconds for price in priced.update if price.op.is_communication)
     return TrainingParts(
-        work_s=bubble * work + handed_over + _seconds(priced.update),
-        dense_layers=bubble * dense,
-        moe_layers=bubble * moe,
-        gradients_s=gradients,
+        work=_split(work, gradients, run.overlaps_exchange),
+        num_microbatches=microbatches,
+        bubble=(stages - 1) / (run.virtual_stages * microbatches),
+        update_s=sum(price.seconds for price in priced.update if not price.op.is_communication),
+        watts_per_tflops=device.max_power_w / (device.peak("bf16") / 1e12),
+        clock_exponent=calibration.power.clock_exponent,
     )
 
 
-def _seconds(prices: Iterable[OpPrice]) -> float:
-    return sum(price.seconds for price in prices if not _is_bulk(price))
+def _block_work(run: TrainingRun, priced: PricedGraph, block: int) -> LayerWork:
+    part, rate = run.model.blocks[block].feed_forward, run.cluster.device.memory_bandwidth_bytes_per_s
+    forward = priced.layers[block]
+    prices = (*forward, *recomputed_work(forward, part, run.recomputed), *priced.backward[block])
+    return layer_work(prices, part, run.strategy, run.captured, rate)
 
 
-def _is_bulk(price: OpPrice) -> bool:
-    work = price.op.work
-    return isinstance(work, Collective) and work.bulk
+def _handed_over(run: TrainingRun, boundary: tuple[OpPrice, ...]) -> LayerWork:
+    """Return what stages send each other: there and back for each of a stage's parts, beside work of others."""
+    seconds = 2 * run.num_microbatches * run.virtual_stages * sum(price.seconds for price in boundary)
+    return LayerWork(background_s=seconds) if run.virtual_stages > 1 else LayerWork(exchange_s=seconds)
 
 
-def _cast_bytes(prices: Iterable[OpPrice]) -> float:
-    """Return the bytes that operands of narrow products move while they are cast: read wide, written narrow.
-
-    Forward the rows that go in, backward the gradients of those that came out.
-    """
-    moved = 0.0
-    for price in prices:
-        work = price.op.work
-        if isinstance(work, Gemm) and BYTES_PER_ELEMENT[work.weight_dtype] < BYTES_PER_ELEMENT[work.activation_dtype]:
-            width = work.n if price.op.name.endswith(".backward") else work.k
-            narrow = _CAST_COPIES * BYTES_PER_ELEMENT[work.weight_dtype]
-            moved += work.m * width * (BYTES_PER_ELEMENT[work.activation_dtype] + narrow)
-    return moved
+def _split(work: LayerWork, gradients_s: float, overlaps_exchange: bool) -> LayerWork:  # noqa: FBT001 - from a field
+    """Return the work with its exchanges where they belong, in the background or not."""
+    behind = work.exchange_s if overlaps_exchange else 0.0
+    return LayerWork(
+        products_s=work.products_s,
+        passes_s=work.passes_s,
+        accumulation_s=work.accumulation_s,
+        exchange_s=work.exchange_s - behind,
+        background_s=work.background_s + behind,
+        launches=work.launches,
+        gradients_s=gradients_s,
+    )

@@ -85,10 +85,14 @@ _KNOWN = """## What no law here explains
   version reaches over two. The law has the network alone set the pace, as it does in the other rows.
 - On one node dispatch and combine of some hundred tokens hide part of their start-up behind the transfer; the
   law adds both.
-- Training rows seldom say which layers recompute, whether the all-to-all hides behind another micro-batch, or what was
-  captured in CUDA graphs; one configuration moved by two thirds between two releases. Predictions are for a run that
-  recomputes nothing it does not name and hides nothing, with three constants for all models and devices. gpt-oss is
-  predicted too fast throughout; fully sharded and context-parallel runs are skipped by name.
+- Training rows do not say what was captured in CUDA graphs, whether the all-to-all ran beside another micro-batch, or
+  which dispatcher sent the tokens; between two releases one configuration moved by two thirds. All three are read in
+  the recipes that the operators published (`catalog/deployments/`, Megatron-Bridge and Megatron-MoE-ModelZoo); a run
+  without one is taken to capture and to hide nothing. Four constants stand for all models, devices and releases.
+- gpt-oss trains as slowly as if its attention (with sinks) wrote its scores to memory, and is priced so; what its kernels
+  do is not published. Its rows of container 26.06.01 have an attention kernel that the operators call a regression.
+- Its TFLOP/s of the releases before 26.06 count a sixth less for the same tokens per second than those from then on;
+  DeepSeek-V3's count its layer of multi-token prediction, which predictions leave out.
 - Of ML.ENERGY rows the prompt's length is not published: power is predicted at the measured throughput, from the
   law of power alone. Steps with prompts are taken to run at the power limit; their share of the time is what a token
   takes on average beyond the median.

@@ -1,6 +1,6 @@
 """Training: Megatron-LM's constants from measured runs.
 
-Three constants for all models and devices, fitted to the logarithms of the steps' ratios, and tested on models and
+Four constants for all models and devices, fitted to the logarithms of the steps' ratios, and tested on models and
 devices left out. Runs of one configuration under several releases weigh as much as one.
 """
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from moiety.validation.serving_row import ServingRow
 
-_START = np.array([1e-3, 1e-3, 1.0])
-"""A few dozen launches a layer; gradients as fast as an all-reduce."""
+_START = np.array([0.8, 1.5, 0.3, 1e-5])
+"""Power is scarce on every device; some unfused passes; transfers mostly hidden; ten microseconds a launch."""
 _SCALE, _ROUNDS = 0.2, 60
 _SOURCE = "Megatron-Bridge performance summaries, Megatron-MoE-ModelZoo, MoE Parallel Folding (arXiv 2504.14960)"
 
@@ -79,22 +79,32 @@ def fit_training(runs: Sequence[MeasuredRun]) -> TrainingConstants:
     """Return the constants under which the predicted steps are nearest to the measured ones."""
     alike = Counter(_configuration(each.run) for each in runs)
     weight = np.array([alike[_configuration(each.run)] ** -0.5 for each in runs])
-    table = np.array([[p.work_s, p.dense_layers, p.moe_layers, p.gradients_s] for p in (each.parts for each in runs)])
     measured = np.array([each.step_s for each in runs])
 
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
-        return weight * robust(np.log((table @ np.array([1.0, *np.exp(logs)])) / measured), _SCALE)
+        constants = _constants(logs)
+        predicted = np.array([each.parts.step_s(constants) for each in runs])
+        return weight * robust(np.log(predicted / measured), _SCALE)
 
-    dense, moe, slowdown = np.exp(minimise(residuals, np.log(_START), rounds=_ROUNDS)).tolist()
-    constants = TrainingConstants(
-        basis="fitted",
-        source=f"{len(runs)} runs: {_SOURCE}",
-        range="Hopper and Blackwell, 8 to 256 GPUs, sequences of 4,096 and 8,192 tokens, no context parallelism",
-        dense_layer_s=dense,
-        moe_layer_s=moe,
-        gradient_slowdown=slowdown,
+    constants = _constants(minimise(residuals, np.log(_START), rounds=_ROUNDS)).model_copy(
+        update={
+            "source": f"{len(runs)} runs: {_SOURCE}",
+            "range": "Hopper and Blackwell, 8 to 256 GPUs, sequences of 4,096 to 16,384 tokens",
+        }
     )
     return rounded_fields(constants)
+
+
+def _constants(logs: NDArray[np.float64]) -> TrainingConstants:
+    watts, slowdown, exposed, launch = np.exp(logs).tolist()
+    return TrainingConstants(
+        basis="fitted",
+        source=_SOURCE,
+        watts_per_tflops=watts,
+        pass_slowdown=slowdown,
+        exposed_share=min(exposed, 1.0),
+        launch_s=launch,
+    )
 
 
 def _configuration(run: TrainingRun) -> tuple[object, ...]:

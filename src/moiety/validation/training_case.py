@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 from moiety.calibration.catalog import calibration_for
 from moiety.calibration.training import load_training
 from moiety.cluster.cluster import Cluster
+from moiety.model.attention import GroupedQueryAttention
 from moiety.plan import DtypePolicy, Options
 from moiety.projection.training_run import TrainingRun, training_parts
 from moiety.strategy.legality import broken_rules
 from moiety.strategy.strategy import Strategy
 from moiety.validation.serving_case import row_cluster, row_model
 from moiety.validation.skipped import SkippedRow
+from moiety.validation.training_recipes import recipe_of
 from moiety.validation.transfer_case import row_device
 
 if TYPE_CHECKING:
     from moiety.dtypes import Dtype
+    from moiety.model.model import Model
     from moiety.validation.system_row import SystemRow
 
 _MODELS = {
@@ -79,22 +82,38 @@ def training_run(row: SystemRow) -> TrainingRun:
     count, rest = divmod(int(sequences[1]), size * strategy.attn_dp * strategy.instances)
     if rest or not count:
         raise SkippedRow("the global batch does not divide over the data-parallel groups")
+    cluster = _cluster(row)
+    recipe = recipe_of(row, model.name, cluster.device.name)
+    sends_once = strategy.etp > 1 or (recipe is not None and recipe.dispatcher != "alltoall")
+    staged = recipe.vp if recipe is not None and recipe.pp == pp > 1 else 1
     return TrainingRun(
         model=model,
-        cluster=_cluster(row),
+        cluster=cluster,
         strategy=strategy,
         options=Options(
             two_batch_overlap=False,
             activation_checkpointing=False,
             fused_kernels=False,
+            flash_attention=not _has_sinks(model),
+            all_to_all="hierarchical" if sends_once else "flat",
             dtypes=DtypePolicy(weights=dtype, experts=dtype),
         ),
         sequence_tokens=int(row.isl),
         microbatch_sequences=size,
         num_microbatches=count,
-        virtual_stages=int(degrees.get("vp", 1)),
-        recomputes="recompute full" in row.notes,
+        virtual_stages=int(degrees.get("vp", staged)),
+        recomputed="layers" if "recompute full" in row.notes else recipe.recomputed if recipe else "nothing",
+        captured=frozenset(recipe.captured) if recipe else frozenset(),
+        overlaps_exchange=(recipe is not None and recipe.overlapped_exchange) or "A2A overlap" in row.notes,
     )
+
+
+def _has_sinks(model: Model) -> bool:
+    """Return whether attention has sinks: its kernels then take the time of some that write their scores to memory.
+
+    Nobody says what they do; the runs of gpt-oss take that long, in every format and on every device.
+    """
+    return any(isinstance(block.attention, GroupedQueryAttention) and block.attention.sinks for block in model.blocks)
 
 
 def _format(row: SystemRow) -> Dtype:

@@ -1,0 +1,163 @@
+"""What a micro-batch of a training framework does in one layer: priced ops, sorted by what limits them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Literal
+
+from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable
+
+    from moiety.cost.price import OpPrice
+    from moiety.graph.op import Op
+    from moiety.model.feed_forward import FeedForward
+    from moiety.strategy.strategy import Strategy
+
+Captured = Literal["full", "attn", "mlp", "moe_router", "moe_preprocess", "moe"]
+"""Parts of a step that CUDA graphs may hold, as Megatron-LM's `--cuda-graph-scope` names them; `full`: all of it."""
+Recomputed = Literal["nothing", "moe", "layers"]
+"""What runs again before its backward pass: nothing, the feed-forward part of layers with experts, whole layers."""
+
+_CAST_COPIES = 2
+"""A narrow operand is written twice, by row for one product and by column for the other (Transformer Engine)."""
+_SEQUENCE_PARALLEL = frozenset({"input_norm", "post_norm", "residual_add"})
+"""Passes that tensor parallelism divides over the tokens (`--sequence-parallel`, Korthikanti et al. 2022)."""
+_FEED_FORWARD = ("post_norm", "router", "dispatch", "expert_", "combine", "shared_", "dense_", "ffn_", "residual_add")
+"""How the names of a feed-forward part's ops begin (`graph/feed_forward.py`)."""
+_GRADIENT_BYTES = 4
+"""A weight's gradient in BF16, read and written again in every micro-batch as it adds up."""
+_EXCHANGE_LAUNCHES = 4
+"""Counts of tokens, their sum over the group, the permutation, the exchange."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWork:
+    """Seconds and launches of a layer's pass, forward or backward, on one GPU."""
+
+    products_s: float = 0.0
+    """Products and attention, at full clock."""
+    passes_s: float = 0.0
+    """Kernels that only move bytes, casts to narrow formats among them."""
+    accumulation_s: float = 0.0
+    """Gradients of weights, added to those of the micro-batches before."""
+    exchange_s: float = 0.0
+    """Dispatch and combine."""
+    background_s: float = 0.0
+    """Sums over tensor-parallel ranks, which run in parts beside the products."""
+    launches: float = 0.0
+    """Kernels that the host launches one by one."""
+    gradients_s: float = 0.0
+    """Reductions of gradients over copies of the weights, this micro-batch's share of them."""
+
+    def times(self, factor: float) -> LayerWork:
+        """Return the work of `factor` such passes."""
+        return LayerWork(*(factor * getattr(self, each.name) for each in fields(self)))
+
+
+def total(works: Iterable[LayerWork]) -> LayerWork:
+    """Return the work of several passes together."""
+    listed = list(works)
+    return LayerWork(*(sum(getattr(work, each.name) for work in listed) for each in fields(LayerWork)))
+
+
+def layer_work(
+    prices: Iterable[OpPrice],
+    part: FeedForward | None,
+    strategy: Strategy,
+    captured: Collection[Captured],
+    bytes_per_s: float,
+) -> LayerWork:
+    """Return the work of the priced ops of a layer; of what is no layer's (`part` None), nothing is captured.
+
+    `bytes_per_s` is the memory's bandwidth.
+    """
+    return total(_op_work(price, part, strategy, captured, bytes_per_s) for price in prices)
+
+
+def recomputed_work(forward: tuple[OpPrice, ...], part: FeedForward, recomputed: Recomputed) -> tuple[OpPrice, ...]:
+    """Return the forward ops of a layer that run again."""
+    if recomputed == "nothing" or (recomputed == "moe" and part.kind != "moe"):
+        return ()
+    return tuple(each for each in forward if recomputed == "layers" or _is_after_attention(each.op))
+
+
+def _op_work(
+    price: OpPrice,
+    part: FeedForward | None,
+    strategy: Strategy,
+    captured: Collection[Captured],
+    bytes_per_s: float,
+) -> LayerWork:
+    op, work, seconds = price.op, price.op.work, price.seconds
+    if isinstance(work, Collective) and work.bulk:
+        return LayerWork(gradients_s=seconds)
+    launches = 0.0 if _is_captured(op, part, captured) else _launches(op, part, strategy)
+    if isinstance(work, Collective):
+        if work.kind in {"dispatch", "combine"} or work.axis != "tp":
+            return LayerWork(exchange_s=seconds, launches=launches)
+        return LayerWork(background_s=seconds, launches=launches)
+    if isinstance(work, MemoryPass):
+        divided = strategy.tp if op.name.removesuffix(".backward") in _SEQUENCE_PARALLEL else 1
+        return LayerWork(passes_s=seconds / divided, launches=launches)
+    if isinstance(work, AttentionCore):
+        return LayerWork(products_s=seconds, launches=launches)
+    added = work.groups * work.n * work.k * _GRADIENT_BYTES / bytes_per_s if _is_backward(op) else 0.0
+    return LayerWork(
+        products_s=seconds, passes_s=_cast_bytes(op, work) / bytes_per_s, accumulation_s=added, launches=launches
+    )
+
+
+def _is_backward(op: Op) -> bool:
+    return op.name.endswith(".backward")
+
+
+def _is_narrow(work: Gemm) -> bool:
+    return BYTES_PER_ELEMENT[work.weight_dtype] < BYTES_PER_ELEMENT[work.activation_dtype]
+
+
+def _cast_bytes(op: Op, work: Gemm) -> float:
+    """Return the bytes that rows of a narrow product move while they are cast: read wide, written narrow.
+
+    Forward the rows that go in, backward the gradients of those that came out.
+    """
+    if not _is_narrow(work):
+        return 0.0
+    width = work.n if _is_backward(op) else work.k
+    narrow = _CAST_COPIES * BYTES_PER_ELEMENT[work.weight_dtype]
+    return work.m * width * (BYTES_PER_ELEMENT[work.activation_dtype] + narrow)
+
+
+def _launches(op: Op, part: FeedForward | None, strategy: Strategy) -> float:
+    """Return the kernels of an op: a grouped product is one for each expert, a narrow one casts its operand first."""
+    work, backward = op.work, _is_backward(op)
+    if isinstance(work, Collective):
+        return _EXCHANGE_LAUNCHES if work.kind in {"dispatch", "combine"} else 1
+    if isinstance(work, AttentionCore):
+        return 3 if backward else 1
+    if isinstance(work, MemoryPass):
+        return 2 if backward else 1
+    experts = part.num_experts / strategy.ep if work.experts and part is not None and part.kind == "moe" else 1
+    return experts * (2 if backward else 1) * (2 if _is_narrow(work) else 1)
+
+
+def _is_captured(op: Op, part: FeedForward | None, captured: Collection[Captured]) -> bool:
+    """Return whether a graph holds an op: those of the experts, of what comes before them, or of the attention."""
+    if "full" in captured:
+        return part is not None
+    work = op.work
+    if part is None:
+        return False
+    exchanged = isinstance(work, Collective) and work.kind in {"dispatch", "combine"}
+    if exchanged or (isinstance(work, Gemm | MemoryPass) and work.experts):
+        return "moe" in captured
+    if not _is_after_attention(op):
+        return "attn" in captured
+    return ("moe_router" if part.kind == "moe" else "mlp") in captured
+
+
+def _is_after_attention(op: Op) -> bool:
+    """Return whether an op is of a layer's feed-forward part."""
+    return op.name.removesuffix(".backward").startswith(_FEED_FORWARD)

@@ -1,0 +1,113 @@
+"""Recipes that published training runs were started from: what their table leaves out, such as CUDA graphs."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from moiety.package_data import catalog_text
+from moiety.projection.training_work import Captured, Recomputed
+from moiety.records import Record
+
+if TYPE_CHECKING:
+    from moiety.validation.system_row import SystemRow
+
+PUBLISHED = ("megatron-bridge-2026-08", "megatron-moe-modelzoo-2026-08")
+_RELEASE = re.compile(r"\[(\d\d\.\d\d(?:\.\d\d)?) ")
+_GLOBAL, _MICRO = re.compile(r"GBS (\d+)"), re.compile(r"MBS (\d+)")
+Degree = Annotated[int, Field(gt=0, le=1_048_576)]
+Format = Literal["bf16", "fp8", "mxfp8", "nvfp4"]
+
+
+class TrainingRecipe(Record):
+    """How a framework's releases trained a model on a kind of GPU, as far as it decides how fast."""
+
+    releases: tuple[str, ...] = ()
+    """Containers that carry it, e.g. 26.04; none where the publisher names none."""
+    model: str
+    system: str
+    format: Format
+    num_gpus: Degree
+    global_batch: Degree
+    micro_batch: Degree
+    tp: Degree = 1
+    pp: Degree = 1
+    cp: Degree = 1
+    vp: Degree = 1
+    ep: Degree = 1
+    captured: tuple[Captured, ...] = ()
+    """What CUDA graphs hold."""
+    overlapped_exchange: bool = False
+    """Dispatch and combine run beside another micro-batch's computation."""
+    dispatcher: Literal["alltoall", "deepep", "hybridep"] = "alltoall"
+    """alltoall: NCCL's, one row for each token and expert; the others send one to each node."""
+    recomputed: Recomputed = "nothing"
+
+
+class TrainingRecipes(Record):
+    """A catalogue of recipes."""
+
+    publisher: str
+    """How the sources of its rows begin."""
+    source: str
+    recipes: tuple[TrainingRecipe, ...]
+
+
+@cache
+def published_recipes() -> tuple[TrainingRecipes, ...]:
+    """Return the catalogue's recipes, by publisher."""
+    return tuple(TrainingRecipes.model_validate_json(catalog_text("deployments", name, ".json")) for name in PUBLISHED)
+
+
+def recipe_of(row: SystemRow, model: str, device: str) -> TrainingRecipe | None:
+    """Return the recipe that a row was most likely run from; None where none is published for its model and device.
+
+    One with the row's degrees counts before all others, of the release nearest to the row's; of those the one that
+    agrees best in batch and number of GPUs.
+    """
+    labels = (model, device, _format(row.precision or ""))
+    known = [
+        each
+        for published in published_recipes()
+        if row.source.startswith(published.publisher)
+        for each in published.recipes
+        if (each.model, each.system, each.format) == labels
+    ]
+    return min(known, key=lambda each: _distance(each, row), default=None)
+
+
+def _distance(recipe: TrainingRecipe, row: SystemRow) -> tuple[int, ...]:
+    stated = {name: int(row.parallel.get(name) or 1) for name in ("tp", "pp", "cp", "ep", "vp")}
+    others = sum(getattr(recipe, name) != stated[name] for name in ("tp", "pp", "cp", "ep"))
+    sequences, micro = _GLOBAL.search(row.batch or ""), _MICRO.search(row.batch or "")
+    return (
+        int(others > 0),
+        _releases_apart(recipe, row),
+        others,
+        int(micro is not None and recipe.micro_batch != int(micro[1])),
+        int(recipe.vp != stated["vp"]),
+        int(recipe.num_gpus != row.n_gpus),
+        abs(recipe.global_batch - int(sequences[1])) if sequences else 0,
+    )
+
+
+def _releases_apart(recipe: TrainingRecipe, row: SystemRow) -> int:
+    stated = _RELEASE.search(row.source)
+    if stated is None or not recipe.releases:
+        return 0
+    every = {each for published in published_recipes() for known in published.recipes for each in known.releases}
+    order = sorted({*every, stated[1]})
+    return min(abs(order.index(each) - order.index(stated[1])) for each in recipe.releases)
+
+
+def _format(precision: str) -> Format:
+    """Return the recipe's name of a format: fp8 has one scale a tensor, mxfp8 one for 32 elements."""
+    stated = precision.upper()
+    if "NVFP4" in stated:
+        return "nvfp4"
+    if "FP8" in stated:
+        return "mxfp8" if "MX" in stated and "CS" not in stated else "fp8"
+    return "bf16"
