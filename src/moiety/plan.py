@@ -14,7 +14,7 @@ from moiety.model.model import Model
 from moiety.placement.placement import Placement
 from moiety.placement.serving.routed_traffic import MeasuredPlacement
 from moiety.records import DerivedRecord, Record
-from moiety.strategy.strategy import AXES, Axis, Strategy
+from moiety.strategy.strategy import Axis, Strategy
 from moiety.workload.workload import Workload
 
 SCHEMA_VERSION = 1
@@ -217,7 +217,7 @@ class Pool(DerivedRecord):
     @property
     def rank_groups(self) -> dict[Axis, tuple[tuple[int, ...], ...]]:
         """The ranks that communicate along each axis of the meshes."""
-        return {axis: self.strategy.groups(axis, self.first_rank) for axis in AXES}
+        return {axis: self.strategy.groups(axis, self.first_rank) for axis in self.strategy.axes}
 
 
 class RankedStrategy(Record):

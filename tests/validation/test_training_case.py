@@ -60,6 +60,9 @@ def _degrees(**changes: object) -> dict[str, object]:
         ({"parallel": _degrees(tp=2, ep=4, method="MCore")}, "ep4_tp2_pp2", 64),
         ({"parallel": _degrees(tp=2, ep=4, etp=1, method="Folding")}, "tp2_dp2_ep4_pp2_x2", 64),
         ({"batch": "GBS 512"}, "ep8_tp1_pp2", 64),
+        ({"parallel": _degrees(cp=2)}, "ep8_tp1_cp2_pp2", 64),
+        ({"parallel": _degrees(cp=4, tp=4), "n_gpus": 64}, "tp4_dp2_ep8_cp4_pp2_x4", 128),
+        ({"model": "LLAMA3_8B", "parallel": _degrees(cp=2, ep=None)}, "tp1_cp2_pp2_x4", 64),
     ],
 )
 def test_degrees_and_batch_become_a_run(changes: dict[str, Any], strategy: str, microbatches: int) -> None:
@@ -71,8 +74,7 @@ def test_degrees_and_batch_become_a_run(changes: dict[str, Any], strategy: str, 
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"parallel": _degrees(cp=2)}, "context parallelism"),
-        ({"parallel": _degrees(fsdp=16)}, "fully sharded"),
+        ({"parallel": _degrees(cp=16)}, "degrees do not divide|context parallelism"),
         ({"parallel": {"same_as": "Table 3"}}, "by reference"),
         ({"parallel": _degrees(ep=3)}, "divide"),
         ({"batch": "16M tokens"}, "global batch"),
@@ -150,6 +152,27 @@ def test_attention_with_sinks_takes_the_time_of_one_that_writes_its_scores() -> 
     sinks = _run(model="GPT OSS 120B", parallel=_degrees(pp=1, vp=1), n_gpus=64)
     assert not sinks.options.flash_attention
     assert _run().options.flash_attention
+
+
+def test_parts_of_sequences_take_as_long_as_whole_ones_but_for_their_keys() -> None:
+    whole = _run(model="LLAMA3_8B", parallel=_degrees(ep=None, pp=1, vp=1), n_gpus=8, isl=65536, batch="GBS 8")
+    parts = _run(model="LLAMA3_8B", parallel=_degrees(ep=None, pp=1, vp=1, cp=8), n_gpus=8, isl=65536, batch="GBS 8")
+    assert parts.tokens_per_step == whole.tokens_per_step
+    works = [training_parts(run, calibration_for("hopper")).work for run in (whole, parts)]
+    assert works[1].products_s == pytest.approx(works[0].products_s, rel=0.05)
+    assert works[0].background_s == 0 < works[1].background_s
+    assert 1 < _step_s(parts) / _step_s(whole) < 1.3
+
+
+def test_sharded_weights_are_gathered_in_every_microbatch() -> None:
+    whole = _run(model="LLAMA3_70B", parallel={"tp": 1, "pp": 1}, n_gpus=64, batch="GBS 256 MBS 1")
+    sharded = _run(model="LLAMA3_70B", parallel={"tp": 1, "pp": 1, "fsdp": 64}, n_gpus=64, batch="GBS 256 MBS 1")
+    more = _run(model="LLAMA3_70B", parallel={"tp": 1, "pp": 1, "fsdp": 64}, n_gpus=64, batch="GBS 512 MBS 1")
+    parts = [training_parts(run, calibration_for("hopper")) for run in (whole, sharded, more)]
+    assert parts[0].sharding_s == 0
+    assert parts[2].sharding_s == pytest.approx(2 * parts[1].sharding_s)
+    assert parts[1].work.gradients_s == 0 < parts[0].work.gradients_s
+    assert _step_s(sharded) >= parts[1].sharding_s
 
 
 def test_recomputation_costs_a_forward_pass() -> None:

@@ -83,6 +83,11 @@ def check_runnable(plan: Plan, source: str) -> None:
         roles = " + ".join(pool.role for pool in plan.pools)
         remedy = "pin a strategy for all GPUs: moiety plan ... --strategy S"
         raise InputError("run executes plans of one pool", source=source, field="pools", value=roles, remedy=remedy)
+    for pool in plan.pools:
+        if pool.strategy.cp > 1:
+            rule = "context parallelism is planned but not executed"
+            remedy = "pin a strategy without cp: moiety plan ... --strategy S"
+            raise InputError(rule, source=source, field="pools[0].strategy.cp", value=pool.strategy.cp, remedy=remedy)
 
 
 def with_exchange(plan: Plan, all_to_all: AllToAll, calibration: Calibration) -> Plan:

@@ -180,16 +180,16 @@ def distinct_groups(
     strategy: Strategy, axis: Axis, first_rank: int, tier_spans: tuple[int, ...]
 ) -> tuple[tuple[int, ...], ...]:
     """Return one group for each way in which groups of an axis lie on the tiers of links (of the first 64 groups)."""
-    degrees = (strategy.tp, strategy.pp, strategy.attn_dp, strategy.ep, strategy.etp, strategy.instances)
+    degrees = (strategy.tp, strategy.pp, strategy.attn_dp, strategy.ep, strategy.etp, strategy.instances, strategy.cp)
     return _distinct_groups(degrees, axis, first_rank, tier_spans)
 
 
 @lru_cache(maxsize=4096)
 def _distinct_groups(
-    degrees: tuple[int, int, int, int, int, int], axis: Axis, first_rank: int, tier_spans: tuple[int, ...]
+    degrees: tuple[int, int, int, int, int, int, int], axis: Axis, first_rank: int, tier_spans: tuple[int, ...]
 ) -> tuple[tuple[int, ...], ...]:
-    tp, pp, attn_dp, ep, etp, instances = degrees
-    strategy = Strategy(tp=tp, pp=pp, attn_dp=attn_dp, ep=ep, etp=etp, instances=instances)
+    tp, pp, attn_dp, ep, etp, instances, cp = degrees
+    strategy = Strategy(tp=tp, pp=pp, attn_dp=attn_dp, ep=ep, etp=etp, instances=instances, cp=cp)
     if axis == "pp" and strategy.pp > 1:
         # neighbours along the pipeline exchange, not the whole group
         stage = strategy.gpus_per_stage

@@ -105,7 +105,7 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
         ops = [gemm_op("qkv_down_proj", "qkv_latent", tokens, q_rank + latent, hidden_size, "input_norm", layout)]
         ops.append(gemm_op("q_up_proj", "q", tokens, heads * qk_dim, q_rank, "qkv_down_proj", layout))
     up_width, rank = heads * (attention.qk_nope_head_dim + attention.v_head_dim), attention.kv_lora_rank
-    prompt, decoded = layout.schedule.prefill_tokens, layout.schedule.decode_tokens
+    prompt, decoded = layout.prompt_tokens, layout.schedule.decode_tokens
     compressed = "kv_down_proj" if attention.q_lora_rank is None else "qkv_down_proj"
     queries = "q_proj" if attention.q_lora_rank is None else "q_up_proj"
     if prompt:
@@ -215,16 +215,21 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
     act_bytes, cache_bytes = BYTES_PER_ELEMENT[dtypes.activations], CACHE_BYTES_PER_ELEMENT[dtypes.kv_cache]
     inputs = (after,) if isinstance(after, str) else after
     ops: list[Op] = []
+    if layout.strategy.cp > 1:
+        ops.append(_gathered_keys(layout, inputs, heads * (qk_dim + v_dim) if variant == "mla" else cache_elements))
+        inputs = (ops[-1].name,)
     if schedule.prefill_tokens:
-        tokens = schedule.prefill_tokens
+        tokens = layout.prompt_tokens
         seen = _mean_visible(schedule.prompt_tokens, visible)
         flops = 2.0 * tokens * seen * heads * (qk_dim + v_dim)
-        moved = tokens * heads * (qk_dim + v_dim) * 2 * act_bytes + tokens * cache_elements * cache_bytes
+        moved = tokens * heads * (qk_dim + v_dim) * 2 * act_bytes
+        moved += schedule.prefill_tokens * cache_elements * cache_bytes
         if not layout.options.flash_attention:
             # scores and probabilities, [tokens, seen] per head, each written once and read once, in FP32
             moved += 4.0 * tokens * seen * heads * BYTES_PER_ELEMENT[dtypes.critical]
         shape = None
-        if kernel and layout.options.flash_attention and tokens >= schedule.prompt_tokens > 0:
+        whole = layout.strategy.cp == 1 and tokens >= schedule.prompt_tokens > 0
+        if kernel and layout.options.flash_attention and whole:
             prompts = tokens / schedule.prompt_tokens
             shape = replace(kernel, sequences=prompts, tokens=schedule.prompt_tokens)
         core = AttentionCore("prefill", variant, flops, moved, dtypes.activations, shape)
@@ -240,9 +245,18 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
         if kernel and layout.options.flash_attention and tokens == sequences:
             shape = replace(kernel, sequences=sequences, tokens=schedule.context_tokens)
         core = AttentionCore("decode", variant, flops, moved, dtypes.activations, shape)
-        name = "attention_decode" if ops else "attention"
+        name = "attention_decode" if schedule.prefill_tokens else "attention"
         ops.append(Op(name, core, inputs, Tensor("context", (tokens, width), dtypes.activations)))
     return ops
+
+
+def _gathered_keys(layout: Layout, after: tuple[str, ...], elements: int) -> Op:
+    """Return what brings every part of the sequences' keys and values, of `elements` a token, to each GPU in turn.
+
+    The parts are dealt out so that every GPU has as many pairs of tokens to score (a ring, Liu et al. 2023).
+    """
+    gathered = Tensor("keys_and_values", (layout.schedule.prefill_tokens, elements), layout.options.dtypes.activations)
+    return Op("context_gather", Collective("all_gather", "cp", gathered.size_bytes), after, gathered)
 
 
 def _mean_visible(prompt_tokens: int, window: int) -> float:

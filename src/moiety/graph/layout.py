@@ -21,8 +21,13 @@ class Layout:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one micro-batch on each GPU of an attention data-parallel group."""
-        return self.schedule.tokens_per_microbatch
+        """Tokens of one micro-batch on each GPU of an attention data-parallel group: its part of each sequence."""
+        return self.schedule.tokens_per_microbatch // self.strategy.cp
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Those of them that belong to prompts, or are trained on."""
+        return self.schedule.prefill_tokens // self.strategy.cp
 
     @property
     def stage_tokens(self) -> int:

@@ -75,7 +75,7 @@ def head_saved(model: Model, layout: Layout) -> list[Saved]:
 
     Logarithms of probabilities are kept for the whole vocabulary on every rank, whichever part of it the rank computed.
     """
-    rows = layout.tokens - layout.schedule.prefill_tokens // max(layout.schedule.prompt_tokens, 1)
+    rows = layout.tokens - layout.prompt_tokens // max(layout.schedule.prompt_tokens, 1)
     return [
         *_norm("final_norm", model.hidden_size, model, layout, rows=rows),
         Saved("log_probabilities", (rows, model.vocab_size), _FP32),

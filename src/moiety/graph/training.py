@@ -109,7 +109,9 @@ def _backward_op(op: Op, inputs: tuple[str, ...]) -> Op:
     elif isinstance(work, MemoryPass):
         work = replace(work, bytes=2 * work.bytes)
     elif not work.bulk:
-        work = replace(work, kind=_MIRRORED.get(work.kind, work.kind))
+        # keys and values come once more, and their gradients go back
+        payload = work.payload_bytes * (2 if work.axis == "cp" else 1)
+        work = replace(work, kind=_MIRRORED.get(work.kind, work.kind), payload_bytes=payload)
     return Op(f"{op.name}.backward", work, inputs, op.output, (), prefetch=op.prefetch)
 
 

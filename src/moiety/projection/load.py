@@ -47,7 +47,7 @@ def load_classes(
     if moe is None or placement is None or strategy.ep == 1:
         return [LoadClass("all", strategy.ep, (1.0,) * model.num_layers)]
     per_rank = _expected_loads(scenario, placement)
-    rows = schedule.tokens_per_microbatch * strategy.attn_dp * moe.top_k / strategy.ep
+    rows = schedule.tokens_per_microbatch * strategy.attn_dp / strategy.cp * moe.top_k / strategy.ep
     return classes_of(per_rank, [isinstance(b.feed_forward, MoeFeedForward) for b in model.layers], rows)
 
 

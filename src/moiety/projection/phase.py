@@ -37,7 +37,7 @@ class PoolCase:
     @property
     def num_groups(self) -> int:
         """Attention groups of all instances: each has requests of its own."""
-        return self.strategy.attn_dp * self.strategy.instances
+        return self.strategy.num_groups
 
     def served(self, schedule: Schedule) -> int:
         """Return the sequences in flight over all groups; not divided evenly, some groups have one less."""

@@ -24,7 +24,7 @@ def schedules(
     Two-batch overlap needs two micro-batches, a pipeline as many as it has stages or more. `concurrency` overrides the
     workload's (what an arrival rate leads to, or a pool's share).
     """
-    groups = strategy.attn_dp * strategy.instances
+    groups = strategy.num_groups
     if phase in {"prefill", "training"} and workload.kind in {"prefill", "training"}:
         return _batches(workload, phase, workload.tokens_per_batch / groups, strategy, options)
     if phase == "prefill":

@@ -14,6 +14,7 @@ from moiety.cost.price import Pricer
 from moiety.graph.graph import build_step_graph
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.plan import Schedule
+from moiety.projection.training_sharding import sharding_s
 from moiety.projection.training_work import LayerWork, layer_work, recomputed_work, total
 
 if TYPE_CHECKING:
@@ -50,10 +51,14 @@ class TrainingRun:
     overlaps_exchange: bool = False
     """Dispatch and combine run beside another micro-batch's computation."""
 
+    shards_parameters: bool = False
+    """Weights are sharded over all copies, gathered layer by layer forward and backward, and gradients scattered in
+    every micro-batch (fully sharded data parallelism, ZeRO-3)."""
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step over all GPUs."""
-        sequences = self.microbatch_sequences * self.num_microbatches * self.strategy.attn_dp * self.strategy.instances
+        sequences = self.microbatch_sequences * self.num_microbatches * self.strategy.num_groups
         return sequences * self.sequence_tokens
 
     @property
@@ -84,6 +89,8 @@ class TrainingParts:
     bubble: float
     """Time that a stage waits for others, over the time that it works."""
     update_s: float
+    sharding_s: float
+    """Gathering of sharded weights and scattering of their gradients, beside everything else."""
     watts_per_tflops: float
     """The device's highest power over its peak in BF16."""
     clock_exponent: float
@@ -94,7 +101,7 @@ class TrainingParts:
 
         Products run at the clock at which the device's power lasts for them. Gradients are scattered beside the last
         micro-batch's backward pass, and parameters gathered beside the next step's first forward pass; what is left of
-        either is waited for.
+        either is waited for. Where weights are sharded that goes on all the time, and a step is no shorter than it.
         """
         work = self.work
         clock = min(self.watts_per_tflops / constants.watts_per_tflops, 1.0) ** (1 / self.clock_exponent)
@@ -106,13 +113,17 @@ class TrainingParts:
             + work.background_s * constants.exposed_share
             + work.launches * constants.launch_s
         )
+        busy_s = max(busy_s + self.sharding_s * constants.exposed_share, self.sharding_s)
         unit, half = busy_s / self.num_microbatches, work.gradients_s / 2
         waits = max(half - _BACKWARD_SHARE * unit, 0.0) + max(half - (1 - _BACKWARD_SHARE) * unit, 0.0)
         return (1 + self.bubble) * busy_s + self.update_s + waits
 
 
 def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
-    """Return what a step of `run` is made of; its stages wait (p - 1) / v units of m for each other."""
+    """Return what a step of `run` is made of; its stages wait (p - 1) / v units of m for each other.
+
+    The optimizer's state is divided over the copies (`--use-distributed-optimizer`).
+    """
     graph = build_step_graph(run.model, run.strategy, run.schedule, run.options, training=True)
     priced = Pricer(graph, run.cluster, calibration).priced_graph()
     stages, microbatches, device = run.strategy.pp, run.num_microbatches, run.cluster.device
@@ -123,11 +134,15 @@ def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
     ]
     work = total((*layers, ends.times(microbatches / stages), _handed_over(run, priced.boundary)))
     gradients = work.gradients_s + sum(price.seconds for price in priced.update if price.op.is_communication)
+    if run.shards_parameters:
+        gradients = 0.0
+    update_s = sum(price.seconds for price in priced.update if not price.op.is_communication)
     return TrainingParts(
         work=_split(work, gradients, run.overlaps_exchange),
         num_microbatches=microbatches,
         bubble=(stages - 1) / (run.virtual_stages * microbatches),
-        update_s=sum(price.seconds for price in priced.update if not price.op.is_communication),
+        update_s=update_s / run.strategy.instances,
+        sharding_s=sharding_s(run, graph, calibration) if run.shards_parameters else 0.0,
         watts_per_tflops=device.max_power_w / (device.peak("bf16") / 1e12),
         clock_exponent=calibration.power.clock_exponent,
     )

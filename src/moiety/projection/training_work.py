@@ -46,7 +46,7 @@ class LayerWork:
     exchange_s: float = 0.0
     """Dispatch and combine."""
     background_s: float = 0.0
-    """Sums over tensor-parallel ranks, which run in parts beside the products."""
+    """Sums over tensor-parallel ranks, and keys and values from context-parallel ones, in parts beside products."""
     launches: float = 0.0
     """Kernels that the host launches one by one."""
     gradients_s: float = 0.0
@@ -96,9 +96,9 @@ def _op_work(
         return LayerWork(gradients_s=seconds)
     launches = 0.0 if _is_captured(op, part, captured) else _launches(op, part, strategy)
     if isinstance(work, Collective):
-        if work.kind in {"dispatch", "combine"} or work.axis != "tp":
-            return LayerWork(exchange_s=seconds, launches=launches)
-        return LayerWork(background_s=seconds, launches=launches)
+        if work.axis in {"tp", "cp"}:
+            return LayerWork(background_s=seconds, launches=launches)
+        return LayerWork(exchange_s=seconds, launches=launches)
     if isinstance(work, MemoryPass):
         divided = strategy.tp if op.name.removesuffix(".backward") in _SEQUENCE_PARALLEL else 1
         return LayerWork(passes_s=seconds / divided, launches=launches)

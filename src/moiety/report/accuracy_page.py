@@ -89,8 +89,9 @@ _KNOWN = """## What no law here explains
   which dispatcher sent the tokens; between two releases one configuration moved by two thirds. All three are read in
   the recipes that the operators published (`catalog/deployments/`, Megatron-Bridge and Megatron-MoE-ModelZoo); a run
   without one is taken to capture and to hide nothing. Four constants stand for all models, devices and releases.
-- gpt-oss trains as slowly as if its attention (with sinks) wrote its scores to memory, and is priced so; what its kernels
-  do is not published. Its rows of container 26.06.01 have an attention kernel that the operators call a regression.
+- gpt-oss trains as slowly as if its attention (with sinks) wrote its scores to memory, and is priced so; what its
+  kernels do is not published. Its rows of container 26.06.01 have an attention kernel that the operators call a
+  regression.
 - Its TFLOP/s of the releases before 26.06 count a sixth less for the same tokens per second than those from then on;
   DeepSeek-V3's count its layer of multi-token prediction, which predictions leave out.
 - Of ML.ENERGY rows the prompt's length is not published: power is predicted at the measured throughput, from the

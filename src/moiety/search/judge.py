@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moiety.projection.scenario import Scenario
     from moiety.projection.step import Timing
     from moiety.strategy.strategy import Strategy
+    from moiety.workload.workload import Workload
 
 _MAX_RATE_STEPS = 8
 
@@ -76,6 +77,9 @@ def judge(
     form has its experts placed by a quick method too.
     """
     workload = scenario.workload
+    refused = _shares_sequences(strategy, workload)
+    if refused is not None:
+        return refused
     in_flight = workload.concurrency if workload.kind in {"decode", "mixed"} else None
     placement = place(scenario, strategy, options, effort="rank" if timing == "estimated" else "simulate")
     best: Judged | None = None
@@ -98,6 +102,18 @@ def judge(
                 break  # without a pipeline to fill, more micro-batches only get worse
             last = score
     return best or refusal
+
+
+def _shares_sequences(strategy: Strategy, workload: Workload) -> Refused | None:
+    """Return why a workload's sequences cannot be divided over context-parallel groups; None where they can."""
+    if strategy.cp == 1:
+        return None
+    if workload.kind != "training":
+        return Refused("context-parallelism-trains", f"cp={strategy.cp} divides sequences in training only")
+    if workload.input_tokens % (2 * strategy.cp):
+        reason = f"each of cp={strategy.cp} takes two parts of a sequence, and {workload.input_tokens:,} tokens do not"
+        return Refused("sequences-divide-over-cp", f"{reason} divide by {2 * strategy.cp}")
+    return None
 
 
 def pool_of(case: PoolCase, outcome: PhaseOutcome, role: Phase) -> tuple[Pool, Projection]:
@@ -129,7 +145,7 @@ def _outcomes(case: PoolCase, timing: Timing) -> Iterator[PhaseOutcome | Refused
 def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome | Refused:
     """Return the outcome at the concurrency that an arrival rate leads to: C = rate x time of a request (Little)."""
     workload, strategy = case.scenario.workload, case.strategy
-    groups = strategy.attn_dp * strategy.instances
+    groups = strategy.num_groups
     concurrency, outcome = float(groups), None
     for _ in range(_MAX_RATE_STEPS):
         choices = schedules(workload, "mixed", strategy, case.options, max(round(concurrency), groups))
@@ -164,5 +180,5 @@ def _does_not_fit(outcome: PhaseOutcome) -> Refused:
 
 
 def _too_little_work(scenario: Scenario, strategy: Strategy) -> str:
-    groups = strategy.attn_dp * strategy.instances
+    groups = strategy.num_groups
     return f"{scenario.workload.name} has too little work for {groups} attention groups of {strategy.pp} stage(s)"

@@ -64,7 +64,7 @@ def _load(workload: Workload, judged: Judged) -> int:
         return workload.tokens_in_flight or workload.concurrency or 1
     pool = judged.pools[-1]
     schedule = pool.schedule
-    return schedule.decode_sequences * schedule.num_microbatches * pool.strategy.attn_dp * pool.strategy.instances
+    return schedule.decode_sequences * schedule.num_microbatches * pool.strategy.num_groups
 
 
 def _judged_again(scenario: Scenario, judged: Judged, options: Options, *, tune: bool) -> Judged | None:

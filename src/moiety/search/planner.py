@@ -77,7 +77,7 @@ def with_options(plan: Plan, options: Options, calibration: Calibration) -> Eval
     for pool in plan.pools:
         in_flight = None
         if pool.role in {"decode", "mixed"}:
-            groups = pool.strategy.attn_dp * pool.strategy.instances
+            groups = pool.strategy.num_groups
             in_flight = pool.schedule.decode_sequences * pool.schedule.num_microbatches * groups
         cut = schedules(plan.workload, pool.role, pool.strategy, options, in_flight)
         schedule = cut[0] if cut and options.two_batch_overlap != plan.options.two_batch_overlap else pool.schedule

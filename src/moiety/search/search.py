@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     Progress = Callable[[int, int], None]
 
 _SIMULATED = 24
+_SHORTEST_PART = 1024
+"""Tokens of a sequence's part with context parallelism: attention was measured on no fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,13 @@ def search(
     Raises InputError where nothing is legal, or fits, or keeps up; where memory lacks it names the smallest number of
     GPUs that would do.
     """
-    candidates = list(enumerate_strategies(scenario.model, scenario.cluster.num_gpus, options.redundant_experts))
+    workload = scenario.workload
+    shared = max(workload.input_tokens // _SHORTEST_PART, 1) if workload.kind == "training" else 1
+    candidates = list(
+        enumerate_strategies(
+            scenario.model, scenario.cluster.num_gpus, options.redundant_experts, context_parallel=shared
+        )
+    )
     rejected = Rejections()
     for candidate in candidates:
         for broken in candidate.broken[:1]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,12 +29,18 @@ class Candidate:
 
 
 def enumerate_strategies(
-    model: Model, num_gpus: int, redundant_experts: int = 0, max_instance_gpus: int | None = None
+    model: Model,
+    num_gpus: int,
+    redundant_experts: int = 0,
+    max_instance_gpus: int | None = None,
+    *,
+    context_parallel: int = 1,
 ) -> Iterator[Candidate]:
     """Yield every strategy of exactly `num_gpus` GPUs, in a fixed order: all factorisations of the degrees.
 
     `max_instance_gpus` leaves out instances that are larger. Pipeline stages are enumerated as divisors up to the
-    number of layers; expert meshes as all divisors of the stage.
+    number of layers; expert meshes as all divisors of the stage; sequences that attention groups share in training as
+    divisors of those up to `context_parallel`.
     """
     for per_instance in divisors(num_gpus):
         if max_instance_gpus is not None and per_instance > max_instance_gpus:
@@ -42,8 +49,9 @@ def enumerate_strategies(
             stage = per_instance // pp
             for tp in divisors(stage):
                 meshes = divisors(stage) if model.moe is not None else [1]
-                for ep in meshes:
-                    if model.moe is None and tp != stage:
+                shared = [each for each in divisors(stage // tp) if each <= context_parallel]
+                for ep, cp in itertools.product(meshes, shared):
+                    if model.moe is None and tp * cp != stage:
                         continue
                     strategy = Strategy(
                         tp=tp,
@@ -52,5 +60,6 @@ def enumerate_strategies(
                         ep=ep,
                         etp=stage // ep,
                         instances=num_gpus // per_instance,
+                        cp=cp,
                     )
                     yield Candidate(strategy, broken_rules(model, strategy, redundant_experts))

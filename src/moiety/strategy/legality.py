@@ -62,7 +62,7 @@ def _experts_divide(model: Model, strategy: Strategy, redundant_experts: int) ->
 
 
 def _dense_has_no_experts(model: Model, strategy: Strategy, _redundant: int) -> str | None:
-    if model.moe is None and (strategy.ep > 1 or strategy.attn_dp > 1):
+    if model.moe is None and (strategy.ep > 1 or strategy.attn_dp > strategy.cp):
         dp = strategy.attn_dp
         return f"the model has no experts, so ep={strategy.ep} and attention dp={dp} must be 1; use instances"
     return None

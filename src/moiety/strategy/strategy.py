@@ -11,11 +11,12 @@ from moiety.errors import InputError
 from moiety.records import Record
 
 Degree = Annotated[int, Field(gt=0, le=1_048_576)]
-Axis = Literal["tp", "attn_dp", "ep", "etp", "stage", "pp", "instance"]
+Axis = Literal["tp", "cp", "attn_dp", "ep", "etp", "stage", "pp", "instance"]
 AXES: tuple[Axis, ...] = ("tp", "attn_dp", "ep", "etp", "stage", "pp", "instance")
+"""Of every plan; `cp` besides where there is any."""
 
-_KEYS = ("tp", "pp", "dp", "ep", "etp", "x")
-_TOKEN = re.compile(r"^(tp|pp|dp|ep|etp|x)([0-9]{1,7})$")
+_KEYS = ("tp", "cp", "pp", "dp", "ep", "etp", "x")
+_TOKEN = re.compile(r"^(tp|cp|pp|dp|ep|etp|x)([0-9]{1,7})$")
 
 
 class Strategy(Record):
@@ -37,6 +38,9 @@ class Strategy(Record):
     """Expert tensor parallelism: GPUs that share each expert."""
     instances: Degree = 1
     """Independent copies of the model, each with requests of its own (data parallel replicas)."""
+    cp: Degree = Field(default=1, exclude_if=lambda value: value == 1)
+    """Context parallelism of training: attention groups that hold parts of the same sequences; neighbours in a stage,
+    or all of a stage's and those of the same stage in the copies next to it."""
 
     @model_validator(mode="after")
     def _meshes_agree(self) -> Self:
@@ -46,7 +50,23 @@ class Strategy(Record):
                 f"ep x etp = {self.ep} x {self.etp} must cover the same GPUs"
             )
             raise ValueError(msg)
+        if self.attn_dp % self.cp and (self.cp % self.attn_dp or self.instances % (self.cp // self.attn_dp)):
+            msg = (
+                f"context parallelism cp = {self.cp} must divide the attention groups of a stage, attn_dp = "
+                f"{self.attn_dp}, or be a multiple of them that the {self.instances} instances divide into"
+            )
+            raise ValueError(msg)
         return self
+
+    @property
+    def axes(self) -> tuple[Axis, ...]:
+        """Axes along which its ranks form groups."""
+        return AXES if self.cp == 1 else ("cp", *AXES)
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of GPUs that have sequences of their own, over all copies: `tp x cp` GPUs of each stage."""
+        return self.attn_dp * self.instances // self.cp
 
     @property
     def gpus_per_stage(self) -> int:
@@ -67,12 +87,14 @@ class Strategy(Record):
     def name(self) -> str:
         """The short name that `parse_strategy` reads back, e.g. `ep64_tp2` or `tp8_pp16`."""
         parts: list[str] = []
-        if self.ep == 1 and self.attn_dp == 1:
+        if self.ep == 1 and self.attn_dp == self.cp:
             parts.append(f"tp{self.tp}")
         elif self.etp == self.tp:
             parts += [f"ep{self.ep}", f"tp{self.tp}"]
         else:
             parts += [f"tp{self.tp}", f"dp{self.attn_dp}", f"ep{self.ep}"]
+        if self.cp > 1:
+            parts.append(f"cp{self.cp}")
         if self.pp > 1:
             parts.append(f"pp{self.pp}")
         if self.instances > 1:
@@ -93,8 +115,11 @@ class Strategy(Record):
                 for base in range(0, total, size)
                 for offset in range(step)
             )
+        if axis == "cp" and self.cp > self.attn_dp:
+            return self._wide_context_groups(first_rank)
         width, stride = {
             "tp": (self.tp, 1),
+            "cp": (self.cp, self.tp),
             "attn_dp": (self.attn_dp, self.tp),
             "ep": (self.ep, self.etp),
             "etp": (self.etp, 1),
@@ -106,6 +131,21 @@ class Strategy(Record):
             for offset in range(stride)
         )
 
+    def _wide_context_groups(self, first_rank: int) -> tuple[tuple[int, ...], ...]:
+        """Return the context-parallel groups that take all attention groups of a stage, in several copies."""
+        stage, copies = self.gpus_per_stage, self.cp // self.attn_dp
+        block = copies * self.gpus_per_instance
+        return tuple(
+            tuple(
+                first_rank + base + copy * self.gpus_per_instance + at * stage + group * self.tp + offset
+                for copy in range(copies)
+                for group in range(self.attn_dp)
+            )
+            for base in range(0, self.num_gpus, block)
+            for at in range(self.pp)
+            for offset in range(self.tp)
+        )
+
     def coordinates(self, rank: int) -> dict[Axis, int]:
         """Return the place of `rank` (counted from the pool's first) on every axis."""
         instance, inside = divmod(rank, self.gpus_per_instance)
@@ -115,6 +155,7 @@ class Strategy(Record):
             "pp": stage,
             "stage": local,
             "attn_dp": local // self.tp,
+            "cp": (instance * self.attn_dp + local // self.tp) % self.cp,
             "tp": local % self.tp,
             "ep": local // self.etp,
             "etp": local % self.etp,
@@ -127,15 +168,16 @@ def parse_strategy(text: str, num_gpus: int) -> Strategy:
     - `dp` beside `ep` is attention data parallelism; without `ep` it counts independent instances, as `x` does.
     - `ep` without `dp` or `etp`: experts are divided over `tp` as the attention is, if that many GPUs are there; else
       they are whole.
+    - `cp` is context parallelism: so many attention groups of a stage share each sequence.
     - What is not named is filled up with instances until `num_gpus` are used.
 
     Raises InputError for unknown or repeated keys and for degrees that do not divide `num_gpus`.
     """
     given = _degrees(text)
-    tp, pp = given.get("tp", 1), given.get("pp", 1)
+    tp, cp, pp = given.get("tp", 1), given.get("cp", 1), given.get("pp", 1)
     instances = given.get("x")
     if "ep" not in given and "etp" not in given:
-        attn_dp, ep, etp = 1, 1, tp
+        attn_dp, ep, etp = cp, 1, tp * cp
         if "dp" in given:
             instances = given["dp"] * (instances or 1)
     else:
@@ -151,7 +193,15 @@ def parse_strategy(text: str, num_gpus: int) -> Strategy:
             value=text,
             remedy=f"choose degrees whose product divides {num_gpus}, or another --cluster",
         )
-    return Strategy(tp=tp, pp=pp, attn_dp=attn_dp, ep=ep, etp=etp, instances=instances)
+    if attn_dp % cp and (cp % attn_dp or instances % (cp // attn_dp)):
+        raise InputError(
+            f"cp{cp} neither divides the {attn_dp} attention groups of a stage nor takes whole stages of all "
+            f"{instances} copies",
+            field="strategy",
+            value=text,
+            remedy="context parallelism shares sequences between attention groups: choose cp among their divisors",
+        )
+    return Strategy(tp=tp, pp=pp, attn_dp=attn_dp, ep=ep, etp=etp, instances=instances, cp=cp)
 
 
 def _degrees(text: str) -> dict[str, int]:

@@ -89,7 +89,7 @@ def fit_training(runs: Sequence[MeasuredRun]) -> TrainingConstants:
     constants = _constants(minimise(residuals, np.log(_START), rounds=_ROUNDS)).model_copy(
         update={
             "source": f"{len(runs)} runs: {_SOURCE}",
-            "range": "Hopper and Blackwell, 8 to 256 GPUs, sequences of 4,096 to 16,384 tokens",
+            "range": "Hopper and Blackwell, 8 to 1,024 GPUs, sequences of 4,096 to 131,072 tokens",
         }
     )
     return rounded_fields(constants)

@@ -39,6 +39,7 @@ _REMARK = re.compile(r" *\(.*\)$")
 _GLOBAL, _MICRO = re.compile(r"GBS (\d+)"), re.compile(r"MBS (\d+)")
 _RACK_GPUS = 64
 """GPUs of a rack that a job of whole multiples of so many uses, where a domain of links has some to spare."""
+_SHARDED = "FSDP"
 _SPLIT_EXPERTS = {"MCore", "TP+EP+DP"}
 """Methods that divide experts over the attention's tensor-parallel ranks (Parallel Folding, arXiv 2504.14960)."""
 
@@ -60,26 +61,23 @@ def training_run(row: SystemRow) -> TrainingRun:
     degrees = {name: value for name, value in row.parallel.items() if isinstance(value, int | float)}
     if "same_as" in row.parallel:
         raise SkippedRow("the degrees are stated by reference to another row only")
-    if degrees.get("fsdp") or "FSDP" in str(row.parallel.get("method")):
-        raise SkippedRow("fully sharded training runs (FSDP) are not predicted")
-    if degrees.get("cp", 1) > 1:
-        raise SkippedRow("context parallelism is not modelled")
     if not row.n_gpus or not row.isl:
         raise SkippedRow("the number of GPUs or the sequence length is not stated")
     name = _REMARK.sub("", row.model.lower())
     model = row_model(_MODELS.get(name, name))
     dtype = _format(row)
-    tp, pp = int(degrees.get("tp", 1)), int(degrees.get("pp", 1))
+    tp, cp, pp = (int(degrees.get(name, 1)) for name in ("tp", "cp", "pp"))
     ep = int(degrees.get("ep", 1)) if model.moe is not None else 1
-    split = tp if model.moe is None or row.parallel.get("method") in _SPLIT_EXPERTS else 1
-    strategy = _strategy(tp, pp, ep, int(degrees.get("etp", split)), row.n_gpus)
+    split = tp if row.parallel.get("method") in _SPLIT_EXPERTS else 1
+    etp = int(degrees.get("etp", split)) if model.moe is not None else tp * cp
+    strategy = _strategy(tp, cp, pp, (ep, etp), row.n_gpus)
     if broken_rules(model, strategy):
         raise SkippedRow(f"the degrees do not divide {model.name}")
     sequences, microbatch = _GLOBAL.match(row.batch or ""), _MICRO.search(row.batch or "")
     if not sequences:
         raise SkippedRow("the global batch is not stated")
     size = int(microbatch[1]) if microbatch else 1
-    count, rest = divmod(int(sequences[1]), size * strategy.attn_dp * strategy.instances)
+    count, rest = divmod(int(sequences[1]), size * strategy.num_groups)
     if rest or not count:
         raise SkippedRow("the global batch does not divide over the data-parallel groups")
     cluster = _cluster(row)
@@ -104,6 +102,7 @@ def training_run(row: SystemRow) -> TrainingRun:
         virtual_stages=int(degrees.get("vp", staged)),
         recomputed="layers" if "recompute full" in row.notes else recipe.recomputed if recipe else "nothing",
         captured=frozenset(recipe.captured) if recipe else frozenset(),
+        shards_parameters=bool(degrees.get("fsdp")) or _SHARDED in f"{row.parallel.get('method')} {row.notes}",
         overlaps_exchange=(recipe is not None and recipe.overlapped_exchange) or "A2A overlap" in row.notes,
     )
 
@@ -126,15 +125,23 @@ def _format(row: SystemRow) -> Dtype:
     raise SkippedRow(f"precision {row.precision!r} is not known")
 
 
-def _strategy(tp: int, pp: int, ep: int, etp: int, num_gpus: int) -> Strategy:
-    """Return the strategy whose stages are as small as both meshes allow; the rest are data-parallel copies."""
+def _strategy(tp: int, cp: int, pp: int, experts: tuple[int, int], num_gpus: int) -> Strategy:
+    """Return the strategy whose stages are as small as both meshes allow; the rest are data-parallel copies.
+
+    `experts` is the experts' mesh, (ep, etp). Context parallelism takes several copies where it is wider than that.
+    """
+    ep, etp = experts
     stage = math.lcm(tp, ep * etp)
+    if stage % (tp * cp) and (tp * cp) % stage:
+        stage = math.lcm(tp * cp, stage)
     instances, rest = divmod(num_gpus, stage * pp)
     if rest or not instances:
         raise SkippedRow(f"stages of {stage} GPUs x pp {pp} do not divide {num_gpus} GPUs")
     if stage != ep * etp:
         raise SkippedRow("the experts' mesh is narrower than the attention's")
-    return Strategy(tp=tp, pp=pp, attn_dp=stage // tp, ep=ep, etp=etp, instances=instances)
+    if cp > 1 and instances * (stage // tp) % cp:
+        raise SkippedRow(f"context parallelism of {cp} does not divide the data-parallel groups")
+    return Strategy(tp=tp, pp=pp, attn_dp=stage // tp, ep=ep, etp=etp, instances=instances, cp=cp)
 
 
 def _cluster(row: SystemRow) -> Cluster:

@@ -79,6 +79,8 @@ def groups_tile_ranks(inspection: Inspection) -> Iterator[Finding]:
                 expected[key].append(rank + pool.first_rank)
             if sorted(strategy.groups(axis, pool.first_rank)) != sorted(tuple(ranks) for ranks in expected.values()):
                 wrong.append(axis)
+        if not _context_groups_nest(strategy, pool.first_rank):
+            wrong.append("cp")
         yield judged(
             "groups-tile-ranks",
             inspection.name_of(pool),
@@ -87,6 +89,20 @@ def groups_tile_ranks(inspection: Inspection) -> Iterator[Finding]:
             else f"groups of {', '.join(wrong)} do not tile the ranks",
             holds=not wrong,
         )
+
+
+def _context_groups_nest(strategy: Strategy, first_rank: int) -> bool:
+    """Return whether context-parallel groups hold every rank once, `cp` of equal place in stage and tensor group."""
+    stage = strategy.tp * strategy.attn_dp
+    groups = strategy.groups("cp", first_rank)
+    ranks = sorted(rank - first_rank for group in groups for rank in group)
+    alike = all(
+        len(group) == strategy.cp
+        and len({((rank - first_rank) // stage % strategy.pp, (rank - first_rank) % strategy.tp) for rank in group})
+        == 1
+        for group in groups
+    )
+    return alike and ranks == list(range(stage * strategy.pp * strategy.instances))
 
 
 def division_rules(inspection: Inspection) -> Iterator[Finding]:
@@ -108,6 +124,10 @@ def _broken(inspection: Inspection, pool: Pool) -> Iterator[str]:
         yield f"{strategy.pp} stages for {model.num_layers} layers"
     if strategy.tp * strategy.attn_dp != strategy.ep * strategy.etp:
         yield "the attention mesh and the expert mesh differ in size"
+    if strategy.cp > 1 and pool.role != "training":
+        yield f"context parallelism {strategy.cp} outside of training"
+    if strategy.cp > 1 and pool.schedule.prompt_tokens % (2 * strategy.cp):
+        yield f"sequences of {pool.schedule.prompt_tokens} tokens over {2 * strategy.cp} halves of cp {strategy.cp}"
     if max(strategy.tp, strategy.etp) % min(strategy.tp, strategy.etp):
         yield f"tp {strategy.tp} and etp {strategy.etp} do not nest"
     for block in model.blocks:

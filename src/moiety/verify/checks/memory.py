@@ -206,7 +206,7 @@ def _exchange_buffers(inspection: Inspection, pool: Pool) -> float:
     if pool.role == "mixed":
         tokens = _burst_tokens(inspection, pool) + pool.schedule.decode_sequences
     else:
-        tokens = pool.schedule.prefill_tokens + pool.schedule.decode_sequences
+        tokens = (pool.schedule.prefill_tokens + pool.schedule.decode_sequences) // strategy.cp
     rows = max(tokens * strategy.attn_dp * moe.top_k // strategy.ep, 1)
     dtypes = plan.options.dtypes
     wire = rows * ROW_BYTES_PER_ELEMENT[dtypes.dispatch] + tokens * ROW_BYTES_PER_ELEMENT[dtypes.combine]

@@ -30,7 +30,7 @@ def speed_of_light(inspection: Inspection) -> Iterator[Finding]:
         if projection is None:
             yield judged("speed-of-light", subject, "the pool has no projection", holds=False)
             continue
-        groups = pool.strategy.attn_dp * pool.strategy.instances
+        groups = pool.strategy.attn_dp * pool.strategy.instances // pool.strategy.cp
         tokens = (
             pool.schedule.num_microbatches * (pool.schedule.prefill_tokens + pool.schedule.decode_sequences) * groups
         )
@@ -120,7 +120,7 @@ def _agree(inspection: Inspection, subject: str, figures: Projection, gpus: int)
 def _rate(inspection: Inspection, pool: Pool, figures: Projection) -> Iterator[Finding]:
     """Yield the comparisons of a pool's rate with its step and its utilisation."""
     plan, subject, schedule = inspection.plan, inspection.name_of(pool), pool.schedule
-    groups = pool.strategy.attn_dp * pool.strategy.instances
+    groups = pool.strategy.attn_dp * pool.strategy.instances // pool.strategy.cp
     workload, computed = plan.workload, 1.0
     in_flight = schedule.num_microbatches * schedule.decode_sequences * groups
     if workload.concurrency is not None:  # groups of the same size have room for a few more than there are

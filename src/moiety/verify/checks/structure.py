@@ -145,7 +145,7 @@ def work_is_scheduled(inspection: Inspection) -> Iterator[Finding]:
     workload = plan.workload
     for pool in plan.pools:
         schedule, subject = pool.schedule, inspection.name_of(pool)
-        groups = pool.strategy.attn_dp * pool.strategy.instances
+        groups = pool.strategy.attn_dp * pool.strategy.instances // pool.strategy.cp
         tokens = schedule.prefill_tokens + schedule.decode_sequences
         wrong_kind = (pool.role in {"prefill", "training"}) == bool(schedule.decode_sequences) or (
             pool.role == "decode" and schedule.prefill_tokens > 0
@@ -190,7 +190,7 @@ def work_is_scheduled(inspection: Inspection) -> Iterator[Finding]:
 def _wanted(inspection: Inspection, pool: Pool) -> tuple[int | None, int, str]:
     """Return (what the workload asks of the pool, what its schedule holds, of what)."""
     workload, schedule = inspection.plan.workload, pool.schedule
-    groups = pool.strategy.attn_dp * pool.strategy.instances
+    groups = pool.strategy.attn_dp * pool.strategy.instances // pool.strategy.cp
     if workload.kind in {"prefill", "training"}:
         asked = workload.tokens_in_flight or (workload.concurrency or 0) * workload.input_tokens
         return asked, schedule.num_microbatches * schedule.prefill_tokens * groups, "tokens"
