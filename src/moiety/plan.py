@@ -60,6 +60,9 @@ class Options(Record):
     gaps in chunks; otherwise everything goes in the order of its arrival."""
     activation_checkpointing: bool = True
     """Training: layers recompute their activations in the backward pass; which ones, the memory plan says."""
+    virtual_stages: Annotated[int, Field(gt=0, le=256)] = 1
+    """Training: parts that each pipeline stage's layers are divided into and worked on in turns (interleaved 1F1B), so
+    that stages wait less for each other and send more often."""
     dense_parameter_sharding: bool = False
     """Dense parameters are sharded over the attention data-parallel groups and gathered layer by layer (ZeRO-3)."""
     arena: bool = True

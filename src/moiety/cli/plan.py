@@ -22,6 +22,8 @@ DEFAULT_NAME = "enhanced"
 DEFAULT_FOLDER = "moiety-plan"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _MOST = 10**9
+_TUNED = {"two_batch_overlap", "virtual_stages"}
+"""Options that the search decides, unless one of them is set."""
 
 
 def plan(
@@ -144,7 +146,7 @@ def plan(
             name=name,
             version=installed_version(),
             pinned=pinned,
-            tune=not any(each.partition("=")[0].strip().replace("-", "_") == "two_batch_overlap" for each in settings),
+            tune=not any(each.partition("=")[0].strip().replace("-", "_") in _TUNED for each in settings),
             progress=progress,
         )
     document, verification, paths = write_plan(made, scenario, out)

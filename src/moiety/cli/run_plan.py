@@ -83,6 +83,12 @@ def check_runnable(plan: Plan, source: str) -> None:
         roles = " + ".join(pool.role for pool in plan.pools)
         remedy = "pin a strategy for all GPUs: moiety plan ... --strategy S"
         raise InputError("run executes plans of one pool", source=source, field="pools", value=roles, remedy=remedy)
+    if plan.options.virtual_stages > 1:
+        rule = "stages of several parts are planned but not executed"
+        remedy = "plan with --set virtual_stages=1"
+        raise InputError(
+            rule, source=source, field="options.virtual_stages", value=plan.options.virtual_stages, remedy=remedy
+        )
     for pool in plan.pools:
         if pool.strategy.cp > 1:
             rule = "context parallelism is planned but not executed"

@@ -14,6 +14,8 @@ from moiety.model.attention import GroupedQueryAttention, LinearAttention
 from moiety.plan import MemoryPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moiety.calibration.calibration import EngineConstants
     from moiety.cluster.device import Device
     from moiety.graph.graph import Graph
@@ -110,7 +112,7 @@ def cache_bytes_per_token(attention: Attention, tp: int, element_bytes: float) -
     return attention.cache_elements_per_token() * element_bytes
 
 
-def cache_bytes(graph: Graph, layers: range, tokens: int, sequences: int, *, keeps_all: bool = False) -> int:
+def cache_bytes(graph: Graph, layers: Sequence[int], tokens: int, sequences: int, *, keeps_all: bool = False) -> int:
     """Return the bytes of KV cache and attention state of `layers` on one GPU.
 
     A window caps a sequence's share, unless the engine keeps all tokens.

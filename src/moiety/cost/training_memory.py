@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
@@ -71,10 +72,14 @@ def activation_bytes(graph: Graph, stage: int, checkpointed: Collection[int]) ->
     """Return the bytes that a stage keeps for the backward pass; `checkpointed` layers keep only their input.
 
     It keeps those of as many micro-batches as there are stages from it to the last (1F1B), and of one more where two
-    overlap.
+    overlap. Stages of v parts in turns are ahead by twice their distance from the last and by p (v - 1) further parts.
     """
     layout, model = graph.layout, graph.model
-    ahead = len(graph.stages) - stage + (1 if layout.options.two_batch_overlap else 0)
+    stages, parts = len(graph.stages), len(graph.pieces) // len(graph.stages)
+    ahead = float(stages - stage)
+    if parts > 1:
+        ahead = (2 * (stages - stage - 1) + stages * (parts - 1) + 1) / parts
+    ahead += 1 if layout.options.two_batch_overlap else 0
     hidden = graph.embedding[-1].output
     assert hidden is not None, "the embedding has an output"
     kept = [saved_bytes(layer_saved(model, block, layout)) for block in model.blocks]
@@ -82,4 +87,4 @@ def activation_bytes(graph: Graph, stage: int, checkpointed: Collection[int]) ->
     total += saved_bytes(head_saved(model, layout)) if stage == len(graph.stages) - 1 else 0
     for layer in graph.stages[stage]:
         total += hidden.size_bytes if layer in checkpointed else kept[graph.block_of(layer)]
-    return min(ahead, layout.schedule.num_microbatches) * total
+    return math.ceil(min(ahead, layout.schedule.num_microbatches) * total)

@@ -11,9 +11,11 @@ from moiety.graph.feed_forward import feed_forward_ops
 from moiety.graph.layout import Layout
 from moiety.graph.op import Collective, Gemm, MemoryPass, Op, Tensor
 from moiety.graph.training import backward_ops, held_dense_parameters, shards_dense, update_ops, vocabulary_gather
-from moiety.strategy.stages import stage_layers
+from moiety.strategy.stages import held_layers, stage_layers
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moiety.model.model import Block, Model
     from moiety.plan import Options, Pool, Schedule
     from moiety.strategy.strategy import Strategy
@@ -24,7 +26,8 @@ class Graph:
     """The ops of one micro-batch, by the place where they run.
 
     `layers[b]` holds the ops of a layer of the model's block kind b, in an order that respects their inputs;
-    `stages[s]` lists the layers (indices into the model) of stage s.
+    `stages[s]` lists the layers (indices into the model) of stage s, `pieces[k]` those of the k-th piece of the model
+    in the order in which a micro-batch goes through them: stage k modulo the number of stages holds it.
     """
 
     model: Model
@@ -38,7 +41,8 @@ class Graph:
     """What a stage sends to the next one."""
     update: tuple[Op, ...]
     """Once a step, after the last backward pass: the optimizer."""
-    stages: tuple[range, ...]
+    stages: tuple[Sequence[int], ...]
+    pieces: tuple[Sequence[int], ...]
 
     @property
     def ops(self) -> tuple[Op, ...]:
@@ -78,7 +82,8 @@ def build_step_graph(
         head=_head(model, layout),
         boundary=(send,) if strategy.pp > 1 else (),
         update=update_ops(model, layout) if training else (),
-        stages=stage_layers(model.num_layers, strategy.pp),
+        stages=held_layers(model.num_layers, strategy.pp, options.virtual_stages),
+        pieces=stage_layers(model.num_layers, strategy.pp * options.virtual_stages),
     )
 
 

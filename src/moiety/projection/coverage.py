@@ -59,4 +59,4 @@ def _prices(graph: Graph, priced: PricedGraph) -> Iterator[tuple[int, OpPrice]]:
         yield from ((layers[block], price) for price in prices)
     for price in (*priced.embedding, *priced.head, *priced.update):
         yield 1, price
-    yield from ((len(graph.stages) - 1, price) for price in priced.boundary)
+    yield from ((len(graph.pieces) - 1, price) for price in priced.boundary)

@@ -40,7 +40,8 @@ def fold(
 ) -> tuple[float, float, float, float]:
     """Return (step_s, steady_s, exposed fraction, overlap fraction) of the ranks with `loads` in the layers.
 
-    Micro-batches beyond the pair that overlaps repeat it; pipeline stages add (p - 1) units to m (Huang et al. 2019).
+    Micro-batches beyond the pair that overlaps repeat it; pipeline stages add (p - 1) units to m (Huang et al. 2019), a
+    v-th of them where stages work on v parts in turns, which send v times as often.
     Gradients are reduced in the background and in the pipeline's bubbles: the step is no shorter than the transfers on
     the busiest tier. Layers are `sampled` by simulating a few, or timed in closed form. Micro-batches that may overlap
     may also follow each other, where that is quicker.
@@ -80,11 +81,14 @@ def _fold(
     per_stage[0] += pair * _seconds(first.embedding)
     per_stage[-1] += pair * _seconds(first.head)
     sent = (2 if graph.backward else 1) * _seconds(first.boundary)
-    pipeline_s = sum(per_stage) + (units - 1) * max(per_stage) + (stages - 1) * sent
+    parts = len(graph.pieces) // stages
+    pipeline_s = units * max(per_stage) + (sum(per_stage) - max(per_stage)) / parts + (len(graph.pieces) - 1) * sent
     links_s = units * max(
         (sum(tier) for layers in held for tier in zip_longest(*(each.link_s for each in layers), fillvalue=0.0)),
         default=0.0,
     )
+    if parts > 1:
+        links_s += units * parts * sent
     step_s = max(pipeline_s, links_s) + _seconds(first.update)
     moving = sum(each.moving_s for layers in held for each in layers)
     exposed = min(max(sum(each.exposed_s for layers in held for each in layers), 0.0), moving)
@@ -139,7 +143,9 @@ def _sample(
     model = graph.model.model_copy(update={"layer_blocks": (block,) * count})
     schedule = graph.layout.schedule.model_copy(update={"num_microbatches": pair})
     layout = replace(graph.layout, schedule=schedule)
-    prices = replace(priced, graph=replace(graph, model=model, layout=layout, stages=(range(count),)))
+    prices = replace(
+        priced, graph=replace(graph, model=model, layout=layout, stages=(range(count),), pieces=(range(count),))
+    )
     ranks = [RankClass("busiest", 1, (prices,) * count)]
     timeline = simulate_step(ranks, frozenset(range(count) if recomputed else ()))
     return timeline.makespan_s, timeline.exposed_s[0], timeline.communication_s[0]

@@ -129,7 +129,7 @@ def _cross_node_bytes(graph: Graph, priced: PricedGraph) -> float:
     per_block = [sum(_outside(p) for p in ops) for ops in priced.layers]
     total = sum(per_block[block] for block in graph.model.layer_blocks)
     total += sum(_outside(p) for p in (*priced.embedding, *priced.head))
-    total += sum(_outside(p) for p in priced.boundary) * (len(graph.stages) - 1)
+    total += sum(_outside(p) for p in priced.boundary) * (len(graph.pieces) - 1)
     return total * graph.layout.strategy.tp / tokens if tokens else 0.0
 
 

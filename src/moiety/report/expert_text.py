@@ -8,13 +8,15 @@ from moiety.report.lanes import number_ranges
 from moiety.report.operator_text import part_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from moiety.plan import Pool
     from moiety.report.lanes import Lane
 
 _SHOWN_AXES = ("tp", "attn_dp", "ep", "pp", "instance")
 
 
-def gpu_lines(pool: Pool, stages: tuple[range, ...], lane: Lane) -> tuple[str, ...]:
+def gpu_lines(pool: Pool, stages: Sequence[Sequence[int]], lane: Lane) -> tuple[str, ...]:
     """Return a GPU's name, its coordinates on the axes that divide something, and its experts."""
     strategy = pool.strategy
     sizes = {
@@ -45,7 +47,7 @@ def expert_line(experts: tuple[int, ...], part: str) -> str:
     return f"{text}, {part}" if part else text
 
 
-def lane_experts(pool: Pool, stages: tuple[range, ...], lane: Lane) -> tuple[int, ...]:
+def lane_experts(pool: Pool, stages: Sequence[Sequence[int]], lane: Lane) -> tuple[int, ...]:
     """Return the logical experts of a lane's GPUs, in the first MoE layer of their stage; sorted, each once.
 
     `stages` lists the layers of each stage.
@@ -65,7 +67,7 @@ def lane_experts(pool: Pool, stages: tuple[range, ...], lane: Lane) -> tuple[int
     return tuple(sorted(held))
 
 
-def _first_row(pool: Pool, layers: range) -> int | None:
+def _first_row(pool: Pool, layers: Sequence[int]) -> int | None:
     """Return the placement's row for the first of some layers that has experts."""
     assert pool.placement is not None
     return next((row for row, layer in enumerate(pool.placement.layers) if layer in layers), None)

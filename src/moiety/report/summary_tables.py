@@ -9,7 +9,7 @@ from moiety.report.heading import billions, node_count
 from moiety.report.lanes import Lane, number_ranges, stages_of
 from moiety.report.operator_text import tier_text
 from moiety.report.segments import layer_text
-from moiety.strategy.stages import stage_layers
+from moiety.strategy.stages import held_layers
 from moiety.units import format_duration, format_si
 
 if TYPE_CHECKING:
@@ -94,13 +94,13 @@ def _shown(numbers: list[int]) -> list[int]:
 def _node_line(plan: Plan, pool: Pool, number: int, first: int, end: int) -> str:
     last = min((number + 1) * plan.cluster.gpus_per_node, end) - 1
     lane = Lane(first, last - first + 1, stages_of(pool, first, last - first + 1), 0)
-    layers = stage_layers(plan.model.num_layers, pool.strategy.pp)
+    layers = held_layers(plan.model.num_layers, pool.strategy.pp, plan.options.virtual_stages)
     parts = [f"node {number}: {'GPUs' if last > first else 'GPU'} {number_ranges(range(first, last + 1))}"]
     if pool.strategy.instances > 1:
         inside = [(rank - pool.first_rank) // pool.strategy.gpus_per_instance for rank in (first, last)]
         parts.append(f"instance {number_ranges(range(inside[0], inside[1] + 1))}")
     if pool.strategy.pp > 1:
-        held = [layer for stage in lane.stages for layer in layers[stage]]
+        held = sorted(layer for stage in lane.stages for layer in layers[stage])
         parts.append(f"stage {number_ranges(lane.stages)} ({layer_text(held)})")
     parts.append(expert_line(lane_experts(pool, layers, lane), "").lower())
     return ", ".join(part for part in parts if part)

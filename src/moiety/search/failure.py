@@ -209,7 +209,7 @@ def _degraded_pool(plan: Plan, pool: Pool, failures: Failures, calibration: Cali
     lost_instances = 0
     reloaded, reload_bytes, fits, worst = 0, 0, True, 1.0
     for instance, lost in by_instance.items():
-        worst = min(worst, instance_coverage(plan.model, pool, lost))
+        worst = min(worst, instance_coverage(plan.model, pool, lost, plan.options.virtual_stages))
         if goes_on(strategy, lost):
             after = surviving_instance(plan, pool, lost, calibration)
             share += after.share * paces.get(instance, 1.0)

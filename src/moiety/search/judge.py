@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from moiety.workload.workload import Workload
 
 _MAX_RATE_STEPS = 8
+_PARTS_TRIED = 4, 3, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,16 @@ class Refused:
     """Memory that lacks on each GPU."""
 
 
-def variants(strategy: Strategy, options: Options) -> list[Options]:
-    """Return the settings worth trying of two-batch overlap, whose use depends on the strategy.
+def variants(strategy: Strategy, options: Options, workload: Workload, num_layers: int) -> list[Options]:
+    """Return the settings worth trying of two-batch overlap and virtual stages, whose use depends on the strategy.
 
-    A pipeline's other micro-batches already hide what a second batch would; one GPU has nothing to hide.
+    A pipeline's other micro-batches already hide what a second batch would; one GPU has nothing to hide. Stages that
+    train may work on equal parts of their layers in turns: on as many as four.
     """
     off = options.model_copy(update={"two_batch_overlap": False})
+    if strategy.pp > 1 and workload.kind == "training" and options.virtual_stages == 1:
+        parts = next((each for each in _PARTS_TRIED if num_layers % (strategy.pp * each) == 0), 1)
+        return [off] if parts == 1 else [off, off.model_copy(update={"virtual_stages": parts})]
     if not options.two_batch_overlap or strategy.pp > 1 or strategy.gpus_per_stage == 1:
         return [off]
     return [options, off]
@@ -77,14 +82,14 @@ def judge(
     form has its experts placed by a quick method too.
     """
     workload = scenario.workload
-    refused = _shares_sequences(strategy, workload)
+    refused = _shares_sequences(strategy, workload) or _takes_turns(scenario, strategy, options)
     if refused is not None:
         return refused
     in_flight = workload.concurrency if workload.kind in {"decode", "mixed"} else None
     placement = place(scenario, strategy, options, effort="rank" if timing == "estimated" else "simulate")
     best: Judged | None = None
     refusal = Refused("every-group-has-work", _too_little_work(scenario, strategy))
-    for choice in variants(strategy, options) if tune else [options]:
+    for choice in variants(strategy, options, workload, scenario.model.num_layers) if tune else [options]:
         case = PoolCase(scenario, strategy, choice, placement, in_flight=in_flight)
         last: tuple[float, ...] | None = None
         for outcome in _outcomes(case, timing):
@@ -116,6 +121,19 @@ def _shares_sequences(strategy: Strategy, workload: Workload) -> Refused | None:
     return None
 
 
+def _takes_turns(scenario: Scenario, strategy: Strategy, options: Options) -> Refused | None:
+    """Return why stages cannot be divided into the options' parts; None where they can, or are whole."""
+    parts, layers = options.virtual_stages, scenario.model.num_layers
+    if parts == 1:
+        return None
+    if scenario.workload.kind != "training":
+        return Refused("virtual-stages-train", f"virtual_stages={parts} is an order of forward and backward passes")
+    if strategy.pp == 1 or strategy.pp * parts > layers:
+        reason = f"{strategy.pp} stage(s) of {parts} parts for {layers} layers; there must be two stages or more, and "
+        return Refused("parts-have-layers", f"{reason}a layer for each part")
+    return None
+
+
 def pool_of(case: PoolCase, outcome: PhaseOutcome, role: Phase) -> tuple[Pool, Projection]:
     """Return a judged case as a pool of a plan, and its projection."""
     pool = Pool(
@@ -136,6 +154,8 @@ def _outcomes(case: PoolCase, timing: Timing) -> Iterator[PhaseOutcome | Refused
         yield _at_rate(case, workload.request_rate_per_s, timing)
         return
     choices = schedules(workload, workload.kind, strategy, case.options)
+    if case.options.virtual_stages > 1:
+        choices = [each for each in choices if each.num_microbatches % strategy.pp == 0]
     if not choices:
         yield Refused("every-group-has-work", _too_little_work(case.scenario, strategy))
     for schedule in choices:

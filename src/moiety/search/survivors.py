@@ -11,7 +11,7 @@ from moiety.placement.recovery import recover
 from moiety.projection.load import classes_of, expert_share
 from moiety.projection.scenario import scenario_of
 from moiety.projection.step import time_step
-from moiety.strategy.stages import stage_layers
+from moiety.strategy.stages import held_layers
 from moiety.strategy.survivors import alive_expert_ranks, stopped_groups
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Survivors:
     fits: bool
 
 
-def instance_coverage(model: Model, pool: Pool, lost: Sequence[int]) -> float:
+def instance_coverage(model: Model, pool: Pool, lost: Sequence[int], virtual_stages: int = 1) -> float:
     """Return the share of (layer, expert) pairs that still have a copy in an instance without the ranks `lost`.
 
     Attention groups without one of their GPUs stop as a whole.
@@ -47,7 +47,7 @@ def instance_coverage(model: Model, pool: Pool, lost: Sequence[int]) -> float:
         return 1.0
     strategy, placement = pool.strategy, pool.placement
     held = 0.0
-    for stage, layers in enumerate(stage_layers(model.num_layers, strategy.pp)):
+    for stage, layers in enumerate(held_layers(model.num_layers, strategy.pp, virtual_stages)):
         rows = [row for row, layer in enumerate(placement.layers) if layer in layers]
         here = [rank % strategy.gpus_per_stage for rank in lost if rank // strategy.gpus_per_stage == stage]
         alive = alive_expert_ranks(strategy, here)

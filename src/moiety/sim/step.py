@@ -39,6 +39,8 @@ class Unit:
 
     direction: Literal["forward", "backward"]
     microbatch: int
+    part: int = 0
+    """Which part of the stage's layers."""
 
 
 class Place(NamedTuple):
@@ -119,6 +121,27 @@ def stage_units(stage: int, num_stages: int, num_microbatches: int, *, training:
     return units + backward[num_microbatches - warm_up :]
 
 
+def interleaved_units(stage: int, num_stages: int, num_microbatches: int, parts: int) -> list[Unit]:
+    """Return the order in which a stage trains whose layers are `parts` pieces of the model, in turns.
+
+    As Megatron-LM does (Narayanan et al. 2021, section 2.2): groups of as many micro-batches as there are stages go
+    through one part after the other; a stage is ahead by twice its distance from the last, and by a group for each
+    further part. Micro-batches are a multiple of the stages.
+    """
+    group = num_stages * parts
+    order = [
+        ((index % group) // num_stages, index // group * num_stages + index % num_stages)
+        for index in range(num_microbatches * parts)
+    ]
+    forward = [Unit("forward", microbatch, part) for part, microbatch in order]
+    backward = [Unit("backward", microbatch, parts - 1 - part) for part, microbatch in order]
+    warm_up = min(2 * (num_stages - stage - 1) + (parts - 1) * num_stages, len(order))
+    units = forward[:warm_up]
+    for index in range(len(order) - warm_up):
+        units += [forward[warm_up + index], backward[index]]
+    return units + backward[len(order) - warm_up :]
+
+
 class StepBuilder:
     """Lays out one step as tasks."""
 
@@ -131,6 +154,7 @@ class StepBuilder:
         self._chunked = layout.options.priority_scheduling
         tiers = max((len(p.transfer.tier_seconds) for p in _all_prices(classes[0].prices) if p.transfer), default=1)
         self._out = StepTasks(len(self._graph.stages), len(classes), tiers, overlaps=self._overlaps)
+        """Of the model's pieces, by direction and micro-batch: the tasks that end them."""
         self._done: dict[tuple[int, str, int], tuple[int, ...]] = {}
         self._sent: dict[tuple[int, str, int], tuple[int, ...]] = {}
         self._turn = (0, 0)
@@ -147,7 +171,13 @@ class StepBuilder:
         """Return the tasks of the step, in an order that respects their dependencies."""
         graph = self._graph
         stages, microbatches = len(graph.stages), graph.layout.schedule.num_microbatches
-        orders = [stage_units(s, stages, microbatches, training=graph.layout.training) for s in range(stages)]
+        parts = len(graph.pieces) // stages
+        orders = [
+            interleaved_units(s, stages, microbatches, parts)
+            if parts > 1
+            else stage_units(s, stages, microbatches, training=graph.layout.training)
+            for s in range(stages)
+        ]
         cursor = [0] * stages
         while any(cursor[s] < len(orders[s]) for s in range(stages)):
             moved = False
@@ -159,48 +189,54 @@ class StepBuilder:
             assert moved, "the stages' orders wait for each other"
         if graph.layout.training:
             for stage in range(stages):
-                last = tuple(t for m in range(microbatches) for t in self._done[stage, "backward", m])
+                held = range(stage, len(graph.pieces), stages)
+                last = tuple(t for m in range(microbatches) for piece in held for t in self._done[piece, "backward", m])
                 last += self._background.get(stage, ())
                 self._lay(stage, [c.prices[0].update for c in self._classes], last, last, -1, 0)
         return self._out
 
     def _can_lay(self, stage: int, unit: Unit) -> bool:
+        piece = self._piece(stage, unit)
         if unit.direction == "forward":
-            return stage == 0 or (stage - 1, "forward", unit.microbatch) in self._done
-        last = stage == len(self._graph.stages) - 1
-        return last or (stage + 1, "backward", unit.microbatch) in self._done
+            return piece == 0 or (piece - 1, "forward", unit.microbatch) in self._done
+        last = piece == len(self._graph.pieces) - 1
+        return last or (piece + 1, "backward", unit.microbatch) in self._done
+
+    def _piece(self, stage: int, unit: Unit) -> int:
+        """Return the number of the model's piece that a unit goes through."""
+        return unit.part * len(self._graph.stages) + stage
 
     def _lay_unit(self, stage: int, order: list[Unit], position: int) -> None:
         unit, window = order[position], 2 if self._overlaps else 1
         self._turn, self._position, self._behind = divmod(position, window), 0, (0, 0)
-        stages, classes = len(self._graph.stages), self._classes
+        piece, pieces, classes = self._piece(stage, unit), len(self._graph.pieces), self._classes
         after: tuple[int, ...] = ()
         if position >= window:
             before = order[position - window]
-            after = self._done[stage, before.direction, before.microbatch]
-        layers: Sequence[int] = self._graph.stages[stage]
+            after = self._done[self._piece(stage, before), before.direction, before.microbatch]
+        layers: Sequence[int] = self._graph.pieces[piece]
         if unit.direction == "forward":
-            if stage:
-                after += self._sent[stage - 1, "forward", unit.microbatch]
+            if piece:
+                after += self._sent[piece - 1, "forward", unit.microbatch]
             else:
                 after = self._lay(stage, [c.prices[0].embedding for c in classes], after, after, -1, unit.microbatch)
         else:
-            after += self._done[stage, "forward", unit.microbatch]
-            if stage < stages - 1:
-                after += self._sent[stage + 1, "backward", unit.microbatch]
+            after += self._done[piece, "forward", unit.microbatch]
+            if piece < pieces - 1:
+                after += self._sent[piece + 1, "backward", unit.microbatch]
             layers = range(layers[-1], layers[0] - 1, -1)
         earlier = after
         for layer in layers:
             for ops in self._passes(layer, unit.direction):
                 ends = self._lay(stage, ops, after, earlier, layer, unit.microbatch)
                 earlier, after = after, ends
-        if unit.direction == "forward" and stage == stages - 1:
+        if unit.direction == "forward" and piece == pieces - 1:
             after = self._lay(stage, [c.prices[0].head for c in classes], after, after, -1, unit.microbatch)
-        self._done[stage, unit.direction, unit.microbatch] = after
-        onward = stage < stages - 1 if unit.direction == "forward" else stage > 0
+        self._done[piece, unit.direction, unit.microbatch] = after
+        onward = piece < pieces - 1 if unit.direction == "forward" else piece > 0
         if onward:
             boundary = [c.prices[0].boundary for c in classes]
-            self._sent[stage, unit.direction, unit.microbatch] = self._lay(
+            self._sent[piece, unit.direction, unit.microbatch] = self._lay(
                 stage, boundary, after, after, -1, unit.microbatch
             )
 

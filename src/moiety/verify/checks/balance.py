@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from moiety.placement.load import zipf_share
-from moiety.strategy.stages import stage_layers
+from moiety.strategy.stages import held_layers
 from moiety.verify.closed_form import dense_weights, expert_weights, layer_flops, router_weights
 from moiety.verify.findings import Finding, judged
 
@@ -66,8 +66,8 @@ def stage_balance(inspection: Inspection) -> Iterator[Finding]:
     """Compare the pipeline stages' FLOPs and weights: the largest over the mean."""
     plan = inspection.plan
     for pool in plan.pools:
-        layers = stage_layers(plan.model.num_layers, pool.strategy.pp)
-        tiled = [layer for stage in layers for layer in stage] == list(range(plan.model.num_layers))
+        layers = held_layers(plan.model.num_layers, pool.strategy.pp, plan.options.virtual_stages)
+        tiled = sorted(layer for stage in layers for layer in stage) == list(range(plan.model.num_layers))
         yield judged(
             "stages-tile-layers",
             inspection.name_of(pool),
@@ -96,7 +96,7 @@ def _stage_flops(inspection: Inspection, pool: Pool) -> list[float]:
     per_block = [layer_flops(block, model.hidden_size, context) for block in model.blocks]
     return [
         sum(per_block[model.layer_blocks[layer]] for layer in stage)
-        for stage in stage_layers(model.num_layers, pool.strategy.pp)
+        for stage in held_layers(model.num_layers, pool.strategy.pp, inspection.plan.options.virtual_stages)
     ]
 
 
@@ -112,5 +112,5 @@ def _stage_weights(inspection: Inspection, pool: Pool) -> list[float]:
     ]
     return [
         sum(per_block[model.layer_blocks[layer]] for layer in stage)
-        for stage in stage_layers(model.num_layers, strategy.pp)
+        for stage in held_layers(model.num_layers, strategy.pp, inspection.plan.options.virtual_stages)
     ]

@@ -124,6 +124,11 @@ def _broken(inspection: Inspection, pool: Pool) -> Iterator[str]:
         yield f"{strategy.pp} stages for {model.num_layers} layers"
     if strategy.tp * strategy.attn_dp != strategy.ep * strategy.etp:
         yield "the attention mesh and the expert mesh differ in size"
+    parts = inspection.plan.options.virtual_stages
+    if parts > 1 and (pool.role != "training" or strategy.pp == 1 or strategy.pp * parts > model.num_layers):
+        yield f"{parts} parts in turns of {strategy.pp} stages of {model.num_layers} layers for {pool.role}"
+    if parts > 1 and pool.schedule.num_microbatches % strategy.pp:
+        yield f"{pool.schedule.num_microbatches} micro-batches in groups of {strategy.pp} stages"
     if strategy.cp > 1 and pool.role != "training":
         yield f"context parallelism {strategy.cp} outside of training"
     if strategy.cp > 1 and pool.schedule.prompt_tokens % (2 * strategy.cp):

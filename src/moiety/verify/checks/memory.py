@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
-from moiety.strategy.stages import stage_layers
+from moiety.strategy.stages import held_layers
 from moiety.verify.closed_form import cache_bytes, dense_weights, expert_weights, router_weights
 from moiety.verify.findings import Finding, judged
 
@@ -70,7 +70,8 @@ def total(inspection: Inspection) -> Iterator[Finding]:
             else "the pool's projection shows other parts than its memory plan has",
             holds=shown == memory.bytes_by_kind,
         )
-        layers = stage_layers(plan.model.num_layers, pool.strategy.pp)[min(memory.stage, pool.strategy.pp - 1)]
+        held = held_layers(plan.model.num_layers, pool.strategy.pp, plan.options.virtual_stages)
+        layers = held[min(memory.stage, pool.strategy.pp - 1)]
         strays = [layer for layer in memory.checkpointed_layers if layer not in layers]
         if memory.checkpointed_layers:
             yield judged(
@@ -143,7 +144,10 @@ def _expected_parts(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
     plan, strategy = inspection.plan, pool.strategy
     model, dtypes, options = plan.model, plan.options.dtypes, plan.options
     hidden = model.hidden_size
-    blocks = [model.blocks[model.layer_blocks[i]] for i in stage_layers(model.num_layers, strategy.pp)[memory.stage]]
+    blocks = [
+        model.blocks[model.layer_blocks[i]]
+        for i in held_layers(model.num_layers, strategy.pp, plan.options.virtual_stages)[memory.stage]
+    ]
     # a router stays in the format of the activations
     each = [
         dense_weights(block, hidden, strategy.tp) * BYTES_PER_ELEMENT[dtypes.weights]
@@ -227,7 +231,10 @@ def _training_state(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
     """
     plan, strategy = inspection.plan, pool.strategy
     model = plan.model
-    blocks = [model.blocks[model.layer_blocks[i]] for i in stage_layers(model.num_layers, strategy.pp)[memory.stage]]
+    blocks = [
+        model.blocks[model.layer_blocks[i]]
+        for i in held_layers(model.num_layers, strategy.pp, plan.options.virtual_stages)[memory.stage]
+    ]
     total_parameters = sum(block.num_parameters(model.hidden_size) for block in blocks)
     mixtures = [part for part in (block.feed_forward for block in blocks) if part.kind == "moe"]
     once = sum(part.num_experts * part.expert_parameters(model.hidden_size) for part in mixtures)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
-from moiety.strategy.stages import stage_layers
+from moiety.strategy.stages import held_layers
 from moiety.verify.closed_form import cache_bytes, dense_weights, distinct_shares, pool_flops_per_token, router_weights
 from moiety.verify.findings import Finding, judged
 
@@ -243,7 +243,7 @@ def _least_bytes(plan: Plan, pool: Pool) -> float:
     """Return the bytes that a GPU of the lightest stage must read in a step: dense weights, and in decode its cache."""
     model, strategy, schedule = plan.model, pool.strategy, pool.schedule
     sizes: list[float] = []
-    for stage in stage_layers(model.num_layers, strategy.pp):
+    for stage in held_layers(model.num_layers, strategy.pp, plan.options.virtual_stages):
         blocks = [model.blocks[model.layer_blocks[layer]] for layer in stage]
         size = (
             sum(dense_weights(b, model.hidden_size, strategy.tp) for b in blocks)
