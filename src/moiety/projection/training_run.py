@@ -142,7 +142,7 @@ def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
         num_microbatches=microbatches,
         bubble=(stages - 1) / (run.virtual_stages * microbatches),
         update_s=update_s / run.strategy.instances,
-        sharding_s=sharding_s(run, graph, calibration) if run.shards_parameters else 0.0,
+        sharding_s=sharding_s(graph, run.cluster, calibration) if run.shards_parameters else 0.0,
         watts_per_tflops=device.max_power_w / (device.peak("bf16") / 1e12),
         clock_exponent=calibration.power.clock_exponent,
     )

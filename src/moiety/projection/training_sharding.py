@@ -11,18 +11,20 @@ from moiety.graph.training import held_dense_parameters, routed_parameters
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
+    from moiety.cluster.cluster import Cluster
     from moiety.graph.graph import Graph
-    from moiety.projection.training_run import TrainingRun
+    from moiety.graph.layout import Layout
     from moiety.strategy.strategy import Strategy
 
 
-def sharding_s(run: TrainingRun, graph: Graph, calibration: Calibration) -> float:
+def sharding_s(graph: Graph, cluster: Cluster, calibration: Calibration) -> float:
     """Return the seconds of a step's gathering and scattering, one after the other, of the mean pipeline stage.
 
     Every micro-batch gathers a layer's weights twice, forward and backward, in the products' format, and scatters their
     gradients in that of activations: dense weights over all attention groups, experts over the copies of them.
     """
-    strategy, model = run.strategy, run.model
+    layout, model = graph.layout, graph.model
+    strategy = layout.strategy
     everyone = _copies_of_dense_weights(strategy)
     copies = strategy.groups("instance")[0]
     per_microbatch = 0.0
@@ -30,9 +32,10 @@ def sharding_s(run: TrainingRun, graph: Graph, calibration: Calibration) -> floa
         dense = held_dense_parameters(graph.layers[block], model.blocks[block], model.hidden_size)
         routed = routed_parameters(model.blocks[block], model.hidden_size) / (strategy.ep * strategy.etp)
         per_microbatch += count * (
-            _moved_s(run, calibration, dense, everyone) + _moved_s(run, calibration, routed, copies)
+            _moved_s(layout, cluster, calibration, dense, everyone)
+            + _moved_s(layout, cluster, calibration, routed, copies)
         )
-    return per_microbatch * run.num_microbatches / strategy.pp
+    return per_microbatch * layout.schedule.num_microbatches / strategy.pp
 
 
 def _copies_of_dense_weights(strategy: Strategy) -> tuple[int, ...]:
@@ -44,10 +47,12 @@ def _copies_of_dense_weights(strategy: Strategy) -> tuple[int, ...]:
     )
 
 
-def _moved_s(run: TrainingRun, calibration: Calibration, elements: float, ranks: tuple[int, ...]) -> float:
-    dtypes = run.options.dtypes
+def _moved_s(
+    layout: Layout, cluster: Cluster, calibration: Calibration, elements: float, ranks: tuple[int, ...]
+) -> float:
+    dtypes = layout.options.dtypes
     gathered = elements * BYTES_PER_ELEMENT[dtypes.weights]
     scattered = elements * BYTES_PER_ELEMENT[dtypes.activations]
-    gather = collective_transfer("all_gather", gathered, ranks, run.cluster, calibration)
-    scatter = collective_transfer("reduce_scatter", scattered, ranks, run.cluster, calibration)
+    gather = collective_transfer("all_gather", gathered, ranks, cluster, calibration)
+    scatter = collective_transfer("reduce_scatter", scattered, ranks, cluster, calibration)
     return 2 * gather.seconds + scatter.seconds
