@@ -14,7 +14,7 @@ WIDE = DtypePolicy(weights="fp32", experts="fp32", activations="fp32", kv_cache=
 
 def test_every_option_is_worth_something_and_none_of_the_good_ones_hurts() -> None:
     worth = {each.option: each for each in ablate(served_plan(), CALIBRATION)}
-    assert set(worth) == set(Options.model_fields) - {"placement", "redundant_experts"}
+    assert set(worth) == set(Options.model_fields) - {"placement", "redundant_experts", "virtual_stages"}
     for name in ("all_to_all", "two_batch_overlap", "flash_attention", "fused_kernels"):
         # what only computes may hide behind the network
         assert worth[name].throughput_without <= (1 if name == "fused_kernels" else 0.999), name
@@ -41,6 +41,17 @@ def test_the_widest_formats_have_no_other_side() -> None:
     case = scenario(small_model(), "h100x16", prefill_load())
     plan = evaluated(case, "ep16_tp1", Options(dtypes=WIDE))
     assert "dtypes" not in {each.option for each in ablate(plan, CALIBRATION)}
+
+
+def test_parts_of_pipeline_stages_are_worth_shorter_waits() -> None:
+    case = scenario(small_model(num_layers=16), "h100x16", training_load(tokens=64 * 1024))
+    options = default_options(case).model_copy(update={"virtual_stages": 2, "two_batch_overlap": False})
+    worth = {each.option: each for each in ablate(evaluated(case, "ep4_tp1_pp4", options), CALIBRATION)}
+    assert worth["virtual_stages"].setting == "2"
+    assert worth["virtual_stages"].throughput_without < 1
+    alone = worth["virtual_stages"].throughput_alone
+    assert alone is not None
+    assert alone > 1
 
 
 def test_sharding_saves_memory_in_training() -> None:

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 _WIDEST = DtypePolicy(
     weights="fp32", experts="fp32", activations="fp32", kv_cache="fp32", dispatch="fp32", combine="fp32"
 )
-_OFF = {name: off for name, (off, _) in OPTIMISATIONS.items()} | {"placement": "linear", "dtypes": _WIDEST}
+_GRADED = {"placement": "linear", "virtual_stages": 1}
+"""Options with more than one setting beside the plain one."""
+_OFF = {name: off for name, (off, _) in OPTIMISATIONS.items()} | _GRADED | {"dtypes": _WIDEST}
 _ON = {name: on for name, (_, on) in OPTIMISATIONS.items()}
 
 
@@ -38,7 +40,7 @@ def ablate(plan: Plan, calibration: Calibration) -> tuple[OptionWorth, ...]:
     """Return the worth of every option of an evaluated plan, in the order of the options.
 
     An option that the plan leaves off is judged the other way round: `without` is then with it. Formats that are
-    already the widest have no other side and are left out, and so is linear placement.
+    already the widest have no other side and are left out, and so are linear placement and stages in one part.
     """
     assert plan.projection is not None, "the plan is evaluated"
     whole = plan.projection.throughput_tokens_per_s
@@ -53,7 +55,7 @@ def ablate(plan: Plan, calibration: Calibration) -> tuple[OptionWorth, ...]:
         is_on = current != off
         if not is_on and name not in _ON:
             continue
-        on = current if name == "placement" else _ON.get(name)
+        on = current if name in _GRADED else _ON.get(name)
         other = with_options(plan, _changed(plan.options, name, off if is_on else on), calibration).plan
         assert other.projection is not None, "variants are evaluated"
         alone = None
@@ -85,4 +87,4 @@ def _fullest(plan: Plan) -> int:
 def _said(current: object, *, on: bool) -> str:
     if isinstance(current, DtypePolicy):
         return f"{current.experts} experts, {current.activations} activations"
-    return current if isinstance(current, str) else ("on" if on else "off")
+    return ("on" if on else "off") if isinstance(current, bool) else str(current)

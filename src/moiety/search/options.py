@@ -64,9 +64,9 @@ is off."""
 
 
 def baseline_options(options: Options) -> Options:
-    """Return the same formats and copies of experts with every optimisation off, experts in linear order."""
+    """Return the same formats and copies of experts with every optimisation off: experts in order, stages whole."""
     off = {name: off for name, (off, _) in OPTIMISATIONS.items()}
-    return options.model_copy(update={**off, "placement": "linear"})
+    return options.model_copy(update={**off, "placement": "linear", "virtual_stages": 1})
 
 
 def original_options(options: Options) -> Options:
