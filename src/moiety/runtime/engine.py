@@ -116,7 +116,7 @@ class Engine:
                 if busiest == 0:
                     break
                 is_prefill = any(each.cached < len(each.prompt) for each in wave)
-                self._step(segments, wave, cache, sampling, stop, overlapped=self.splits(busiest))
+                self._step(segments, wave, cache, sampling, stop, busiest)
                 (prefill if is_prefill else decode).append(time.perf_counter() - started)
             self.cache_bytes = max(self.cache_bytes, cache.size_bytes)
             found |= {each.number: each.generated for each in wave}
@@ -170,17 +170,14 @@ class Engine:
         cache: KvCache,
         sampling: Sampling,
         stop: frozenset[int],
-        *,
-        overlapped: bool,
+        busiest: int,
     ) -> None:
         """Compute one step of the sequences and append what they emit."""
         by_slot = {each.slot: each for each in wave}
         emitting = [segment for segment in segments if segment.emits]
         numbers, places = [by_slot[each.slot].number for each in emitting], [each.end for each in emitting]
         room = self._drawn_room(len(emitting))
-        tokens = self.step(
-            segments, cache, lambda logits: sampling.draw(logits, numbers, places, room), overlapped=overlapped
-        )
+        tokens = self.step(segments, cache, lambda logits: sampling.draw(logits, numbers, places, room), busiest)
         for segment in segments:
             by_slot[segment.slot].cached = segment.end
         for segment, token in zip(emitting, tokens, strict=True):
@@ -194,26 +191,23 @@ class Engine:
         segments: list[Segment],
         cache: KvCache,
         draw: Callable[[torch.Tensor], torch.Tensor],
-        *,
-        overlapped: bool,
+        busiest: int,
     ) -> list[int]:
         """Compute one step of sequences; return the tokens that they emit, in order, known to every pipeline stage.
 
-        All ranks of a stage step together and agree on `overlapped`. `draw` gives the next tokens, int64 [rows], of
-        logits [rows, vocabulary]; a row is an emitting segment, in order.
+        All ranks of a stage step together and agree on `busiest`, the most tokens that an attention group has. `draw`
+        gives the next tokens, int64 [rows], of logits [rows, vocabulary]; a row is an emitting segment, in order.
         """
-        parts = self._halves(segments) if overlapped and self.overlaps else [segments]
-        batches = [packed(each, self._model.device, part) for part, each in enumerate(parts)]
+        parts, most = [segments], [busiest]
+        if self.overlaps and busiest >= self._least_overlapped:
+            parts, most = self._halves(segments), [busiest // 2, busiest - busiest // 2]
+        batches = [packed(each, self._model.device, part, most[part]) for part, each in enumerate(parts)]
         logits = self._logits(batches, self.states(batches, cache, overlapped=len(batches) > 1))
         num_emitting = sum(each.emits for each in segments)
         tokens = self._drawn_room(num_emitting) if logits is None else draw(logits)
         if self._pipeline.size > 1 and num_emitting:
             tokens = self._pipeline.broadcast(tokens, self._pipeline.size - 1)
         return integers(tokens)
-
-    def splits(self, busiest: int) -> bool:
-        """Return whether a step is worth cutting in two, where the busiest rank of a stage has so many tokens."""
-        return busiest >= self._least_overlapped
 
     def _segments(self, wave: list[Request]) -> list[Segment]:
         """Return what each unfinished sequence computes next, prompts in chunks of the step's room."""

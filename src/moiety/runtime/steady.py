@@ -8,7 +8,7 @@ import torch
 
 from moiety.runtime.allocations import allocations_of
 from moiety.runtime.engine import MAX_SEQUENCES
-from moiety.runtime.model.batch import Segment, packed
+from moiety.runtime.model.batch import Segment, packed, room_for
 
 if TYPE_CHECKING:
     from moiety.runtime.engine import Engine
@@ -26,11 +26,14 @@ def outside_arena(model: RankModel, *, draws: bool) -> list[str]:
     if model.decoding is None:
         return ["all: steps are noted on CPUs only"]
     layers, moe = model.expert_layers.values(), model.seat.plan.model.moe
-    most_pairs = MAX_SEQUENCES * (0 if moe is None else moe.top_k)
-    most_fixed = min((each.held.backend.most_fixed for each in layers), default=most_pairs)
+    top_k = 0 if moe is None else moe.top_k
+
+    def is_fixed(tokens: int) -> bool:
+        return all(each.is_fixed(tokens, top_k, room_for(tokens)) for each in layers)
+
+    most = max((tokens for tokens in range(MAX_SEQUENCES + 1) if is_fixed(tokens)), default=0)
     parts = {
-        "expert layers: tokens are exchanged between attention groups": any(each.is_exchanged for each in layers),
-        f"expert layers: in steps of more than {most_fixed} pairs of a token and an expert": most_fixed < most_pairs,
+        f"expert layers: in steps of more than {most} tokens of an attention group": most < MAX_SEQUENCES,
         "sums over the tensor-parallel group: taken in FP32": model.dtype.itemsize < torch.float32.itemsize
         and model.seat.strategy.tp > 1,
         "products in BF16: oneDNN's scratchpads": model.dtype == torch.bfloat16,

@@ -24,8 +24,10 @@ class Trace(TorchDispatchMode):
     depends on the content of a tensor cannot be noted: `obstacle` says so.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, most_tokens: int = 0) -> None:
+        """`most_tokens`: that any attention group may have in the steps that are noted here."""
         super().__init__()  # pyright: ignore[reportUnknownMemberType] - torch leaves it untyped
+        self.most_tokens = most_tokens
         self.passages: list[tuple[list[Call], Any]] = []
         """Parts of the step that were noted one after the other: the calls of each, and what it returned."""
         self.made: dict[int, torch.UntypedStorage] = {}
@@ -102,6 +104,13 @@ def is_noting() -> bool:
     """Whether what this thread computes now is noted op by op."""
     trace: Trace | None = getattr(_own, "trace", None)
     return trace is not None and not trace.is_paused
+
+
+def noted_most_tokens() -> int:
+    """Return the most tokens that any attention group may have in the step that this thread notes."""
+    trace: Trace | None = getattr(_own, "trace", None)
+    assert trace is not None, "asked of a step that is noted"
+    return trace.most_tokens
 
 
 def called(function: Callable[..., object], *arguments: Any) -> None:  # noqa: ANN401 - whatever the function takes

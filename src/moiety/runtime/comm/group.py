@@ -113,12 +113,13 @@ class Group:
             self._ledger.record("all_gather", start_s, self._ledger.to_every_other(own.nbytes))
         return gathered
 
-    def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return this member's n rows of the sum of [size * n, ...] over the members: [n, ...]."""
+    def reduce_scatter(self, tensor: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return this member's n rows of the sum of [size * n, ...] over the members: [n, ...]; in `out`, if any."""
         assert tensor.shape[0] % self.size == 0, f"{tensor.shape[0]} rows do not divide among {self.size} members"
         num_rows = tensor.shape[0] // self.size
         shares = tensor.detach().contiguous()
-        own = shares.narrow(0, self.index * num_rows, num_rows).clone()
+        share = shares.narrow(0, self.index * num_rows, num_rows)
+        own = share.clone() if out is None else out.copy_(share)
         if self.size > 1:
             start_s = time.perf_counter()
             flat = own.view(-1)
@@ -129,18 +130,20 @@ class Group:
             self._ledger.record("reduce_scatter", start_s, self._ledger.to_every_other(own.nbytes))
         return own
 
-    def all_to_all(self, rows: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> Pending:
+    def all_to_all(
+        self, rows: torch.Tensor, sent: Sequence[int], received: Sequence[int], out: torch.Tensor | None = None
+    ) -> Pending:
         """Send `sent[j]` rows to member j, which stand in the order of the members: [sum(sent), ...].
 
-        The tensor that comes is [sum(received), ...], `received[i]` rows of member i, in the order of the members.
-        `rows` must stay as it is until it has come.
+        The tensor that comes is [sum(received), ...], `received[i]` rows of member i, in the order of the members; it
+        is the contiguous `out`, if any. `rows` must stay as it is until it has come.
         """
         assert len(sent) == len(received) == self.size, f"{len(sent)} and {len(received)} counts, {self.size} members"
         assert sum(sent) == rows.shape[0], f"{sum(sent)} rows announced, {rows.shape[0]} given"
         assert sent[self.index] == received[self.index], "a member gets of itself what it keeps"
         start_s = time.perf_counter()
         rows = rows.detach().contiguous()
-        result = rows.new_empty((sum(received), *rows.shape[1:]))
+        result = rows.new_empty((sum(received), *rows.shape[1:])) if out is None else out
         row_bytes = rows.element_size() * prod(rows.shape[1:])
         data, room = _cut(bytes_of(rows), sent, row_bytes), _cut(bytes_of(result), received, row_bytes)
         room[self.index][:] = data[self.index]

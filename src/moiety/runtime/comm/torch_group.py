@@ -132,10 +132,10 @@ class TorchGroup(Group):
         self._record_ring("all_gather", start_s, tensor.nbytes)
         return gathered
 
-    def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return this member's n rows of the sum of [size * n, ...] over the members: [n, ...]."""
+    def reduce_scatter(self, tensor: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """Return this member's n rows of the sum of [size * n, ...] over the members: [n, ...]; in `out`, if any."""
         if not self._carries(tensor):
-            return super().reduce_scatter(tensor)
+            return super().reduce_scatter(tensor, out)
         start_s = time.perf_counter()
         wide = widened(tensor).contiguous()
         num_rows = tensor.shape[0] // self.size
@@ -143,14 +143,16 @@ class TorchGroup(Group):
         own = torch.empty_like(shares[self.index])
         self._finish(self._process_group.reduce_scatter([own], [shares]))
         self._record_ring("reduce_scatter", start_s, own.nbytes)
-        return own.to(tensor.dtype)
+        return own.to(tensor.dtype) if out is None else out.copy_(own)
 
-    def all_to_all(self, rows: torch.Tensor, sent: Sequence[int], received: Sequence[int]) -> Pending:
+    def all_to_all(
+        self, rows: torch.Tensor, sent: Sequence[int], received: Sequence[int], out: torch.Tensor | None = None
+    ) -> Pending:
         """Send `sent[j]` rows to member j and receive `received[i]` of member i, in the order of the members."""
         if not self._carries(rows):
-            return super().all_to_all(rows, sent, received)
+            return super().all_to_all(rows, sent, received, out)
         start_s, rows = time.perf_counter(), rows.contiguous()
-        result = rows.new_empty((sum(received), *rows.shape[1:]))
+        result = rows.new_empty((sum(received), *rows.shape[1:])) if out is None else out
         row_bytes = rows.nbytes // max(1, rows.shape[0])
         tier_bytes = self._ledger.by_tier((other, sent[other] * row_bytes) for other in self._others)
         self._ledger.count(tier_bytes)

@@ -10,7 +10,8 @@ from torch.autograd import Function
 from moiety.runtime.comm.adjoint import all_to_all
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.conversion import integers
-from moiety.runtime.dispatch.direct import dedup_rows, local_rows
+from moiety.runtime.dispatch.direct import dedup_rows
+from moiety.runtime.dispatch.exchange import local_rows
 from moiety.runtime.dispatch.reduction import token_sums
 from moiety.runtime.dispatch.wire import Rows
 

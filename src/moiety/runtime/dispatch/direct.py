@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from moiety.runtime.conversion import integers
+from moiety.runtime.dispatch.exchange import local_rows
+from moiety.runtime.dispatch.noted_direct import NotedDirectRound
 from moiety.runtime.dispatch.reduction import token_sums
 from moiety.runtime.dispatch.wire import NO_SLOT, Rows, WireFormat
 
@@ -43,6 +45,25 @@ class DirectExchange:
         packed = wire.pack(Rows(hidden, keys, named, given), token)
         counts = integers(sent), integers(received)
         return DirectRound(self, wire, hidden, (gpu, token), counts, self._group.all_to_all(packed, *counts))
+
+    def most_pairs(self, most_tokens: int, top_k: int) -> int:
+        """Return how many pairs of a row and a slot come at most; see `NotedExchange`."""
+        return self._most_rows(most_tokens, top_k) * (top_k if self._dedup else 1)
+
+    def noted(
+        self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, most_tokens: int
+    ) -> NotedDirectRound:
+        """Begin to send in a step that is noted; see `NotedExchange`."""
+        tokens, top_k = slots.shape
+        most_gpus = min(top_k, self._stage.num_gpus // self._stage.expert_tp) if self._dedup else top_k
+        room = tokens * most_gpus * self._stage.expert_tp, self._most_rows(most_tokens, top_k)
+        formats = self._dispatch_dtype, self._combine_dtype
+        groups, given = (self._group, self._counts), (hidden, slots, weights)
+        return NotedDirectRound(self._stage, groups, formats, given, room, dedup=self._dedup)
+
+    def _most_rows(self, most_tokens: int, top_k: int) -> int:
+        each = 1 if self._dedup else min(top_k, self._stage.slots_per_rank)
+        return self._stage.num_gpus * most_tokens * each
 
     def send_back(self, partial: torch.Tensor, received: list[int], sent: list[int]) -> Pending:
         """Begin to return rows to those that they came from."""
@@ -85,13 +106,6 @@ class DirectRound:
         sums, token = token_sums(rows, self._token, self._gpu, self._exchange.stage.gpus_per_node)
         out = torch.zeros(self._hidden.shape, dtype=torch.float32, device=self._hidden.device)
         return out.index_copy_(0, token, sums)
-
-
-def local_rows(rows: Rows, stage: StageShape) -> Rows:
-    """Return rows whose slots count from this rank's first; slots elsewhere become `NO_SLOT`."""
-    slots = rows.slots.long() - stage.first_slot
-    here = (slots >= 0) & (slots < stage.slots_per_rank) & (rows.slots >= 0)
-    return Rows(rows.hidden, rows.keys, torch.where(here, slots, NO_SLOT), rows.weights)
 
 
 def _flat_rows(

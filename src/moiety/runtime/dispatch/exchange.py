@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
+
+from moiety.runtime.dispatch.wire import NO_SLOT, Rows
 
 if TYPE_CHECKING:
-    import torch
-
-    from moiety.runtime.dispatch.wire import Rows
+    from moiety.runtime.comm.group import Group
 
 
 class Round(Protocol):
@@ -40,6 +42,22 @@ class Exchange(Protocol):
         ...
 
 
+@runtime_checkable
+class NotedExchange(Exchange, Protocol):
+    """One whose rounds can be part of a step that is noted: `arena/`."""
+
+    def most_pairs(self, most_tokens: int, top_k: int) -> int:
+        """Return how many pairs of a row and a slot come at most, where no rank has more than `most_tokens`."""
+        ...
+
+    def noted(self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, most_tokens: int) -> Round:
+        """Begin to send as `begin` does, with the same bytes and sums, in tensors of shapes that do not change.
+
+        Their shapes follow from those of the arguments and from `most_tokens`, which no rank has more of.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class StageShape:
     """The GPUs of a stage as an exchange sees them."""
@@ -62,3 +80,22 @@ class StageShape:
     def first_slot(self) -> int:
         """First physical slot of the rank."""
         return self.index // self.expert_tp * self.slots_per_rank
+
+
+@dataclass(frozen=True, slots=True)
+class HierarchicalGroups:
+    """The groups that a hierarchical exchange sends over."""
+
+    rail: Group
+    """The GPUs with this rank's place in each node, by node."""
+    node: Group
+    """The GPUs of this rank's node."""
+    rail_counts: Group
+    node_counts: Group
+
+
+def local_rows(rows: Rows, stage: StageShape) -> Rows:
+    """Return rows whose slots count from this rank's first; slots elsewhere become `NO_SLOT`."""
+    slots = rows.slots.long() - stage.first_slot
+    here = (slots >= 0) & (slots < stage.slots_per_rank) & (rows.slots >= 0)
+    return Rows(rows.hidden, rows.keys, torch.where(here, slots, NO_SLOT), rows.weights)

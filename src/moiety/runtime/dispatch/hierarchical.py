@@ -14,29 +14,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from moiety.runtime.conversion import integers
-from moiety.runtime.dispatch.direct import dedup_rows, local_rows
+from moiety.runtime.dispatch.direct import dedup_rows
+from moiety.runtime.dispatch.exchange import local_rows
+from moiety.runtime.dispatch.noted_hierarchical import NotedHierarchicalRound, chunk_bounds, most_of_chunks
 from moiety.runtime.dispatch.reduction import segment_sum
 from moiety.runtime.dispatch.wire import NO_SLOT, Rows, WireFormat
 
 if TYPE_CHECKING:
-    from moiety.runtime.comm.group import Group, Pending
-    from moiety.runtime.dispatch.exchange import StageShape
+    from moiety.runtime.comm.group import Pending
+    from moiety.runtime.dispatch.exchange import HierarchicalGroups, StageShape
 
 
 NUM_CHUNKS = 4
 """Parts of the tokens that follow each other over the network and inside the nodes."""
-
-
-@dataclass(frozen=True, slots=True)
-class HierarchicalGroups:
-    """The groups that a hierarchical exchange sends over."""
-
-    rail: Group
-    """The GPUs with this rank's place in each node, by node."""
-    node: Group
-    """The GPUs of this rank's node."""
-    rail_counts: Group
-    node_counts: Group
 
 
 class HierarchicalExchange:
@@ -57,6 +47,17 @@ class HierarchicalExchange:
     def begin(self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor) -> HierarchicalRound:
         """Begin to send; see `Exchange`."""
         return HierarchicalRound(self, hidden, slots, weights)
+
+    def most_pairs(self, most_tokens: int, top_k: int) -> int:
+        """Return how many pairs of a row and a slot come at most; see `NotedExchange`."""
+        return self.stage.num_gpus * sum(most_of_chunks(most_tokens, self.num_chunks)) * top_k
+
+    def noted(
+        self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, most_tokens: int
+    ) -> NotedHierarchicalRound:
+        """Begin to send in a step that is noted; see `NotedExchange`."""
+        formats, rooms = (self.dispatch_dtype, self.combine_dtype), most_of_chunks(most_tokens, self.num_chunks)
+        return NotedHierarchicalRound(self.stage, self.groups, formats, (hidden, slots, weights), rooms)
 
 
 @dataclass(slots=True)
@@ -94,7 +95,7 @@ class HierarchicalRound:
         reached = torch.zeros(tokens, stage.num_nodes, dtype=torch.bool, device=slots.device)
         for share in range(0, stage.expert_tp, min(stage.gpus_per_node, stage.expert_tp)):
             reached.scatter_(1, node + share // stage.gpus_per_node, value=True)
-        bounds = [tokens * index // chunks for index in range(chunks + 1)]
+        bounds = chunk_bounds(tokens, chunks)
         parts = [reached[low:high].t().nonzero(as_tuple=True) for low, high in itertools.pairwise(bounds)]
         sent = torch.stack([torch.bincount(target, minlength=stage.num_nodes) for target, _ in parts], dim=1)
         received = groups.rail_counts.exchange_counts(sent)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.dispatch.deep_ep import DeepEpExchange, check_deep_ep
 from moiety.runtime.dispatch.direct import DirectExchange
-from moiety.runtime.dispatch.hierarchical import NUM_CHUNKS, HierarchicalExchange, HierarchicalGroups
+from moiety.runtime.dispatch.exchange import HierarchicalGroups
+from moiety.runtime.dispatch.hierarchical import NUM_CHUNKS, HierarchicalExchange
 
 if TYPE_CHECKING:
     import torch

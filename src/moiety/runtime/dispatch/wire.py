@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 
-from moiety.runtime.dispatch.quantize import dequantized, quantize_into
+from moiety.runtime.conversion import from_array
+from moiety.runtime.dispatch.quantize import dequantized, quantize_into, quantized
 from moiety.runtime.fp8 import FP8, num_scales
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _WORD = 8
 
@@ -27,6 +33,18 @@ class Rows:
 
 
 NO_SLOT = -1
+
+
+class Labels(NamedTuple):
+    """What rows say beside the hidden states; see `Rows`."""
+
+    keys: NDArray[np.int64]
+    slots: NDArray[np.int64]
+    weights: NDArray[np.float32]
+
+    def at(self, index: NDArray[np.int64]) -> Labels:
+        """Return those of the rows at `index`."""
+        return Labels(self.keys[index], self.slots[index], self.weights[index])
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +93,44 @@ class WireFormat:
         if self.dtype == FP8:
             hidden = dequantized(hidden, scales, self.computed)
         return Rows(hidden, keys, slots, weights)
+
+    def encoded(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return hidden states as rows carry them, and their scales, of which there may be none."""
+        if self.dtype == FP8:
+            codes, scales = quantized(hidden)
+            return codes.view(torch.uint8), scales  # torch gathers no FP8
+        return hidden.to(self.dtype), hidden.new_empty(hidden.shape[0], 0, dtype=torch.float32)
+
+    def fill(
+        self, wire: torch.Tensor, encoded: tuple[torch.Tensor, torch.Tensor], index: NDArray[np.int64], labels: Labels
+    ) -> None:
+        """Fill rows of the wire on the host as `pack` does: the states at `index` [rows] of those encoded, and labels."""
+        hidden, scales, *_ = self._views(wire)
+        at = from_array(np.ascontiguousarray(index))
+        torch.index_select(encoded[0], 0, at, out=hidden.view(encoded[0].dtype))
+        if self._num_scales:
+            torch.index_select(encoded[1], 0, at, out=scales)
+        self._label(wire, labels)
+
+    def copy(self, wire: torch.Tensor, rows: torch.Tensor, index: NDArray[np.int64], labels: Labels) -> None:
+        """Fill rows of the wire, on the host, with those at `index` [rows] of others, and other labels."""
+        torch.index_select(rows, 0, from_array(np.ascontiguousarray(index)), out=wire)
+        self._label(wire, labels)
+
+    def labels(self, wire: torch.Tensor) -> Labels:
+        """Return what rows of the wire, on the host, say."""
+        _, _, keys, weights, slots = self._views(wire)
+        return Labels(keys.numpy(), slots.numpy().astype(np.int64), weights.numpy())
+
+    def blank(self, wire: torch.Tensor) -> None:
+        """Have rows of the wire go to no slot."""
+        _, _, keys, _, slots = self._views(wire)
+        keys.zero_()
+        slots.fill_(NO_SLOT)
+
+    def _label(self, wire: torch.Tensor, labels: Labels) -> None:
+        _, _, keys, weights, slots = self._views(wire)
+        keys.numpy()[:], weights.numpy()[:], slots.numpy()[:] = labels.keys, labels.weights, labels.slots
 
     def _views(self, wire: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the parts of wire rows: hidden states, scales, keys, weights, slots."""

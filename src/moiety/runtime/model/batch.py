@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+def room_for(busiest: int) -> int:
+    """Return how many tokens of each attention group a noted step has room for where the busiest has so many.
+
+    Powers of two, so that groups of changing size meet in few kinds of steps.
+    """
+    return 1 << (max(busiest, 1) - 1).bit_length()
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """Consecutive tokens of one sequence that are computed in one step."""
@@ -52,11 +60,22 @@ class BatchTensors:
 class Batch:
     """Segments of different sequences, packed; its tensors are made when they are first asked for."""
 
-    def __init__(self, segments: Sequence[Segment], device: torch.device | str = "cpu", part: int = 0) -> None:
-        """`part`: place among the micro-batches of its step."""
+    def __init__(
+        self,
+        segments: Sequence[Segment],
+        device: torch.device | str = "cpu",
+        part: int = 0,
+        busiest: int | None = None,
+    ) -> None:
+        """`part`: place among the micro-batches of its step. `busiest`: most tokens that an attention group has in it.
+
+        Without `busiest` every group has as many as this one.
+        """
         self.segments, self.part, self._device = tuple(segments), part, device
         self.offsets = (0, *accumulate(len(each.token_ids) for each in segments))
         """Where each segment begins among the packed tokens, and their number at the end."""
+        self.most_tokens = room_for(self.num_tokens if busiest is None else busiest)
+        """Of any attention group that the micro-batch has room for where it is noted."""
         self.num_emitting = sum(each.emits for each in segments)
         """Segments that ask for the next token."""
         self.is_decode = self.num_tokens == len(segments) and all(each.start > 0 for each in segments)
@@ -91,6 +110,8 @@ class Batch:
         return ids, positions, emitting, [each.slot for each in self.segments], [each.end for each in self.segments]
 
 
-def packed(segments: Sequence[Segment], device: torch.device | str = "cpu", part: int = 0) -> Batch:
-    """Return the batch of `segments`, in their order; of none, an empty batch."""
-    return Batch(segments, device, part)
+def packed(
+    segments: Sequence[Segment], device: torch.device | str = "cpu", part: int = 0, busiest: int | None = None
+) -> Batch:
+    """Return the batch of `segments`, in their order; of none, an empty batch; see `Batch`."""
+    return Batch(segments, device, part, busiest)

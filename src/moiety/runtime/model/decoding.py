@@ -31,7 +31,7 @@ class _NotedStep:
     def __init__(self, batch: Batch, cache: KvCache, received: torch.Tensor | None) -> None:
         self.step = CachedStep(batch, cache)
         self.received = None if received is None else received.clone()
-        self.trace: Trace | None = Trace()
+        self.trace: Trace | None = Trace(batch.most_tokens)
         """What is noted, until a tape is made of it."""
         self.obstacle: str | None = None
         """Why no tape can be made."""
@@ -92,7 +92,7 @@ class Decoding:
 
     def hidden(self, batch: Batch, cache: KvCache, received: torch.Tensor | None, compute: Compute) -> torch.Tensor:
         """Return what `compute` returns for a step of this batch; it lies in the arena until the next step."""
-        shape = (batch.part, len(batch.segments), batch.num_emitting, cache.capacity)
+        shape = (batch.part, len(batch.segments), batch.num_emitting, cache.capacity, batch.most_tokens)
         self._let_go(batch.part)
         self._num_steps += 1
         noted = self._noted.get(shape)

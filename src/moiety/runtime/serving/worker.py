@@ -71,8 +71,7 @@ def take_step(order: StepOrder, group: int, engine: Engine, cache: KvCache) -> l
     rows = order.groups[group]
     segments = [Segment(row.slot, row.start, row.token_ids, row.emits) for row in rows]
     emitting = [row for row in rows if row.emits]
-    overlapped = engine.splits(order.busiest)
-    return engine.step(segments, cache, lambda logits: _drawn(logits, emitting), overlapped=overlapped)
+    return engine.step(segments, cache, lambda logits: _drawn(logits, emitting), order.busiest)
 
 
 def _drawn(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
