@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 
 from moiety.runtime.comm.network import Network
-from moiety.runtime.dispatch.exchange import StageShape
+from moiety.runtime.dispatch.exchange import NotedExchange, StageShape
 from moiety.runtime.dispatch.hierarchical import NUM_CHUNKS
 from moiety.runtime.dispatch.table import exchange_over
 from moiety.runtime.experts.grouped import partial_outputs
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from moiety.runtime.dispatch.exchange import Exchange
     from moiety.runtime.post import Post, Report
 
+NOTED = ", noted"
+"""What is sent as in a step that is noted."""
 METHODS = ("flat", "dedup", "hierarchical", "hierarchical, one chunk")
+METHODS += tuple(method + NOTED for method in METHODS)
 WIRE = {"fp32": torch.float32, "fp8": torch.float8_e4m3fn}
 
 
@@ -42,7 +45,7 @@ def run_cases(post: Post) -> Report:
                 timeout_s=60.0,
             )
             exchange = exchange_of(method, shape, network, WIRE[case.get("dispatch", "fp32")])
-            outcomes[method] = _through(exchange, shape, case, post.world.rank)
+            outcomes[method] = _through(exchange, shape, case, post.world.rank, is_noted=method.endswith(NOTED))
             outcomes[method]["sent"] = network.traffic.snapshot()["exchange"]["sent_bytes"]
             network.close()
         found.append(outcomes)
@@ -52,14 +55,20 @@ def run_cases(post: Post) -> Report:
 def exchange_of(name: str, shape: StageShape, network: Network, dispatch: torch.dtype) -> Exchange:
     """Return the exchange of that name over all ranks."""
     method = cast("AllToAll", name.partition(",")[0])
-    num_chunks = 1 if name.endswith("one chunk") else NUM_CHUNKS
+    num_chunks = 1 if "one chunk" in name else NUM_CHUNKS
     ranks = tuple(range(shape.num_gpus))
     return exchange_over(method, shape, network, ranks, (dispatch, torch.float32), num_chunks=num_chunks)
 
 
-def _through(exchange: Exchange, shape: StageShape, case: dict[str, Any], rank: int) -> dict[str, Any]:
+def _through(
+    exchange: Exchange, shape: StageShape, case: dict[str, Any], rank: int, *, is_noted: bool
+) -> dict[str, Any]:
     hidden, slots, weights = tokens_of(case, rank)
-    under_way = exchange.begin(hidden, slots, weights)
+    if is_noted:
+        assert isinstance(exchange, NotedExchange)
+        under_way = exchange.noted(hidden, slots, weights, max(case["tokens"]))
+    else:
+        under_way = exchange.begin(hidden, slots, weights)
     arrived = under_way.arrive()
     under_way.give_back(partial_outputs(arrived, weights_of(case, shape), Silent(), 0))
     sums = under_way.finish()

@@ -16,7 +16,7 @@ from moiety.runtime.job import Job
 from moiety.runtime.launch import launch
 from moiety.strategy.strategy import Strategy
 from tests.runtime.checkpoints import save_checkpoint
-from tests.runtime.dispatch.entry import METHODS, gated, tokens_of
+from tests.runtime.dispatch.entry import METHODS, NOTED, gated, tokens_of
 from tests.runtime.plans import plan_of
 
 if TYPE_CHECKING:
@@ -55,6 +55,8 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
 def test_every_way_of_sending_gives_the_same_bits(name: str, outcomes: dict[str, list[dict[str, Any]]]) -> None:
     for rank in outcomes[name]:
         assert len({rank[method]["sums"] for method in METHODS}) == 1
+        for method in METHODS:
+            assert rank[method]["sent"] == rank[method.removesuffix(NOTED)]["sent"]
 
 
 @pytest.mark.parametrize("name", CASES)

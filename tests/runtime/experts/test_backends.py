@@ -25,8 +25,9 @@ from moiety.runtime.dispatch.wire import Rows
 from moiety.runtime.expansion import whole
 from moiety.runtime.experts import backends, libraries
 from moiety.runtime.experts.backends import BACKENDS, backend_for, is_silu_gate
-from moiety.runtime.experts.layer import HeldLayer, LocalExperts
+from moiety.runtime.experts.layer import HeldLayer
 from moiety.runtime.experts.libraries import aligned_places
+from moiety.runtime.experts.local import LocalExperts
 from moiety.runtime.experts.weights import ExpertWeights
 from moiety.runtime.telemetry import Silent
 

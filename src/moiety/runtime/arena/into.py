@@ -29,6 +29,7 @@ _WITH_NUMBER: dict[Any, Callable[..., Any]] = {
     aten.div: torch.div,
     aten.floor_divide: torch.floor_divide,
     aten.remainder: torch.remainder,
+    aten.bitwise_and: torch.bitwise_and,
     aten.bitwise_left_shift: torch.bitwise_left_shift,
     aten.bitwise_right_shift: torch.bitwise_right_shift,
     aten.__lshift__: torch.bitwise_left_shift,

@@ -39,15 +39,17 @@ class Room:
 
     def __init__(self, own: torch.Tensor, others: tuple[int, ...]) -> None:
         self._rows = {other: torch.empty_like(own) for other in others}
+        shape = own.shape if own.dtype in _ROUNDED else (0,)
+        self._total, self._wide = (own.new_empty(shape, dtype=torch.float32) for _ in range(2))
         self.parts: list[Part] = [(other, bytes_of(row)) for other, row in self._rows.items()]
 
     def add_up(self, own: torch.Tensor) -> None:
         """Replace `own` [n] by the sum of all tensors in the order of the members, in FP32 where it has fewer bits."""
         rows = [self._rows.get(place, own) for place in range(len(self._rows) + 1)]
         if own.dtype in _ROUNDED:
-            total = rows[0].float()
+            total = self._total.copy_(rows[0])
             for row in rows[1:]:
-                total += row
+                total += self._wide.copy_(row)  # which PyTorch would otherwise ask for memory for
             own.copy_(total)
         elif len(rows) == _TWO:
             torch.add(rows[0], rows[1], out=own)

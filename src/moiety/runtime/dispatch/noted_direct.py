@@ -31,7 +31,7 @@ class NotedDirectRound:
         *,
         dedup: bool,
     ) -> None:
-        """Begin; `tokens` and `formats` as for `DirectExchange`, `groups` for rows and counts, `room` [rows] each way."""
+        """Begin; `tokens` and `formats` as for `DirectExchange`, `groups` of rows and counts, `room` in rows."""
         hidden, slots, weights = tokens
         self._stage, self._dedup = stage, dedup
         self._counts, self._leg = groups[1], Leg(groups[0])

@@ -17,8 +17,6 @@ from moiety.runtime.dispatch.wire import WireFormat
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from numpy.typing import NDArray
-
     from moiety.runtime.dispatch.exchange import HierarchicalGroups, StageShape
     from moiety.runtime.dispatch.routes import Route
     from moiety.runtime.dispatch.wire import Rows
@@ -103,7 +101,7 @@ class _Chunk:
     def __init__(
         self, stage: StageShape, groups: HierarchicalGroups, wire: WireFormat, sums: torch.Tensor, arrived: torch.Tensor
     ) -> None:
-        """`sums` [tokens, hidden] of the chunk's tokens here; `arrived`: room for all that this rank serves of any."""
+        """Of tokens with these `sums` [tokens, hidden]; `arrived` is room for all that this rank serves."""
         self._stage, self._counts, self._wire = stage, groups.node_counts, wire
         self.rail, self.node = Leg(groups.rail), Leg(groups.node)
         self._sums, self._arrived = sums, arrived

@@ -9,7 +9,6 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 import torch
-from torch.nn.functional import pad
 
 from moiety.runtime.fp8 import BIAS, BLOCK, FP8, LARGEST_EXPONENT, LARGEST_FRACTION, MANTISSA_BITS, num_scales
 
@@ -42,7 +41,7 @@ def quantized(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     blocks = _blocks(rows.float())
     bits = blocks.abs().amax(dim=-1).view(torch.int32)
     exponent = (bits >> MANTISSA_BITS) - BIAS - LARGEST_EXPONENT
-    exponent += (bits & ((1 << MANTISSA_BITS) - 1)) > LARGEST_FRACTION
+    exponent += ((bits & ((1 << MANTISSA_BITS) - 1)) > LARGEST_FRACTION).int()
     exponent.clamp_(min=_LEAST_EXPONENT)
     codes = (blocks * _power_of_two(-exponent)[..., None]).to(FP8)
     return codes.flatten(1)[:, : rows.shape[1]], _power_of_two(exponent)
@@ -61,6 +60,9 @@ def _power_of_two(exponent: torch.Tensor) -> torch.Tensor:
 
 def _blocks(rows: torch.Tensor) -> torch.Tensor:
     """Return rows [n, size] as [n, blocks, 128], filled up with zeros."""
-    missing = -rows.shape[1] % BLOCK
-    whole = pad(rows, (0, missing)) if missing else rows
-    return whole.view(rows.shape[0], num_scales(rows.shape[1]), BLOCK)
+    count, size = rows.shape
+    whole = rows
+    if size % BLOCK:
+        whole = rows.new_zeros(count, num_scales(size) * BLOCK)
+        whole[:, :size] = rows
+    return whole.view(count, num_scales(size), BLOCK)

@@ -104,7 +104,7 @@ class WireFormat:
     def fill(
         self, wire: torch.Tensor, encoded: tuple[torch.Tensor, torch.Tensor], index: NDArray[np.int64], labels: Labels
     ) -> None:
-        """Fill rows of the wire on the host as `pack` does: the states at `index` [rows] of those encoded, and labels."""
+        """Fill rows of the wire on the host as `pack` does: with the encoded states at `index` [rows], and labels."""
         hidden, scales, *_ = self._views(wire)
         at = from_array(np.ascontiguousarray(index))
         torch.index_select(encoded[0], 0, at, out=hidden.view(encoded[0].dtype))

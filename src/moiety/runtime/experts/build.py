@@ -13,13 +13,10 @@ from moiety.runtime.dispatch.exchange import StageShape
 from moiety.runtime.dispatch.serving import slot_choosers
 from moiety.runtime.dispatch.table import exchange_over
 from moiety.runtime.experts.backends import backend_for
-from moiety.runtime.experts.layer import (
-    ExchangedExperts,
-    ExpertLayer,
-    GatheredExperts,
-    HeldLayer,
-    LocalExperts,
-)
+from moiety.runtime.experts.exchanged import ExchangedExperts
+from moiety.runtime.experts.gathered import GatheredExperts
+from moiety.runtime.experts.layer import ExpertLayer, HeldLayer
+from moiety.runtime.experts.local import LocalExperts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
