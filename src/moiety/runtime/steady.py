@@ -34,8 +34,6 @@ def outside_arena(model: RankModel, *, draws: bool) -> list[str]:
     most = max((tokens for tokens in range(MAX_SEQUENCES + 1) if is_fixed(tokens)), default=0)
     parts = {
         f"expert layers: in steps of more than {most} tokens of an attention group": most < MAX_SEQUENCES,
-        "sums over the tensor-parallel group: taken in FP32": model.dtype.itemsize < torch.float32.itemsize
-        and model.seat.strategy.tp > 1,
         "products in BF16: oneDNN's scratchpads": model.dtype == torch.bfloat16,
         "the next tokens: they are drawn at random": draws and model.seat.is_last_stage,
     }

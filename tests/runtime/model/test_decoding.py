@@ -83,13 +83,13 @@ def decoded(model: RankModel, network: Network, batches: list[int]) -> list[torc
 
 
 @functools.cache
-def free_before(tape: Tape, index: int) -> torch.Tensor:
-    """Return which bytes of the arena nothing has to be kept in before a call, as a mask."""
-    free = torch.ones(tape.size_bytes, dtype=torch.bool)
+def freed(tape: Tape) -> dict[int, list[slice]]:
+    """Return which bytes of the arena have not to be kept any more, by the call that comes next."""
+    found: dict[int, list[slice]] = {}
     for each in tape.buffers:
-        if each.first_op < index <= each.last_op:
-            free[each.offset_bytes : each.offset_bytes + each.size_bytes] = False
-    return free
+        place = slice(each.offset_bytes, each.offset_bytes + each.size_bytes)
+        found.setdefault(each.last_op + 1, []).append(place)
+    return found
 
 
 def played_poisoned(tape: Tape, passage: int) -> Any:  # noqa: ANN401 - as Tape.play
@@ -97,8 +97,11 @@ def played_poisoned(tape: Tape, passage: int) -> Any:  # noqa: ANN401 - as Tape.
     assert tape.arena is not None
     before = sum(len(calls) + 1 for calls, _ in tape.bound[:passage])
     calls, result = tape.bound[passage]
-    for index, call in enumerate(calls, before):
-        tape.arena[: tape.size_bytes].masked_fill_(free_before(tape, index), 255)
+    if passage == 0:
+        tape.arena[: tape.size_bytes].fill_(255)
+    for index, call in enumerate([lambda: None, *calls], before - 1):
+        for place in freed(tape).get(index, ()):
+            tape.arena[place].fill_(255)
         call()
     return result
 

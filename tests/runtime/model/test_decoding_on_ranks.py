@@ -41,13 +41,11 @@ ONE_NODE: dict[str, dict[str, Any]] = {
     "dp2 etp2": {"strategy": "tp1_dp2_ep1"},
 }
 TWO_NODES: dict[str, dict[str, Any]] = {
-    "dp4 ep4, flat": {"strategy": "tp1_dp4_ep4", "dispatch": "flat"},
     "dp4 ep4, dedup": {"strategy": "tp1_dp4_ep4", "dispatch": "dedup"},
     "dp4 ep4, hierarchical, copies": {"strategy": "tp1_dp4_ep4", "redundant": 4},
-    "dp4 ep2 etp2, hierarchical": {"strategy": "tp1_dp4_ep2"},
     "tp2 dp2 ep4, hierarchical, overlapped": {"strategy": "tp2_dp2_ep4", "overlap": True},
 }
-SIZES = [(2, 3, 1, 2)] * 3 + [(1, 3, 2, 3)] + [(2, 3, 1, 2)] * 2 + [(4, 1, 1, 1)] * 2 + [(0, 2, 1, 1)] * 3
+SIZES = [(2, 3, 1, 2)] * 3 + [(1, 3, 2, 3), (4, 1, 1, 1)] + [(0, 2, 1, 1)] * 4
 """Sequences of each attention group, step by step."""
 
 

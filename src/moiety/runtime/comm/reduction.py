@@ -17,7 +17,8 @@ _memory.restype = ctypes.py_object
 _memory.argtypes = (ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int)
 _NOTHING = memoryview(bytearray())
 
-_MOST_KEPT_BYTES = 4 << 20
+MOST_KEPT_BYTES = 4 << 20
+"""Of room for sums that is kept for the next one."""
 _ROUNDED = (torch.bfloat16, torch.float16)
 _TWO = 2
 
@@ -76,7 +77,7 @@ class Rooms:
         if room is not None:
             return room
         room = Room(own, self._others)
-        if own.nbytes <= _MOST_KEPT_BYTES:
+        if own.nbytes <= MOST_KEPT_BYTES:
             if len(self._rooms) == self._num_kept:
                 self._rooms.pop(next(iter(self._rooms)))
             self._rooms[key] = room

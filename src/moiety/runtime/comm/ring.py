@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moiety.runtime.comm.reduction import bytes_of, widened
+from moiety.runtime.comm.reduction import MOST_KEPT_BYTES, bytes_of, widened
 
 if TYPE_CHECKING:
     from moiety.runtime.comm.mesh import Mesh, Transfer
@@ -40,6 +40,12 @@ class Ring:
         self._last = size - 1
         self._lag = size
         """Pieces that a member hands on of the partial sums before the first of the sums can reach it."""
+        self._room: torch.Tensor | None = None
+        """Partial sums of the last tensor, unless they are big, and ..."""
+        self._summed: torch.dtype | None = None
+        """... its format."""
+        self._wide = torch.empty(0)
+        """A piece in the format of the sums, where that is another."""
 
     def sent_bytes(self, flat: torch.Tensor) -> int:
         """Return the bytes that this member sends to the next one for a tensor [n]."""
@@ -53,11 +59,13 @@ class Ring:
     def all_reduce(self, flat: torch.Tensor) -> None:
         """Replace the contiguous `flat` [n] by its sum over the members; see `Group` for the order and the formats."""
         items = PIECE_BYTES // flat.element_size()
-        pieces = [flat[low : low + items] for low in range(0, flat.numel(), items)]
+        starts = range(0, flat.numel(), items)
+        room = self._room_for(flat)
+        pieces, totals = ([whole[low : low + items] for low in starts] for whole in (flat, room))
         sending: list[Transfer] = []
         for step in range(len(pieces) + self._lag):
             if step < len(pieces):
-                sending += self._add(pieces[step])
+                sending += self._add(pieces[step], totals[step])
             if step >= self._lag and self._index != self._last:
                 piece = pieces[step - self._lag]
                 self._receive(piece)
@@ -65,13 +73,26 @@ class Ring:
         for transfer in sending:
             self._mesh.wait(transfer)
 
-    def _add(self, piece: torch.Tensor) -> list[Transfer]:
-        """Add one's own piece to what the members before have added up, and hand it on."""
-        total = widened(piece)
+    def _room_for(self, flat: torch.Tensor) -> torch.Tensor:
+        """Return room for the partial sums of a tensor, the same as for the sum before if that was of such a one."""
+        room = self._room
+        if room is None or (self._summed, room.numel()) != (flat.dtype, flat.numel()):
+            room = torch.empty_like(flat, dtype=widened(flat[:0]).dtype)
+            self._room, self._summed = (room if room.nbytes <= MOST_KEPT_BYTES else None), flat.dtype
+            if room.dtype != flat.dtype:
+                self._wide = room.new_empty(min(room.numel(), PIECE_BYTES // flat.element_size()))
+        return room
+
+    def _add(self, piece: torch.Tensor, total: torch.Tensor) -> list[Transfer]:
+        """Add one's own piece to what the members before have added up, in `total`, and hand it on."""
+        is_wider = piece.dtype != total.dtype
         if self._index:
-            partial = torch.empty_like(total)
-            self._receive(partial)
-            total = partial.add_(total)
+            self._receive(total)
+            total.add_(self._wide[: piece.shape[0]].copy_(piece) if is_wider else piece)
+        elif is_wider:
+            total.copy_(piece)
+        else:
+            total = piece
         if self._index != self._last:
             return self._send(total)
         piece.copy_(total)

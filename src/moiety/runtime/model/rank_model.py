@@ -66,7 +66,7 @@ class RankModel:
 
         Those of a step of decoding stay until the next step.
         """
-        if self.decoding is not None and batch.is_decode and batch.num_tokens:
+        if self.decoding is not None and batch.is_decode:
             return self.decoding.hidden(batch, cache, received, self._through_layers)
         return self._through_layers(CachedStep(batch, cache), received)
 
