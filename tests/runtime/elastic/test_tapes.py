@@ -40,14 +40,16 @@ def reversed_rows(crew: Crew) -> list[Move]:
     ]
 
 
-@pytest.mark.parametrize(("redundant", "weights"), [(0, "fp8"), (2, None)])
+@pytest.mark.parametrize(
+    ("strategy", "redundant", "weights"), [("tp2_dp1_ep2", 0, "fp8"), ("tp1_dp2_ep2", 2, None)]
+)
 def test_tapes_are_made_anew_when_experts_move_and_ranks_go_and_come(
-    redundant: int, weights: Dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    strategy: str, redundant: int, weights: Dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Experts are divided inside an attention group, so that the map that serves is part of what is noted."""
+    """Experts are divided inside an attention group or over two: the map that serves is part of what is noted."""
     monkeypatch.syspath_prepend(str(ROOT))
     folder = save_checkpoint("mixtral", tmp_path / "mixtral")
-    plan = plan_of(folder, "tp2_dp1_ep2", per_node=2, redundant=redundant, weights=weights)
+    plan = plan_of(folder, strategy, per_node=2, redundant=redundant, weights=weights)
     job = Job(plan=plan, checkpoint=str(folder), entry=ENTRY)
     model = reference_model(save_dequantised(folder, tmp_path / "dequantised") if weights else folder)
     expected = [greedy_continuation(model, prompt, NEW) for prompt in PROMPTS]
