@@ -161,6 +161,8 @@ class TorchGroup(Group):
 
     def exchange_counts(self, counts: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """Send row j of `counts`, int64 [size, m], to member j; return the rows that came, [size, m]; `out` if any."""
+        if counts.device.type == "cpu":
+            return super().exchange_counts(counts, out)
         came = super().exchange_counts(counts.cpu()).to(counts.device)
         return came if out is None else out.copy_(came)
 

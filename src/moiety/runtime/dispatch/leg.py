@@ -40,6 +40,7 @@ class Leg:
 
     def go(self, rows: torch.Tensor, room: torch.Tensor) -> None:
         """Begin to send what stands first in `rows`, and to receive into the first of `room`."""
+        assert room.shape[0] >= self.num_received, f"{self.num_received} rows come where {room.shape[0]} can"
         going, coming = rows[: self.num_sent], room[: self.num_received]
         self._pending = self._group.all_to_all(going, self._sent, self._received, coming)
 
