@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ENTRY = "tests.runtime.elastic.serving:work"
 NUM_SLOTS, CAPACITY = 8, 96
+MOST_TOKENS = 256
+"""Of an attention group in a step: all its prompts, with what was generated for them, after a loss."""
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}
 
 
@@ -117,7 +119,7 @@ class Worker:
         segments = [
             Segment(each.slot, each.cached, tuple(each.tokens[each.cached :]), emits=True) for each in due.values()
         ]
-        batch = packed(segments)
+        batch = packed(segments, busiest=MOST_TOKENS)
         states = model.hidden(batch, cache, None)
         if not due:
             return

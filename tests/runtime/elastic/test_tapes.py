@@ -81,7 +81,7 @@ def begun(crew: Crew) -> Journal:
     """Return sequences of which some steps have been computed in the arena."""
     journal = Journal(PROMPTS, NEW)
     journal.deal(crew)
-    journal.run(crew, lambda: len(journal.computed) > 4)
+    journal.run(crew, lambda: len(journal.computed) > 10)
     assert journal.num_played > 0
     assert not journal.is_done
     return journal
