@@ -50,7 +50,7 @@ class BulkEnd:
     def __init__(self) -> None:
         self.end_s = 0.0
 
-    def waited(self, start_s: float, end_s: float) -> None:
+    def waited(self, start_s: float, end_s: float, came_s: float) -> None:
         """Take no note of waits."""
 
     def transferred(

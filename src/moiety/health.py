@@ -105,16 +105,32 @@ def cut_off(blames: Iterable[Blame], patience: Patience, now_s: float) -> int | 
     return max(counts, key=lambda each: (counts[each], each))
 
 
-def slowness(own_s: Seconds, slower: float) -> Seconds:
-    """Return each rank's time over the median of all, [ranks]; 1 where it is below `slower`, or within what scatters.
+def relative_times(own_s: Seconds, work: NDArray[np.float64] | None = None) -> Seconds:
+    """Return each rank's own time for the same steps over what its work takes by the word of the median rank, [ranks].
+
+    `work` [ranks, kinds] is how much of each kind each had to do; None: all had the same. A step that takes a fixed
+    time and a time in proportion to each kind of work takes at most k times as long where no kind of work is more than
+    k times as much, whatever these times are. So a rank is never said to be slower than it is, however uneven the work;
+    where a rank has work of which most others have none, nothing is said of it: 0.
+    """
+    longer = np.ones((len(own_s), len(own_s)))
+    if work is not None:
+        of, by = work[:, None, :], work[None, :, :]
+        times = np.divide(of, by, out=np.where(of > 0, np.inf, 1.0) + 0.0 * by, where=by > 0)
+        longer = np.maximum(times.max(axis=2, initial=1.0), 1.0)
+    expected = np.median(own_s[None, :] * longer, axis=1)
+    found: Seconds = np.divide(own_s, expected, out=np.ones(len(own_s)), where=expected > 0)
+    return found
+
+
+def slowness(relative: Seconds, slower: float) -> Seconds:
+    """Return the relative times of the ranks that are slow, [ranks]; 1 for those below `slower`, or as far as others.
 
     Fewer than three ranks say nothing about each other.
     """
-    if len(own_s) < _FEWEST_PEERS:
-        return np.ones(len(own_s))
-    middle = float(np.median(own_s))
-    if middle <= 0:
-        return np.ones(len(own_s))
-    scatter = _MAD_TO_SIGMA * float(np.median(np.abs(own_s - middle)))
-    outlying = (own_s > slower * middle) & (own_s > middle + _SIGMAS * scatter)
-    return np.where(outlying, own_s / middle, 1.0)
+    if len(relative) < _FEWEST_PEERS:
+        return np.ones(len(relative))
+    middle = float(np.median(relative))
+    scatter = _MAD_TO_SIGMA * float(np.median(np.abs(relative - middle)))
+    outlying = (relative > slower) & (relative > middle + _SIGMAS * scatter)
+    return np.where(outlying, relative, 1.0)

@@ -15,6 +15,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="serving is an extra")
 
+from moiety.control.policy import Policy
 from tests.chaos.cluster import Fleet
 from tests.chaos.faults import slowed
 from tests.chaos.streams import Stream, longest_gap_s
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 KILLED_BAR_S = 2.0
 FENCED_BAR_S = 5.0
+SLOW_BAR_S = 10.0
+"""Until a slow rank is fenced: it takes several windows of steps to say that it is no chance."""
+LONG_PROMPT = [1 + place % 100 for place in range(500)]
 ENDED_BAR_S = 5.0
 """From the death of the server to that of its last rank."""
 
@@ -101,10 +105,44 @@ def test_a_rank_is_stopped_for_a_moment(server: Server, answers: list[Answer], r
 
 def test_a_slow_rank_is_waited_for(server: Server, answers: list[Answer], recover: Recover) -> None:
     epoch, before = server.epoch(), pids(server)
-    with slowed(before[2], 0.02, 0.06):
+    with slowed(before[2], 0.03, 0.015):
         gap_s = longest_gap_s(server, answers, lambda: None)
     assert (server.epoch(), pids(server)) == (epoch, before), "nobody is given up for that"
-    recover("a rank that runs a quarter of the time", gap_s, bar_s=KILLED_BAR_S, of="longest gap of a stream")
+    recover("a rank that runs two thirds of the time", gap_s, bar_s=KILLED_BAR_S, of="longest gap of a stream")
+
+
+def test_a_far_slower_rank_is_noticed_and_replaced(server: Server, answers: list[Answer], recover: Recover) -> None:
+    epoch, (*others, victim) = server.epoch(), pids(server)
+    noticed_s = 0.0
+
+    def slow() -> None:
+        nonlocal noticed_s
+        began_s = time.monotonic()
+        with slowed(victim, 0.01, 0.11):
+            awaited(lambda: victim not in pids(server))
+        noticed_s = time.monotonic() - began_s
+
+    gap_s = longest_gap_s(server, answers, slow, num_streams=6)
+    assert server.epoch() > epoch
+    assert set(others) <= set(pids(server)), "the others go on in their processes"
+    fault = "a rank that runs a twelfth of the time"
+    recover(fault, noticed_s, bar_s=SLOW_BAR_S, of="until it is fenced")
+    recover(fault, gap_s, bar_s=2 * KILLED_BAR_S, of="longest gap of a stream")
+
+
+def test_uneven_requests_make_no_rank_slow(server: Server, answers: list[Answer]) -> None:
+    epoch, before = server.epoch(), pids(server)
+    (prompt, tokens), most = answers[0], 0.0
+    streams = [Stream(server, prompt, len(tokens)) for _ in range(2)]  # one on each of two ranks
+    while any(each.is_alive() for each in streams):
+        server.complete(LONG_PROMPT, 1)  # and on the third one long prompt after the other
+        most = max(most, *server.control()["slowness"])
+    for each in streams:
+        each.check(tokens)
+    assert most <= Policy().far_slower
+    assert all(each["own_step_s"] > 0 for each in server.ranks())
+    assert server.metric("moiety_rank_step_seconds", rank="0") > 0
+    assert (server.epoch(), pids(server)) == (epoch, before)
 
 
 def test_the_server_is_killed_while_ranks_regroup(fleet: Fleet, answers: list[Answer], recover: Recover) -> None:

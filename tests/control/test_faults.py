@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moiety.control.apply import apply
 from moiety.control.commands import AbortStep, Admit, Fence, MoveExperts, Refuse, StandBack
 from moiety.control.decide import decide, settle
-from moiety.control.events import Exited, Heartbeat, Joined, Moved, Parted, Timer
+from moiety.control.events import Exited, Heartbeat, Joined, Moved, Parted, StepTimes, Timer
 from moiety.control.metrics import metrics_text
 from moiety.control.policy import Policy, members_alone
 from moiety.control.state import Status, begun_anew, initial_state
@@ -107,10 +107,10 @@ def test_a_collective_in_which_all_wait_is_aborted_and_nobody_fenced() -> None:
 def test_a_slow_rank_loses_load_and_a_very_slow_one_is_fenced() -> None:
     for factor, fenced in ((1.05, False), (1.6, False), (4.0, True)):
         state = started(deployment(num_experts=32, most_slots=8), 48)
-        for beat in range(12):
-            for rank in range(8):
-                own = 0.04 * (factor if rank == 2 else 1.0) * (1 + 0.01 * ((rank * 7 + beat * 3) % 5))
-                state = apply(Heartbeat(0.1 * beat, rank, state.epoch, beat, waiting=False, step_s=own), state)
+        for window in range(12):
+            own = 0.04 * (1 + 0.01 * ((7 * np.arange(8) + 3 * window) % 5))
+            own[2] *= factor
+            state = apply(StepTimes(0.1 * window, state.epoch, own, own, np.ones((8, 1))), state)
         state, commands = at_rest(state, 1.2)
         assert any(isinstance(each, Fence) for each in commands) == fenced
         moved = [each for each in commands if isinstance(each, MoveExperts) and each.reason == "heat"]

@@ -21,13 +21,14 @@ from moiety.control.events import (
     Joined,
     Moved,
     RequestMetrics,
+    StepTimes,
     Timer,
 )
 from moiety.control.policy import ClockPoint
 from moiety.control.state import Status
 from tests.control.deployments import at_rest, beats, deployment, replayed, same, started
 
-KINDS = ("beats", "exit", "join", "counts", "heat", "demand", "moved", "time")
+KINDS = ("beats", "steps", "exit", "join", "counts", "heat", "demand", "moved", "time")
 POINTS = (ClockPoint(2e9, 0.05, 600.0), ClockPoint(1.5e9, 0.051, 480.0), ClockPoint(1e9, 0.06, 400.0))
 
 
@@ -36,7 +37,7 @@ def happened(kind: str, number: int, now: float, state) -> list[Event]:  # noqa:
     rank, rng = number % 8, np.random.default_rng(number)
     if kind == "beats":
         members = np.flatnonzero(state.ranks.members).tolist()
-        return [Heartbeat(now, each, state.epoch, number, waiting=bool(number % 2), step_s=0.04) for each in members]
+        return [Heartbeat(now, each, state.epoch, number, waiting=bool(number % 2)) for each in members]
     if kind == "moved":
         return [Moved(now, state.epoch, *move[:4]) for move in state.pending[: number % 5]]
     one: dict[str, Event] = {
@@ -45,6 +46,7 @@ def happened(kind: str, number: int, now: float, state) -> list[Event]:  # noqa:
         "counts": ExpertCounts(now, rng.pareto(1.0, (2, 16))),
         "heat": DeviceReading(now, rank, 60.0 + number % 40),
         "demand": RequestMetrics(now, 1000.0 * (number % 12), tpot_s=0.03),
+        "steps": StepTimes(now, state.epoch, *(rng.pareto(1.0, (2, 8)) + 1e-3), rng.integers(0, 9, (8, 2)) * 1.0),
         "time": Timer(now),
     }
     return [one[kind]]

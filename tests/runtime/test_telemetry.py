@@ -28,7 +28,7 @@ def recorded() -> Telemetry:
     telemetry.begin()
     clock.now_s = 11.0
     telemetry.mark("attention", 0)
-    telemetry.waited(11.5, 12.0)
+    telemetry.waited(11.5, 12.0, 12.0)
     telemetry.transferred("stage all_to_all", Priority.EXCHANGE, 11.0, 12.0, (5, 7))
     clock.now_s = 13.0
     telemetry.mark("dispatch", 0)

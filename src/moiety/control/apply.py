@@ -18,6 +18,7 @@ from moiety.control.events import (
     Moved,
     Parted,
     RequestMetrics,
+    StepTimes,
     Timer,
 )
 from moiety.control.forecast.backtest import cleaned, observe
@@ -26,7 +27,7 @@ from moiety.control.issued import issued
 from moiety.control.state import NOBODY, Status
 from moiety.control.working import is_covered, relative_loads, working_map, working_problem
 from moiety.errors import InputError
-from moiety.health import Blame
+from moiety.health import Blame, relative_times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,9 +70,6 @@ def _heartbeat(event: Heartbeat, state: State) -> State:
 def _progress(ranks: Ranks, event: Heartbeat) -> Ranks:
     rank = event.rank
     went_on = event.progress != ranks.progress[rank] or event.waiting != ranks.waiting[rank]
-    steps = ranks.steps_s
-    if event.step_s is not None and np.isfinite(event.step_s) and event.step_s > 0:
-        steps = put(steps, rank, np.append(steps[rank, 1:], event.step_s))
     return replace(
         ranks,
         progress=put(ranks.progress, rank, event.progress),
@@ -79,8 +77,21 @@ def _progress(ranks: Ranks, event: Heartbeat) -> Ranks:
         waiting=put(ranks.waiting, rank, event.waiting),
         waits_for=put(ranks.waits_for, rank, NOBODY if event.waits_for is None else event.waits_for),
         loading=put(ranks.loading, rank, event.loading),
-        steps_s=steps,
     )
+
+
+def _step_times(event: StepTimes, state: State) -> State:
+    """Note by how much ranks were slower than their work explains; those that took no part keep what was known."""
+    ranks = state.ranks
+    if event.own_s.shape != ranks.own_s.shape:
+        raise InputError(f"must be of {len(ranks.own_s)} ranks", field="own_s", value=list(event.own_s.shape))
+    told = ranks.members & (event.own_s > 0) & (event.alike_s > 0)
+    if event.epoch != state.epoch or not told.any():
+        return state
+    paces = ranks.paces.copy()
+    paces[told, :-1] = paces[told, 1:]
+    paces[told, -1] = relative_times(event.alike_s[told], event.work[told])
+    return replace(state, ranks=replace(ranks, own_s=np.where(told, event.own_s, ranks.own_s), paces=paces))
 
 
 def _parted(event: Parted, state: State) -> State:
@@ -182,6 +193,7 @@ def put(array: NDArray[Any], where: int | tuple[int, ...], value: object) -> NDA
 
 _HANDLERS: dict[type, Callable[[Any, State], State]] = {
     Heartbeat: _heartbeat,
+    StepTimes: _step_times,
     Exited: _exited,
     Joined: _joined,
     ExpertCounts: _expert_counts,

@@ -22,12 +22,25 @@ class Heartbeat:
     """Of all that it has got done, such as ops and collectives: it grows while the rank gets anywhere."""
     waiting: bool
     """Whether it waits for others, inside a collective."""
-    step_s: float | None = None
-    """Its own time of the last step, without waiting; None where it had no work."""
     loading: bool = False
     """Whether it still reads weights."""
     waits_for: int | None = None
     """The rank that it waits for, where that is known."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepTimes:
+    """What the ranks took for the same steps, each by itself, without waiting for others; seconds of one, [ranks]."""
+
+    time_s: float
+    epoch: int
+    """That they worked under."""
+    own_s: Loads
+    """NaN for ranks that took no part."""
+    alike_s: Loads
+    """Of it, what `work` accounts for: without experts, whose work is what tokens of all ranks make it."""
+    work: Loads
+    """How much of each kind each had to do, [ranks, kinds]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,5 +127,15 @@ class Timer:
 
 
 Event: TypeAlias = (
-    Heartbeat | Parted | Exited | Joined | ExpertCounts | DeviceReading | RequestMetrics | Moved | Issued | Timer
+    Heartbeat
+    | StepTimes
+    | Parted
+    | Exited
+    | Joined
+    | ExpertCounts
+    | DeviceReading
+    | RequestMetrics
+    | Moved
+    | Issued
+    | Timer
 )

@@ -71,12 +71,12 @@ def cut_off(state: State, now: float) -> Mask:
 
 
 def slowness(state: State) -> Seconds:
-    """Return each rank's own step time over the median of all, [ranks]; 1 where it is within what scatters.
+    """Return each rank's own step time over what its work takes others, [ranks]; 1 where it is within what scatters.
 
-    A rank's time is the median of its last beats; where too few have been heard, it is taken to be like the others.
+    A rank's pace is the median of its last windows; where there are too few, it is taken to be like the others.
     """
     ranks, bounds = state.ranks, state.policy
-    recent = ranks.steps_s[:, -bounds.slow_beats :]
+    recent = ranks.paces[:, -bounds.slow_windows :]
     known = ranks.members & ~np.isnan(recent).any(axis=1)
     found = np.ones(len(known))
     if known.any():

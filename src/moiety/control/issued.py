@@ -59,15 +59,16 @@ def _new_epoch(state: State, epoch: int, time_s: float) -> State:
 
 
 def _without(state: State, numbers: tuple[int, ...], status: Status) -> State:
-    """Return the state in which these ranks hold nothing."""
+    """Return the state in which these ranks hold nothing, and nothing is known of their pace."""
     chosen = list(numbers)
     ranks, slot_map = state.ranks, state.slot_map.copy()
     slot_map[:, chosen] = EMPTY
     known = ranks.status.copy()
     known[chosen] = status
-    exited = ranks.exited.copy()
-    exited[chosen] = False
-    return replace(state, slot_map=slot_map, ranks=replace(ranks, status=known, exited=exited))
+    exited, own_s, paces = ranks.exited.copy(), ranks.own_s.copy(), ranks.paces.copy()
+    exited[chosen], own_s[chosen], paces[chosen] = False, np.nan, np.nan
+    fresh = replace(ranks, status=known, exited=exited, own_s=own_s, paces=paces)
+    return replace(state, slot_map=slot_map, ranks=fresh)
 
 
 def _fence(command: Fence, state: State, time_s: float) -> State:
@@ -94,9 +95,9 @@ def _abort_step(command: AbortStep, state: State, time_s: float) -> State:
 def _admit(command: Admit, state: State, time_s: float) -> State:
     after = _without(_new_epoch(state, command.epoch, time_s), command.ranks, Status.WORKING)
     ranks, chosen = after.ranks, list(command.ranks)
-    beat_s, steps_s, relief, cool = ranks.beat_s.copy(), ranks.steps_s.copy(), ranks.relief.copy(), ranks.cool.copy()
-    beat_s[chosen], steps_s[chosen], relief[chosen], cool[chosen] = time_s, np.nan, 1.0, 0
-    return replace(after, ranks=replace(ranks, beat_s=beat_s, steps_s=steps_s, relief=relief, cool=cool))
+    beat_s, relief, cool = ranks.beat_s.copy(), ranks.relief.copy(), ranks.cool.copy()
+    beat_s[chosen], relief[chosen], cool[chosen] = time_s, 1.0, 0
+    return replace(after, ranks=replace(ranks, beat_s=beat_s, relief=relief, cool=cool))
 
 
 def _park(command: Park, state: State, time_s: float) -> State:

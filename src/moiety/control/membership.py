@@ -39,7 +39,7 @@ def fence_failed(state: State, now: float) -> tuple[Command, ...]:
         "silent": silent(state, now),
         "hung": hung(state, now),
         "cut off": cut_off(state, now),
-        "slow": members & (slowness(state) > state.policy.far_slower),
+        "slow": _far_slower(state),
     }
     failed = np.logical_or.reduce(list(kinds.values()))
     if not failed.any():
@@ -47,6 +47,14 @@ def fence_failed(state: State, now: float) -> tuple[Command, ...]:
     whole = _with_partners(failed, state.deployment.group_ranks) & members
     reason = "; ".join(f"{name}: {_some(found)}" for name, found in kinds.items() if found.any())
     return (Fence(state.epoch + 1, _numbers(whole), reason, _numbers(failed)),)
+
+
+def _far_slower(state: State) -> NDArray[np.bool_]:
+    """Return the members, [ranks], that are far slower than the others, as long as these can hold every expert."""
+    deployment, members = state.deployment, state.ranks.members
+    found = members & (slowness(state) > state.policy.far_slower)
+    left = int((members & ~_with_partners(found, deployment.group_ranks)).sum())
+    return found & (not deployment.num_layers or left * deployment.most_slots >= deployment.num_experts)
 
 
 def abort_stuck_step(state: State, now: float) -> tuple[Command, ...]:

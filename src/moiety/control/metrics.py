@@ -9,6 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from moiety.control.health import slowness
 from moiety.control.state import Status
 from moiety.control.working import is_covered, relative_loads, working_map, working_problem
 
@@ -36,6 +37,7 @@ class _StateCollector(Collector):
         yield from _counters(self._state)
         yield from _gauges(self._state)
         yield _ranks(self._state)
+        yield from _paces(self._state)
         yield _power(self._state)
         yield _loads(self._state)
         if is_covered(self._state) and len(self._state.forecast.history):
@@ -66,6 +68,20 @@ def _ranks(state: State) -> Metric:
     for status in Status:
         family.add_metric([status.name.lower()], float((state.ranks.status == status).sum()))
     return family
+
+
+def _paces(state: State) -> Iterator[Metric]:
+    own = "Seconds of a step that a rank works by itself, without waits for others, last window of steps."
+    slow = "A rank's own step time over what its work takes the others; 1 where it is no outlier."
+    known = np.flatnonzero(~np.isnan(state.ranks.own_s)).tolist()
+    for name, text, values in (
+        ("moiety_rank_step_seconds", own, state.ranks.own_s),
+        ("moiety_rank_slowness", slow, slowness(state)),
+    ):
+        family = GaugeMetricFamily(name, text, labels=["rank"])
+        for rank in known:
+            family.add_metric([str(rank)], float(values[rank]))
+        yield family
 
 
 def _power(state: State) -> Metric:

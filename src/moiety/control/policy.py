@@ -91,8 +91,8 @@ class Policy:
     """Times the median step from which a rank counts as slow, beyond what scatters ..."""
     far_slower: float = 3.0
     """... and from which it is fenced."""
-    slow_beats: int = 8
-    """Beats over which a rank's own step time is taken, as their median."""
+    slow_windows: int = 5
+    """Windows of steps over which a rank's pace is taken, as their median."""
     backoff_s: float = 60.0
     """Before a fenced rank is taken back; doubles with each time that it was fenced."""
     most_backoff_s: float = 3600.0

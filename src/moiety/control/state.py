@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from moiety.health import Blame
     from moiety.placement.problem import Loads, SlotMap
 
-_BEATS = 16
+_WINDOWS = 16
 NOBODY = -1
 """No rank."""
 
@@ -55,8 +55,10 @@ class Ranks:
     loading: NDArray[np.bool_]
     exited: NDArray[np.bool_]
     """Members whose process is known to have ended."""
-    steps_s: Loads
-    """Own time of the last steps, [ranks, beats], the newest last; NaN where there was no work."""
+    own_s: Loads
+    """Own time of a step in the last window of steps, without waits; NaN where nothing is known."""
+    paces: Loads
+    """Time over what the rank's work takes others, in the last windows of steps, [ranks, windows], the newest last."""
     fences: SlotMap
     """How often each was fenced."""
     fenced_s: Loads
@@ -150,7 +152,8 @@ def initial_state(
         waits_for=np.full(ranks, NOBODY),
         loading=never,
         exited=never,
-        steps_s=np.full((ranks, _BEATS), np.nan),
+        own_s=np.full(ranks, np.nan),
+        paces=np.full((ranks, _WINDOWS), np.nan),
         fences=zeros,
         fenced_s=np.full(ranks, -np.inf),
         relief=np.ones(ranks),

@@ -101,8 +101,9 @@ class Telemetry:
         if self.recording:
             self.moved.append(Moved(name, int(priority), start_s, end_s, tier_bytes))
 
-    def waited(self, start_s: float, end_s: float) -> None:
-        """Add a wait of the computing thread for a transfer."""
+    def waited(self, start_s: float, end_s: float, came_s: float) -> None:
+        """Add a wait of the computing thread for a transfer, to the moment at which it goes on."""
+        del came_s
         if self.recording:
             self.blocked.append((start_s, end_s))
             self._waited_s += end_s - start_s

@@ -12,11 +12,13 @@ from moiety.control.apply import apply
 from moiety.control.commands import AbortStep, Admit, Fence, MoveExperts, Park, Refuse, StandBack
 from moiety.control.decide import settle
 from moiety.control.events import Exited, ExpertCounts, Issued, Joined, Parted, RequestMetrics
+from moiety.control.health import slowness
 from moiety.control.metrics import metrics_text
 from moiety.control.state import Status, begun_anew, initial_state, wanted_map
 from moiety.runtime.elastic import events as crew_events
 from moiety.runtime.elastic.replan import CoverageLostError
 from moiety.runtime.serving.order import StepAnswer
+from moiety.serve.pace import Pace, step_times
 from moiety.serve.translation import done_moves, heartbeats, positions, slot_moves
 
 if TYPE_CHECKING:
@@ -69,6 +71,7 @@ class Controller:
         self._is_in: set[int] = set()
         """Homes that have a process that can be declared."""
         self._window = _Window(time.monotonic())
+        self._pace = Pace(0, 0.0)
         self._num_windows = 0
         """Windows whose counts the core has heard."""
 
@@ -100,6 +103,13 @@ class Controller:
         """Return the metrics of the state in Prometheus' text format; nothing before there is one."""
         return "" if self._state is None else metrics_text(self._state)
 
+    def own_step_s(self, home: int) -> float | None:
+        """Return the seconds of a step that the rank of a home works by itself; None where that is not known."""
+        if self._state is None:
+            return None
+        own_s = float(self._state.ranks.own_s[self._of.rank_of(home)])
+        return None if np.isnan(own_s) else own_s
+
     def summary(self) -> dict[str, object]:
         """Return what is known of the ranks, in short."""
         state = self._state
@@ -107,6 +117,7 @@ class Controller:
             return {}
         return {
             "statuses": [Status(each).name.lower() for each in state.ranks.status.tolist()],
+            "slowness": [round(each, 2) for each in slowness(state).tolist()],
             "windows": self._num_windows,
             "moves": state.moves,
             "pending_moves": len(state.pending),
@@ -155,7 +166,7 @@ class Controller:
     def _hear(self, event: crew_events.Event, crew: Crew, homes: Sequence[int], now_s: float) -> None:
         """Take in one event of the crew; `homes` are those of the generation in force, by rank."""
         if isinstance(event, crew_events.Declared):
-            self._window = _Window(now_s)
+            self._window, self._pace = _Window(now_s), Pace(event.plan.num_gpus, now_s)
             if not self._is_founded:
                 self._found(event, now_s)
             return
@@ -166,7 +177,11 @@ class Controller:
             if event.generation == self._state.epoch:
                 self._report_moves(event.plan, homes, now_s)
         elif isinstance(event, crew_events.Said):
-            self._count(event, crew.plan.pools[0].strategy, now_s)
+            answer = StepAnswer.model_validate(event.payload)
+            strategy = crew.plan.pools[0].strategy
+            if event.generation == self._state.epoch:
+                self._time(event.rank, answer, strategy, homes, now_s)
+            self._count(answer, strategy, now_s)
         else:
             self._hear_of_processes(event, self._state, homes, now_s)
 
@@ -202,9 +217,17 @@ class Controller:
             for moved in done_moves(state, placement, positions(self._of, homes), now_s):
                 self._tell(moved)
 
-    def _count(self, event: crew_events.Said, strategy: Strategy, now_s: float) -> None:
+    def _time(self, rank: int, answer: StepAnswer, strategy: Strategy, homes: Sequence[int], now_s: float) -> None:
+        """Add up what ranks take for their steps; ranks of different stages or instances do not do the same ones."""
+        if answer.work is None or strategy.pp > 1 or strategy.instances > 1:
+            return
+        means = self._pace.take(rank, answer.work, now_s)
+        if means is not None:
+            self._tell(step_times(means, self._of, homes, self.epoch, now_s))
+
+    def _count(self, answer: StepAnswer, strategy: Strategy, now_s: float) -> None:
         """Add up what the experts were asked for; tell it when every attention group has said it."""
-        answer, window = StepAnswer.model_validate(event.payload), self._window
+        window = self._window
         window.tokens += len(answer.tokens) / strategy.tp
         if not answer.counts:
             return

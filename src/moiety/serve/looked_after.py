@@ -58,9 +58,11 @@ def looked_after(plan: Plan, calibration: Calibration) -> LookedAfter:
 def policy_of(*, window_s: float, balance: bool) -> Policy:
     """Return the policy of a server.
 
-    Its machine may be busy with more than ranks, so that silence is borne a little longer. Ranks end with it, so none
-    can go on elsewhere. A process is started anew within seconds, so little is gained by keeping it waiting the first
-    time.
+    Its machine may be busy with more than ranks, so that silence and slowness are borne a little longer. Ranks end with
+    it, so none can go on elsewhere. A process is started anew within seconds, so little is gained by keeping it waiting
+    the first time.
     """
     patience = Patience(silent_s=2.5)
-    return Policy(patience=patience, needs_majority=False, backoff_s=5.0, window_s=window_s, balance=balance)
+    return Policy(
+        patience=patience, needs_majority=False, slower=1.5, backoff_s=5.0, window_s=window_s, balance=balance
+    )

@@ -121,7 +121,7 @@ class Ends:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
-    def waited(self, start_s: float, end_s: float) -> None:
+    def waited(self, start_s: float, end_s: float, came_s: float) -> None:
         """Take no note of waits."""
 
     def transferred(

@@ -211,7 +211,7 @@ class Group:
 
     def _exchange(self, outgoing: list[Part], incoming: list[Part]) -> None:
         mesh = self._mesh
-        mesh.wait(mesh.start(outgoing, incoming))
+        self._ledger.came_s = mesh.wait(mesh.start(outgoing, incoming))
 
     def _start(
         self,

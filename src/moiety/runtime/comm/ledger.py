@@ -28,6 +28,8 @@ class Ledger:
         self.priority = priority
         self.tiers = tiers
         """The tier between this rank and each member."""
+        self.came_s = 0.0
+        """When what the group has exchanged last had come here, as the kernel saw it where it says so."""
         self._traffic = traffic
         self._observer = observer
         self._others_by_tier = [0] * traffic.num_tiers
@@ -55,16 +57,17 @@ class Ledger:
         if self._observer is not None:
             end_s = time.perf_counter()
             self._observer.transferred(f"{self.label} {name}", self.priority, start_s, end_s, tier_bytes)
-            self._observer.waited(start_s, end_s)
+            self._observer.waited(start_s, end_s, min(max(self.came_s, start_s), end_s))
 
-    def waiting(self, wait: Callable[[], object]) -> None:
-        """Wait, and tell for how long."""
+    def waiting(self, wait: Callable[[], float | None]) -> None:
+        """Wait, and tell for how long; `wait` returns when what it waits for had come, where that is known."""
         if self._observer is None:
             wait()
             return
         start_s = time.perf_counter()
-        wait()
-        self._observer.waited(start_s, time.perf_counter())
+        came_s = wait()
+        end_s = time.perf_counter()
+        self._observer.waited(start_s, end_s, end_s if came_s is None else min(max(came_s, start_s), end_s))
 
     def teller(self, name: str, start_s: float, tier_bytes: tuple[int, ...]) -> Callable[[float], None] | None:
         """Return what tells of the end of a counted transfer, if anybody wants to hear."""

@@ -117,10 +117,10 @@ class Mesh:
             self._help_wanted(self)
         return transfer
 
-    def wait(self, transfer: Transfer) -> None:
-        """Move bytes until the transfer has ended; PeerLost if it cannot."""
+    def wait(self, transfer: Transfer) -> float:
+        """Move bytes until the transfer has ended; return when that was, by the kernel. PeerLost if it cannot."""
         if transfer.end_s is not None:
-            return
+            return transfer.end_s
         begin_s = time.perf_counter()
         with self.lock:
             self.num_waiters += 1
@@ -136,6 +136,7 @@ class Mesh:
                 has_more = bool(self._transfers)
             if has_more:
                 self._help_wanted(self)
+        return transfer.end_s
 
     def _wait_in_order(self, transfer: Transfer, begin_s: float) -> None:
         # One wake-up in place of one for every peer: while this waits for the first, the kernel takes in the others'.

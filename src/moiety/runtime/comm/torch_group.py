@@ -228,4 +228,5 @@ class TorchGroup(Group):
     def _record_ring(self, name: str, start_s: float, step_bytes: int) -> None:
         # Every member of a ring sends size - 1 steps to the next one.
         sent = [((self.index + 1) % self.size, (self.size - 1) * step_bytes)]
+        self._ledger.came_s = time.perf_counter()
         self._ledger.record(name, start_s, self._ledger.by_tier(sent))

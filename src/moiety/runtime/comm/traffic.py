@@ -19,8 +19,8 @@ class Observer(Protocol):
     ) -> None:
         """Take note of a transfer `<label> <operation>`, its times by `time.perf_counter`, and bytes sent by tier."""
 
-    def waited(self, start_s: float, end_s: float) -> None:
-        """Take note that the calling thread did nothing but wait for a transfer."""
+    def waited(self, start_s: float, end_s: float, came_s: float) -> None:
+        """Take note that the calling thread did nothing but wait for a transfer, which had come at `came_s`."""
 
 
 def tier_between(tiers: tuple[LinkTier, ...], first: int, second: int) -> int:

@@ -32,6 +32,10 @@ class Beat(Record):
     """Of the generation's steps: without waits for peers."""
 
 
+_BY_OTHERS = frozenset({"dispatch", "combine", "token_all_gather", "token_reduce_scatter"})
+"""Ops whose work depends on the tokens that other ranks send, as that of experts does."""
+
+
 class Beacon:
     """Takes note of every op that ends (`Recorder`) and of every wait (`Observer`); costs an addition or two."""
 
@@ -43,6 +47,12 @@ class Beacon:
         self._step, self._layer, self._op = 0, -1, "start"
         self._is_stepping = False
         self._begin_s = self._waited_s = self._busy_s = 0.0
+        self._marked_s = self._waited_before_s = self._late_s = 0.0
+        self.own_s = 0.0
+        """Of the last step that has ended: without waits for peers."""
+        self.alike_s = 0.0
+        """Of this step so far: of its own time, that in ops whose work does not depend on other ranks' tokens, and that
+        by which it was late to go on after waits."""
 
     def enter(self, generation: int, watch: Watch) -> None:
         """Begin a generation."""
@@ -54,19 +64,28 @@ class Beacon:
         """Say that a step begins, and the one before has ended."""
         self.pause()
         self._step += 1
-        self._begin_s, self._waited_s, self._is_stepping = time.perf_counter(), 0.0, True
+        self._begin_s = self._marked_s = time.perf_counter()
+        self._waited_s = self._waited_before_s = self._late_s = self.alike_s = 0.0
+        self._is_stepping = True
         self.mark("step")
 
     def pause(self) -> None:
         """Say that the step has ended: what passes until the next one is nobody's work."""
         if self._is_stepping:
-            self._busy_s += max(time.perf_counter() - self._begin_s - self._waited_s, 0.0)
+            self.own_s = max(time.perf_counter() - self._begin_s - self._waited_s, 0.0)
+            self._busy_s += self.own_s
         self._is_stepping = False
 
     def mark(self, name: str, layer: int = -1) -> None:
         """Take note of an op that has ended."""
         self.count += 1
         self._layer, self._op = layer, name
+        now_s, waited_s = time.perf_counter(), self._waited_s
+        if name in _BY_OTHERS or name.startswith("expert_"):
+            self.alike_s += self._late_s
+        else:
+            self.alike_s += max(now_s - self._marked_s - (waited_s - self._waited_before_s), 0.0)
+        self._marked_s, self._waited_before_s, self._late_s = now_s, waited_s, 0.0
 
     def transferred(
         self, name: str, priority: Priority, start_s: float, end_s: float, tier_bytes: tuple[int, ...]
@@ -75,9 +94,10 @@ class Beacon:
         del name, priority, start_s, end_s, tier_bytes
         self.count += 1
 
-    def waited(self, start_s: float, end_s: float) -> None:
-        """Take note of a wait."""
-        self._waited_s += end_s - start_s
+    def waited(self, start_s: float, end_s: float, came_s: float) -> None:
+        """Take note of a wait: for others until what it was for had come; from there on the rank itself was late."""
+        self._waited_s += came_s - start_s
+        self._late_s += end_s - came_s
 
     def beat(self) -> Beat:
         """Return where the rank is now."""

@@ -106,6 +106,15 @@ class Generation:
             self._process.switched(self.number, self._mover.switch())
         return [integers(each) for each in everyone[:, 1:]]
 
+    def own_time(self) -> tuple[float, float]:
+        """Say that the step has ended; return the seconds that it took this rank without waits for peers.
+
+        And those of them that experts and exchanges have no part in.
+        """
+        beacon = self._process.beacon
+        beacon.pause()
+        return beacon.own_s, beacon.alike_s
+
     def least_in_group(self, numbers: Sequence[int]) -> list[int]:
         """Return the least of each number over the ranks of this rank's tensor-parallel group, on all of them.
 

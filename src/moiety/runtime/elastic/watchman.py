@@ -92,7 +92,7 @@ class Watchman:
         if len(beats) < len(ranks) or any(each.step <= _LEAST_STEPS for each in beats):
             return {}
         own_s = np.array([each.busy_s / (each.step - 1) for each in beats])
-        ratios = health.slowness(own_s, self._limits.slow_ratio).tolist()
+        ratios = health.slowness(health.relative_times(own_s), self._limits.slow_ratio).tolist()
         news = {rank: ratio for rank, ratio in enumerate(ratios) if ratio > 1 and not ranks[rank].is_slow}
         for hand, ratio in zip(ranks, ratios, strict=True):
             hand.is_slow = ratio > 1

@@ -32,6 +32,10 @@ class Lead(Protocol):
         """Return whether the next step shall bring what the experts were asked for; the event loop asks."""
         ...
 
+    def own_step_s(self, home: int) -> float | None:
+        """Return the seconds of a step that the rank of a home works by itself, as far as known; any thread asks."""
+        ...
+
     def begin(self) -> int:
         """Hear of a new crew; return the number of its first generation."""
         ...

@@ -44,6 +44,17 @@ class StepOrder(Record):
         return max(sum(len(row.token_ids) for row in rows) for rows in self.groups)
 
 
+class OwnWork(Record):
+    """What a rank did of a step by itself."""
+
+    own_s: Annotated[float, Field(ge=0)]
+    """Seconds, without waits for other ranks."""
+    alike_s: Annotated[float, Field(ge=0)]
+    """Those of them that experts and exchanges have no part in, so that the rows of the group account for them."""
+    amounts: tuple[Count, ...]
+    """Of the group's rows: tokens, positions that they attend to, tokens that ask for the next one."""
+
+
 class StepAnswer(Record):
     """What one rank has to say of a step that it has done."""
 
@@ -52,3 +63,5 @@ class StepAnswer(Record):
     """The tokens that the rows of its attention group emitted, in their order."""
     counts: tuple[tuple[Count, ...], ...] = ()
     """[layers with experts][experts]: how often the group's tokens chose each; from one rank of each group."""
+    work: OwnWork | None = None
+    """None where seconds on this processor say nothing of the rank's: on GPUs."""

@@ -54,6 +54,8 @@ class RankState:
     state: Literal["starting", "ready"]
     experts: tuple[int, ...]
     """Experts of which it holds a copy in some layer."""
+    own_step_s: float | None
+    """Seconds that it works by itself in a step, without waits for other ranks; None where that is not known yet."""
 
 
 class Ranks:
@@ -116,6 +118,7 @@ class Ranks:
                 each.home // self._job.plan.cluster.gpus_per_node,
                 "ready" if each.is_ready else "starting",
                 experts_of(crew.plan, each.rank),
+                self._lead.own_step_s(each.home),
             )
             for each in crew.ranks()
         )

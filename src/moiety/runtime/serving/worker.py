@@ -11,7 +11,7 @@ from moiety.runtime.elastic.member import Member
 from moiety.runtime.engine import Engine
 from moiety.runtime.model.batch import Segment
 from moiety.runtime.sampling import Sampling, draw_each
-from moiety.runtime.serving.order import Row, StepAnswer, StepOrder
+from moiety.runtime.serving.order import OwnWork, Row, StepAnswer, StepOrder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,8 +49,9 @@ class Worker:
                 order = StepOrder.model_validate(payload)
                 generation.agree(())
                 tokens = take_step(order, generation.seat.attention_group, engine, self._cache)
+                work = own_work(order.groups[generation.seat.attention_group], generation)
                 counts = _counts(generation) if order.asks_counts else ()
-                answer = StepAnswer(number=order.number, tokens=tuple(tokens), counts=counts)
+                answer = StepAnswer(number=order.number, tokens=tuple(tokens), counts=counts, work=work)
                 generation.say(answer.model_dump(mode="json"))
 
 
@@ -64,6 +65,16 @@ def _counts(generation: Generation) -> tuple[tuple[int, ...], ...]:
     for each in layers:
         each.counts = torch.zeros_like(each.counts)
     return () if generation.seat.coordinates["tp"] else counts
+
+
+def own_work(rows: Sequence[Row], generation: Generation) -> OwnWork | None:
+    """Return what this rank did of the step that has just ended."""
+    own_s, alike_s = generation.own_time()
+    if generation.model.device.type != "cpu":
+        return None
+    tokens = sum(len(row.token_ids) for row in rows)
+    attended = sum(len(row.token_ids) * (row.start + len(row.token_ids)) for row in rows)
+    return OwnWork(own_s=own_s, alike_s=alike_s, amounts=(tokens, attended, sum(row.emits for row in rows)))
 
 
 def take_step(order: StepOrder, group: int, engine: Engine, cache: KvCache) -> list[int]:
