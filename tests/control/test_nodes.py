@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 
 from moiety.control.apply import apply
-from moiety.control.commands import Command, Drain, MoveExperts, Park, ScaleUp
+from moiety.control.commands import Admit, Command, Drain, MoveExperts, Park, ScaleUp
 from moiety.control.events import DeviceReading, Joined, RequestMetrics
 from moiety.control.policy import Policy
 from moiety.control.state import State, Status
 from moiety.control.working import is_covered
-from tests.control.deployments import at_rest, deployment, started
+from tests.control.deployments import at_rest, deployment, lose, started
 
 RATE = 1000.0
 """Tokens a second that a node can do."""
@@ -63,6 +63,30 @@ def test_demand_that_comes_is_met_at_once_and_does_not_go_back_and_forth() -> No
     state, given, now = asked(state, 1000.0, 30, now)
     assert working_nodes(state) == 2
     assert not any(isinstance(command, (ScaleUp, Drain)) for command in given)
+
+
+def test_no_node_goes_while_tokens_come_later_than_the_objective_lets_them_or_so_few_shall_not_be() -> None:
+    of = deployment(4 * NODES, tokens_per_s_per_node=RATE, tpot_limit_s=0.05)
+    for tpot_s, least, nodes in ((0.06, 1, NODES), (0.04, 1, 1), (0.04, 3, 3)):
+        state, now = started(of, 16, Policy(least_nodes=least)), 0.0
+        for _ in range(20):
+            now += 60.0
+            state, _ = at_rest(apply(RequestMetrics(now, 0.0, tpot_s), state), now)
+        assert working_nodes(state) == nodes
+
+
+def test_nodes_that_are_parked_come_back_as_a_whole_where_experts_have_no_room_without_them() -> None:
+    state, _, now = asked(four_nodes(most_slots=4), 0.0, 20, 0.0)
+    assert working_nodes(state) == 1
+    state, given = lose(state, [0], now)
+    assert state.refused
+    (call,) = (command for command in given if isinstance(command, ScaleUp))
+    assert call.ranks == tuple(range(4, 4 * NODES))
+    for rank in call.ranks:
+        state, given = at_rest(apply(Joined(now, rank), state), now)
+        assert any(isinstance(command, Admit) for command in given) == (rank % 4 == 3)
+    assert is_covered(state)
+    assert not state.refused
 
 
 def test_of_equal_nodes_the_hottest_goes_first() -> None:

@@ -72,6 +72,15 @@ def serve(
     window: Annotated[
         float, typer.Option(min=0.1, max=86_400, metavar="SECONDS", help="Between two counts of the experts' load.")
     ] = 60.0,
+    scale_nodes: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MIN",
+            help="Give nodes up, MIN at least stay, while fewer hold the demand within the plan's SLO. Default: never.",
+            show_default=False,
+        ),
+    ] = None,
     dispatch: DispatchOption = None,
     transport: TransportOption = "sockets",
     fold: FoldOption = None,
@@ -120,6 +129,7 @@ def serve(
         max_restarts=max_restarts,
         balance=balance,
         window_s=window,
+        scale_nodes=scale_nodes,
         rank_output=None if rank_output is None else Path(rank_output),
     )
     name = prepared.served.names[0]

@@ -99,8 +99,12 @@ class ScaleUp:
 
 @dataclass(frozen=True, slots=True)
 class Drain:
-    """Send these ranks no new requests and finish those that they have; their experts are copied away first."""
+    """Have these ranks give their experts away under a new epoch, so that they can go.
 
+    They get no new requests and finish those that they have.
+    """
+
+    epoch: int
     num_nodes: int
     ranks: tuple[int, ...]
 

@@ -141,10 +141,11 @@ def _scale_up(command: ScaleUp, state: State, time_s: float) -> State:
     return replace(state, asked=command.ranks, asked_s=time_s)
 
 
-def _drain(command: Drain, state: State, time_s: float) -> State:  # noqa: ARG001 - as above
-    known = state.ranks.status.copy()
+def _drain(command: Drain, state: State, time_s: float) -> State:
+    after = _new_epoch(state, command.epoch, time_s)
+    known = after.ranks.status.copy()
     known[list(command.ranks)] = Status.LEAVING
-    return replace(state, ranks=replace(state.ranks, status=known))
+    return replace(after, ranks=replace(after.ranks, status=known))
 
 
 def _lock_clock(command: LockClock, state: State, time_s: float) -> State:  # noqa: ARG001 - as above

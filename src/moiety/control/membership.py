@@ -69,7 +69,8 @@ def abort_stuck_step(state: State, now: float) -> tuple[Command, ...]:
 def admit_repaired(state: State, now: float) -> tuple[Command, ...]:
     """Take repaired ranks back, whole groups of them, when they have been away for long enough.
 
-    Not while experts move, unless experts are missing and so nothing is served.
+    Nodes that were asked for come as a whole, unless some of their ranks do not for too long. Not while experts move,
+    unless experts are missing and so nothing is served.
     """
     if state.pending and not state.refused:
         return ()
@@ -77,10 +78,18 @@ def admit_repaired(state: State, now: float) -> tuple[Command, ...]:
     wait_s = np.minimum(bounds.backoff_s * 2.0 ** np.maximum(ranks.fences - 1, 0), bounds.most_backoff_s)
     ready = (ranks.status == Status.JOINING) & ((ranks.fences == 0) | (now - ranks.fenced_s >= wait_s))
     ready &= now - ranks.beat_s <= bounds.patience.silent_s
+    if state.asked and now - state.asked_s <= bounds.start_timeout_s:
+        ready &= ~_with_partners(_are_asked(state), state.deployment.ranks_per_node)
     width = state.deployment.group_ranks
     there = (ready | ranks.working).reshape(-1, width).all(axis=1).repeat(width)
     admitted = ready & there
     return (Admit(state.epoch + 1, _numbers(admitted)),) if admitted.any() else ()
+
+
+def _are_asked(state: State) -> NDArray[np.bool_]:
+    found = np.zeros_like(state.ranks.members)
+    found[list(state.asked)] = True
+    return found
 
 
 def _with_partners(found: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:

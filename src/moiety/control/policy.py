@@ -123,6 +123,8 @@ class Policy:
     """... and that must not be exceeded on fewer."""
     start_timeout_s: float = 900.0
     """After which nodes that were asked for and have not come are no longer waited for."""
+    least_nodes: int = 1
+    """That stay, however little is asked for."""
     scale_patience: int = 10
     """Reports of requests over which the demand must stay that low."""
     # Clocks

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 
 
 def scale_nodes(state: State, now: float) -> tuple[Command, ...]:
-    """Ask for nodes at once when demand nears what there is; give some up when it has been low for long."""
+    """Ask for nodes at once when demand nears what there is, or experts fit on none; give some up when it is low."""
     rate = state.deployment.tokens_per_s_per_node
-    if rate is None or not state.demands or state.pending or _in_between(state):
+    if rate is None or (state.asked and now - state.asked_s <= state.policy.start_timeout_s):
         return ()
-    if state.asked and now - state.asked_s <= state.policy.start_timeout_s:
+    if state.refused:
+        return _up(state, state.deployment.num_nodes)
+    if not state.demands or state.pending or _in_between(state):
         return ()
     nodes = state.ranks.working.reshape(-1, state.deployment.ranks_per_node)
     have = float(nodes.sum()) / state.deployment.ranks_per_node
@@ -32,9 +34,9 @@ def scale_nodes(state: State, now: float) -> tuple[Command, ...]:
     if needed > have:
         return _up(state, math.ceil(needed))
     patient = state.demands[-bounds.scale_patience :]
-    if len(patient) < bounds.scale_patience:
+    if len(patient) < bounds.scale_patience or _is_late(state):
         return ()
-    wanted = max(math.ceil(max(patient) / (rate * bounds.scale_down_to)), 1)
+    wanted = max(math.ceil(max(patient) / (rate * bounds.scale_down_to)), bounds.least_nodes, 1)
     return _down(state, wanted)
 
 
@@ -49,6 +51,12 @@ def park_drained(state: State, now: float) -> tuple[Command, ...]:  # noqa: ARG0
 def _in_between(state: State) -> bool:
     status = state.ranks.status
     return bool(((status == Status.LEAVING) | (status == Status.JOINING)).any())
+
+
+def _is_late(state: State) -> bool:
+    """Return whether tokens come slower than the objective lets them, as measured."""
+    limit_s = state.deployment.tpot_limit_s
+    return state.tpot_s is not None and limit_s is not None and state.tpot_s > limit_s
 
 
 def _up(state: State, wanted: int) -> tuple[Command, ...]:
@@ -77,7 +85,7 @@ def _down(state: State, wanted: int) -> tuple[Command, ...]:
     members = np.zeros(len(working), dtype=np.bool_)
     members[leave] = True
     ranks = np.flatnonzero(state.ranks.working & members.repeat(width))
-    return (Drain(keep, tuple(ranks.tolist())),) if leave else ()
+    return (Drain(state.epoch + 1, keep, tuple(ranks.tolist())),) if leave else ()
 
 
 def _ranks_of(nodes: NDArray[np.intp], width: int) -> tuple[int, ...]:

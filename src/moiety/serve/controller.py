@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moiety.control.apply import apply
-from moiety.control.commands import AbortStep, Admit, Fence, MoveExperts, Park, Refuse, StandBack
+from moiety.control.commands import AbortStep, Admit, Drain, Fence, MoveExperts, Park, Refuse, ScaleUp
 from moiety.control.decide import settle
 from moiety.control.events import Exited, ExpertCounts, Issued, Joined, Parted, RequestMetrics
 from moiety.control.health import slowness
@@ -19,7 +19,7 @@ from moiety.runtime.elastic import events as crew_events
 from moiety.runtime.elastic.replan import CoverageLostError
 from moiety.runtime.serving.order import StepAnswer
 from moiety.serve.pace import Pace, step_times
-from moiety.serve.translation import done_moves, heartbeats, positions, slot_moves
+from moiety.serve.translation import done_moves, heartbeats, positions, slot_moves, told, whole_map
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from moiety.serve.looked_after import LookedAfter
     from moiety.strategy.strategy import Strategy
 
-_MEETINGS = (Fence, AbortStep, Admit, Park)
+_MEETINGS = (Fence, AbortStep, Admit, Drain, Park)
 """Commands that begin a new epoch: the ranks meet anew."""
 
 
@@ -54,7 +54,6 @@ class _Window:
     counts: Loads | None = None
     heard: int = 0
     """Attention groups that have said their counts."""
-    tokens: float = 0.0
 
 
 class Controller:
@@ -71,6 +70,9 @@ class Controller:
         self._is_in: set[int] = set()
         """Homes that have a process that can be declared."""
         self._window = _Window(time.monotonic())
+        self._served_from_s: float | None = None
+        """Since when tokens are counted that the core has not been told of; None while no steps are taken."""
+        self._served_tokens = 0.0
         self._pace = Pace(0, 0.0)
         self._num_windows = 0
         """Windows whose counts the core has heard."""
@@ -142,6 +144,9 @@ class Controller:
         heard: list[float] = self._state.ranks.beat_s.tolist()
         for beat in heartbeats(crew.signs(), self._of, homes, heard):
             self._tell(beat)
+        if self._served_from_s is not None and now_s - self._served_from_s >= self._policy.window_s:
+            self._tell(RequestMetrics(now_s, self._served_tokens / (now_s - self._served_from_s)))
+            self._served_from_s, self._served_tokens = now_s, 0.0
         self._state, commands = settle(self._state, now_s)
         if commands:
             self._carry_out(commands, crew, homes)
@@ -167,6 +172,7 @@ class Controller:
         """Take in one event of the crew; `homes` are those of the generation in force, by rank."""
         if isinstance(event, crew_events.Declared):
             self._window, self._pace = _Window(now_s), Pace(event.plan.num_gpus, now_s)
+            self._served_from_s = None
             if not self._is_founded:
                 self._found(event, now_s)
             return
@@ -174,11 +180,14 @@ class Controller:
             return
         if isinstance(event, (crew_events.Ready, crew_events.Switched)):
             self._losses.clear()
+            if isinstance(event, crew_events.Ready):
+                self._served_from_s, self._served_tokens = now_s, 0.0
             if event.generation == self._state.epoch:
                 self._report_moves(event.plan, homes, now_s)
         elif isinstance(event, crew_events.Said):
             answer = StepAnswer.model_validate(event.payload)
             strategy = crew.plan.pools[0].strategy
+            self._served_tokens += len(answer.tokens) / strategy.tp
             if event.generation == self._state.epoch:
                 self._time(event.rank, answer, strategy, homes, now_s)
             self._count(answer, strategy, now_s)
@@ -228,7 +237,6 @@ class Controller:
     def _count(self, answer: StepAnswer, strategy: Strategy, now_s: float) -> None:
         """Add up what the experts were asked for; tell it when every attention group has said it."""
         window = self._window
-        window.tokens += len(answer.tokens) / strategy.tp
         if not answer.counts:
             return
         counts = np.array(answer.counts, dtype=np.float64)
@@ -240,7 +248,6 @@ class Controller:
             window.asked_s, window.is_asked, window.heard = now_s, False, 0
             return
         self._window = _Window(now_s)
-        self._tell(RequestMetrics(now_s, window.tokens / max(now_s - window.began_s, 1e-9)))
         self._tell(ExpertCounts(now_s, window.counts))
         self._num_windows += 1
 
@@ -254,8 +261,10 @@ class Controller:
                 self._fence(each, crew)
             elif isinstance(each, MoveExperts) and not meets and not state.refused:
                 self._move(each, crew, homes)
-            elif isinstance(each, (Refuse, StandBack)):
-                self._note(each.reason)
+            elif isinstance(each, ScaleUp):
+                self._call(each, crew)
+        for words in filter(None, map(told, commands)):
+            self._note(words)
         if not state.ranks.members.any():
             raise CoverageLostError("; ".join(("no rank is left", *self._losses)))
         refusals = [each.reason for each in commands if isinstance(each, Refuse)]
@@ -266,6 +275,7 @@ class Controller:
         self._refusal = None
         if meets:
             self._meet(crew)
+            self._dismiss([rank for each in commands if isinstance(each, Park) for rank in each.ranks], crew)
 
     def _fence(self, command: Fence, crew: Crew) -> None:
         for rank in command.failed:
@@ -280,11 +290,22 @@ class Controller:
         state, of = self._state, self._of
         assert state is not None, "it has decided"
         homes = [home for rank in np.flatnonzero(state.ranks.members).tolist() for home in of.homes_of(rank)]
-        slot_map = wanted_map(state) if of.deployment.num_layers else None
+        slot_map = whole_map(state) if of.deployment.num_layers else None
         try:
             crew.regroup(state.epoch, homes, slot_map)
         except CoverageLostError as error:
             raise CoverageLostError("; ".join((str(error), *self._losses))) from None
+
+    def _dismiss(self, ranks: Sequence[int], crew: Crew) -> None:
+        """End the processes of ranks that have met the others for the last time."""
+        for home in (home for rank in ranks for home in self._of.homes_of(rank)):
+            self._is_in.discard(home)
+            crew.dismiss(home)
+
+    def _call(self, command: ScaleUp, crew: Crew) -> None:
+        """Start the processes of ranks that are to come back."""
+        for home in (home for rank in command.ranks for home in self._of.homes_of(rank)):
+            crew.rejoin(self.slot_map_with(home), home)
 
     def _move(self, command: MoveExperts, crew: Crew, homes: Sequence[int]) -> None:
         placement = crew.plan.pools[0].placement

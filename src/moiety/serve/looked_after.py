@@ -9,6 +9,7 @@ import numpy as np
 
 from moiety.control.deployment import deployment_of, slot_map_of
 from moiety.control.policy import Deployment, Policy, members_alone
+from moiety.errors import InputError
 from moiety.health import Patience
 
 if TYPE_CHECKING:
@@ -39,23 +40,43 @@ class LookedAfter:
         return range(rank * self.gpus_per_rank, (rank + 1) * self.gpus_per_rank)
 
 
-def looked_after(plan: Plan, calibration: Calibration) -> LookedAfter:
+def looked_after(plan: Plan, calibration: Calibration, *, least_nodes: int | None = None) -> LookedAfter:
     """Return what is looked after: experts too, where whole groups of ranks that share them can go on without others.
 
     Plans with pipeline stages or instances, or of one group, are folded onto the ranks that are left, their experts
-    dealt out anew: there only who works is decided. Clocks and nodes are not: a server has its machine as it is.
+    dealt out anew: there only who works is decided. Clocks are not: a server has its machine as it is. Nodes are where
+    `least_nodes` says how many stay; raises InputError where so few cannot be.
     """
     pool = plan.pools[0]
     strategy = pool.strategy
     is_one_stage = strategy.pp == strategy.instances == 1
     if pool.placement is None or not is_one_stage or max(strategy.tp, strategy.etp) == strategy.num_gpus:
         ranks = plan.num_gpus
+        if least_nodes is not None:
+            rule = "nodes are given up only where whole groups of ranks share the experts, without pipelines"
+            raise InputError(rule, source=plan.name, field="--scale-nodes", value=least_nodes, remedy="leave it out")
         return LookedAfter(members_alone(ranks), np.zeros((0, ranks), dtype=np.int64))
-    found = replace(deployment_of(plan, calibration), clock_points=(), tokens_per_s_per_node=None)
+    found = replace(deployment_of(plan, calibration), clock_points=())
+    if least_nodes is None:
+        found = replace(found, tokens_per_s_per_node=None)
+    else:
+        _check_nodes(found, least_nodes, plan.name)
     return LookedAfter(found, slot_map_of(pool))
 
 
-def policy_of(*, window_s: float, balance: bool) -> Policy:
+def _check_nodes(of: Deployment, least: int, source: str) -> None:
+    """Raise InputError where nodes cannot be given up until so few are left."""
+    if least >= of.num_nodes:
+        rule = f"must be less than the {of.num_nodes} node{'s' * (of.num_nodes > 1)} of the plan"
+        raise InputError(rule, source=source, field="--scale-nodes", value=least, remedy="leave it out")
+    room = of.ranks_per_node * of.most_slots
+    if least * room < of.num_experts:
+        rule = f"cannot hold the model: a node has memory for {room} of a layer's {of.num_experts} experts"
+        remedy = f"name {-(-of.num_experts // room)} at least" if room else "leave it out"
+        raise InputError(rule, source=source, field="--scale-nodes", value=least, remedy=remedy)
+
+
+def policy_of(*, window_s: float, balance: bool, least_nodes: int | None = None) -> Policy:
     """Return the policy of a server.
 
     Its machine may be busy with more than ranks, so that silence and slowness are borne a little longer. Ranks end with
@@ -64,5 +85,11 @@ def policy_of(*, window_s: float, balance: bool) -> Policy:
     """
     patience = Patience(silent_s=2.5)
     return Policy(
-        patience=patience, needs_majority=False, slower=1.5, backoff_s=5.0, window_s=window_s, balance=balance
+        patience=patience,
+        needs_majority=False,
+        slower=1.5,
+        backoff_s=5.0,
+        window_s=window_s,
+        balance=balance,
+        least_nodes=least_nodes or 1,
     )

@@ -50,6 +50,8 @@ class Settings:
     """Whether experts move when the load drifts."""
     window_s: float
     """Between two counts of what the experts were asked for."""
+    scale_nodes: int | None
+    """Nodes that stay when little is asked for; None: all do."""
     rank_output: Path | None
 
 
@@ -67,8 +69,9 @@ def serve(
     InputError where the address cannot be had, RankFailedError where the ranks fail for good, and leaves with 128 plus
     the signal's number when a second one comes. `calibration` is what the job's plan is evaluated with.
     """
-    policy = policy_of(window_s=settings.window_s, balance=settings.balance)
-    controller = Controller(looked_after(job.plan, calibration), policy, note)
+    least = settings.scale_nodes
+    policy = policy_of(window_s=settings.window_s, balance=settings.balance, least_nodes=least)
+    controller = Controller(looked_after(job.plan, calibration, least_nodes=least), policy, note)
     with listening_on(settings.host, settings.port) as listener:
         asyncio.run(_serve(job, controller, served, settings, listener, ready, note))
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from moiety.control.commands import Drain, Refuse, ScaleUp, StandBack
 from moiety.control.events import Heartbeat, Moved
+from moiety.control.state import Status, wanted_map
 from moiety.placement.migration.order import Move as SlotMove
+from moiety.placement.recovery import EMPTY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from moiety.control.commands import Move
+    from moiety.control.commands import Command, Move
     from moiety.control.state import State
     from moiety.placement.placement import Placement
+    from moiety.placement.problem import SlotMap
     from moiety.runtime.elastic.hand import Sign
     from moiety.serve.looked_after import LookedAfter
 
@@ -51,6 +57,16 @@ def positions(of: LookedAfter, homes: Sequence[int]) -> dict[int, int]:
     return {rank: place for place, rank in enumerate(found)}
 
 
+def whole_map(state: State) -> SlotMap:
+    """Return the map that is wanted, [layers, ranks, slots], for ranks that leave too.
+
+    Where the others get more slots, what is left empty of theirs holds once more what their first slot does.
+    """
+    found = wanted_map(state)
+    leaving = state.ranks.status == Status.LEAVING
+    return np.where((found == EMPTY) & leaving[None, :, None], found[:, :, :1], found)
+
+
 def done_moves(state: State, placement: Placement, places: Mapping[int, int], now_s: float) -> tuple[Moved, ...]:
     """Return the reports of pending moves that are done in a map that serves; see `positions`."""
     width = placement.slots_per_rank
@@ -76,3 +92,13 @@ def slot_moves(moves: Sequence[Move], placement: Placement, places: Mapping[int,
             source = first + held.index(move.expert) if move.expert in held else _UNKNOWN
         found.append(SlotMove(move.layer, places[move.rank] * width + move.slot, move.expert, source, move.step))
     return tuple(found)
+
+
+def told(command: Command) -> str | None:
+    """Return what whoever looks after the server is told of a command; None of those that go without saying."""
+    if isinstance(command, (Refuse, StandBack)):
+        return command.reason
+    if not isinstance(command, (Drain, ScaleUp)):
+        return None
+    nodes, what = command.num_nodes, "give their experts away, and end" if isinstance(command, Drain) else "are started"
+    return f"{nodes} {'node holds' if nodes == 1 else 'nodes hold'} what is asked for: ranks {[*command.ranks]} {what}"

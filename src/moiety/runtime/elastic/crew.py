@@ -175,20 +175,26 @@ class Crew:
             if self._is_ready:
                 self._move_on()
 
-    def vacant_home(self) -> int | None:
-        """Return the first home that has no process; None where all have one."""
+    def is_vacant(self, home: int) -> bool:
+        """Return whether a home has no process."""
         with self._lock:
-            return self._roster.vacant()
+            return all(each.home != home for each in self._roster.here())
 
-    def rejoin(self, slot_map: SlotMap | None = None) -> int | None:
-        """Start a process for the first home that is vacant; return its number, None where all are taken.
+    @property
+    def is_waiting(self) -> bool:
+        """Whether processes have been started that do not have their weights yet."""
+        with self._lock:
+            return any(not each.is_in and each.dismissed_s is None for each in self._roster.here())
+
+    def rejoin(self, slot_map: SlotMap | None = None, home: int | None = None) -> int | None:
+        """Start a process for a home, or the first that is vacant; return its number, None where it is taken.
 
         It reads its weights while the others go on, those of `slot_map` (see `layout_of`) where one is given, and can
         be a rank from the next generation on.
         """
         with self._lock:
-            home = self._roster.vacant()
-            if home is None:
+            home = self._roster.vacant() if home is None else home
+            if home is None or not self.is_vacant(home):
                 return None
             hand = self._roster.start(home, is_in=False)
             layout = layout_of(self._job.plan, {**self._alive(), home: {}}, slot_map)
@@ -207,6 +213,14 @@ class Crew:
             for each in self._roster.here():
                 if each.home == home:
                     self._lose(each, "fenced", f"{each} {message}")
+
+    def dismiss(self, home: int) -> None:
+        """Have the process of a home, which is no rank of the generation in force, end; it is not lost by that."""
+        with self._lock:
+            for each in self._roster.here():
+                if each.home == home:
+                    each.is_in, each.dismissed_s = False, time.monotonic()
+                    each.process.tell({"end": "dismissed"})
 
     def regroup(self, generation: int, homes: Collection[int], slot_map: SlotMap | None = None) -> None:
         """Have the processes of these homes meet in a later generation, with experts as in `slot_map`.
@@ -229,6 +243,8 @@ class Crew:
             for hand in self._roster.here():
                 if hand.heard_s is None and now_s - hand.started_s > limits.start_s:
                     self._lose(hand, "frozen", f"{hand} has shown no sign of life for {limits.start_s:.0f} s")
+                if hand.dismissed_s is not None and now_s - hand.dismissed_s > limits.leave_s:
+                    self._roster.give_up(hand)
             if self._watchman is not None:
                 self._lead(self._watchman)
             if not self.generation and all(each.heard_s is not None for each in self._roster.hands):
@@ -245,7 +261,10 @@ class Crew:
         failure = hand.process.failure
         if failure is not None and failure.cause is Cause.INPUT and hand.is_in:
             raise RankFailedError(failure.message)
-        if not is_open or failure is not None:
+        if hand.dismissed_s is not None:
+            if not is_open:
+                self._roster.give_up(hand)
+        elif not is_open or failure is not None:
             hand.process.wait(_LAST_WORDS_S)
             hand.process.notice_end()
             failure = hand.process.failure
@@ -285,6 +304,8 @@ class Crew:
         if hand.is_gone:
             return
         self._roster.give_up(hand)
+        if hand.dismissed_s is not None:
+            return
         if not self._was_ready:
             raise RankFailedError(message)
         rank = self._ranks.index(hand) if hand in self._ranks else None

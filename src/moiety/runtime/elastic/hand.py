@@ -57,6 +57,8 @@ class Hand:
     switched: int = 0
     """The last batch of moves of this generation that it has switched to."""
     is_slow: bool = False
+    dismissed_s: float | None = None
+    """When it was told to end."""
     is_gone: bool = False
 
     def __str__(self) -> str:

@@ -15,6 +15,8 @@ class Limits(Patience):
     """To reach another rank, once it has said where."""
     start_s: float = 120.0
     """From the start of a process to its first beat: libraries are loaded."""
+    leave_s: float = 5.0
+    """For a process that is dismissed, until it is killed."""
     slow_ratio: float = 2.0
     """Over the median of the ranks' time a step, without waits, a rank is slow."""
 

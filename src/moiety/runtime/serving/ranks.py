@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, TypeVarTuple
 
 from moiety.errors import MoietyError
 from moiety.runtime.elastic.crew import Crew
-from moiety.runtime.elastic.events import Declared, Joined, Lost, Ready, Said
+from moiety.runtime.elastic.events import Declared, Lost, Ready, Said
 from moiety.runtime.elastic.replan import CoverageLostError
 from moiety.runtime.failure import RankFailedError
 from moiety.runtime.seat import seat_of
@@ -69,10 +69,8 @@ class Ranks:
     def __init__(self, job: Job, budget: RestartBudget, lead: Lead, *, output_folder: Path | None = None) -> None:
         self._job, self._budget, self._lead, self._output_folder = job, budget, lead, output_folder
         self._crew: Crew | None = None
-        self._missing = 0
-        """Homes that have no process."""
-        self._starting: set[int] = set()
-        """Numbers of the processes that do not have their weights yet."""
+        self._missing: set[int] = set()
+        """Homes whose processes were lost."""
         self._plan: Plan | None = None
         """Of the generation that is ready; None between two."""
         self._generation = 0
@@ -174,6 +172,7 @@ class Ranks:
                 self._plan, self._is_loss = None, True
         elif isinstance(event, Declared):
             self._plan = None
+            self._loss = self._loss if self._is_loss else "the ranks meet anew"
         elif isinstance(event, Ready):
             self._begin(event)
         elif isinstance(event, Said) and self._plan is not None and event.generation == self._generation:
@@ -219,8 +218,8 @@ class Ranks:
         lead, first = self._lead, self._lead.begin()
         try:
             with Crew(self._job, output_folder=self._output_folder, is_led=True, first_generation=first) as crew:
-                self._crew, self._missing = crew, 0
-                self._starting.clear()
+                self._crew = crew
+                self._missing.clear()
                 while not self._is_over.is_set():
                     events = crew.poll(_POLL_S)
                     for event in events:
@@ -235,20 +234,14 @@ class Ranks:
 
     def _replace(self, crew: Crew, events: Sequence[Event]) -> None:
         """Start processes in place of those that are gone, when the others have regrouped, or cannot without them."""
-        for event in events:
-            if isinstance(event, Lost):
-                self._missing += 1
-            if isinstance(event, (Lost, Joined)):
-                self._starting.discard(event.member)
+        self._missing |= {event.home for event in events if isinstance(event, Lost)}
         refusal = self._lead.refusal
-        while self._missing and (self._plan is not None or refusal):
-            home = crew.vacant_home()
-            if home is None or not self._budget.takes(time.monotonic()):
+        for home in sorted(self._missing) if self._plan is not None or refusal else ():
+            if not self._budget.takes(time.monotonic()):
                 break
-            member = crew.rejoin(self._lead.slot_map_with(home))
-            self._starting |= set[int]() if member is None else {member}
-            self._missing -= 1
-        if refusal and self._missing and not self._starting:
+            crew.rejoin(self._lead.slot_map_with(home), home)
+            self._missing.remove(home)
+        if refusal and self._missing and not crew.is_waiting:
             raise RankFailedError(f"{refusal}; {self._budget.sentence}")
 
     def _tell(self, what: Callable[[*Arguments], None], *arguments: *Arguments) -> None:
