@@ -1,4 +1,7 @@
-"""The network is cut between one rank and the others: these go on, it cannot; when the network heals it is whole."""
+"""The network is cut between one rank and the others: these go on, it cannot; when the network heals it is whole.
+
+Then between two ranks and the server, which cannot even kill them: they end themselves.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ pytest.importorskip("fastapi", reason="serving is an extra")
 
 from tests.chaos.cluster import NUM_RANKS, Fleet
 from tests.chaos.partition import cuttable_network
-from tests.chaos.streams import longest_gap_s
+from tests.chaos.streams import Stream, longest_gap_s
 from tests.runtime.launched import is_gone
+from tests.serve.servers import awaited, served
 from tests.two_tier import obstacle
 
 if TYPE_CHECKING:
@@ -26,6 +30,8 @@ pytestmark = pytest.mark.skipif(OBSTACLE is not None, reason=OBSTACLE or "")
 
 BAR_S = 20.0
 """All wait for 5 s; they meet anew twice, each time for as long as a connection may take."""
+ORPHAN_BAR_S = 25.0
+"""Ranks bear the server's silence for 15 s, as it may be busy."""
 
 
 def test_the_minority_cannot_go_on_and_the_majority_does(
@@ -52,3 +58,30 @@ def test_the_minority_cannot_go_on_and_the_majority_does(
             fleet.close()
     recover("network cut between 1 of 3 ranks and the rest", gap_s, bar_s=BAR_S, of="longest gap of a stream")
     recover("network cut between 1 of 3 ranks and the rest", joined_s, bar_s=None, of="from its healing to 3 of 3")
+
+
+def test_ranks_that_the_server_cannot_reach_end_themselves_and_it_goes_on_with_the_others(
+    plan: Path, checkpoint: Path, answers: list[Answer], recover: Recover, tmp_path: Path
+) -> None:
+    far = range(1, NUM_RANKS)
+    options = ("--quiet", "--max-restarts", "0")
+    with (
+        cuttable_network(tmp_path, far=far) as network,
+        served(plan, checkpoint, *options, module="tests.chaos.far") as server,
+    ):
+        near, *away = (each["pid"] for each in server.ranks())
+        streams = [Stream(server, prompt, len(tokens)) for prompt, tokens in answers]
+        awaited(lambda: all(each.tokens for each in streams))
+        network.cut()
+        began_s = time.monotonic()
+        awaited(lambda: [each["pid"] for each in server.ranks()] == [near])
+        for stream, (_, tokens) in zip(streams, answers, strict=True):
+            stream.check(tokens)
+        awaited(lambda: all(is_gone(each) for each in away))
+        ended_s = time.monotonic() - began_s
+        prompt, tokens = answers[0]
+        assert server.complete(prompt, len(tokens)) == tokens
+        assert [each["pid"] for each in server.ranks()] == [near]
+    fault = "network cut between the server and 2 of 3 ranks"
+    recover(fault, max(each.longest_gap_s for each in streams), bar_s=BAR_S, of="longest gap of a stream")
+    recover(fault, ended_s, bar_s=ORPHAN_BAR_S, of="until these have ended themselves")

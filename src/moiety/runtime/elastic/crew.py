@@ -78,7 +78,7 @@ class Crew:
         self.plan: Plan = job.plan
         """Of the generation in force, with the map of the experts that serves now."""
         self._job, self._limits, self._first = job, limits or Limits(), first_generation
-        self._roster = Roster(job, self._limits.connect_s, output_folder, environ)
+        self._roster = Roster(job, self._limits, output_folder, environ)
         self._watchman = None if is_led else Watchman(self._limits)
         self._lock = threading.RLock()
         self._ranks: tuple[Hand, ...] = ()

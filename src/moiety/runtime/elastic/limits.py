@@ -15,11 +15,15 @@ class Limits(Patience):
     """To reach another rank, once it has said where."""
     start_s: float = 120.0
     """From the start of a process to its first beat: libraries are loaded."""
+    orphan_s: float = 15.0
+    """Without a word of the launcher a rank ends itself: it may have been given up, and nobody can tell it."""
     leave_s: float = 5.0
     """For a process that is dismissed, until it is killed."""
     slow_ratio: float = 2.0
     """Over the median of the ranks' time a step, without waits, a rank is slow."""
 
 
+WORD_S = 1.0
+"""How often the launcher says that it is there, at least."""
 BEAT_S = 0.2
 """How often a rank says how far it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import deque
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from moiety.runtime.post import Post
     from moiety.runtime.seat import Seat
 
+_LEAVE_S = 1.0
+"""To leave in good order, where the launcher is silent."""
 _TIMEOUT_S = 300.0
 """For which a peer may be silent; the launcher notices earlier, and says so."""
 
@@ -51,7 +54,9 @@ class Member:
         self._post, self._channel = post, post.channel
         self._condition = threading.Condition()
         """Of all that the launcher's words change."""
-        self._number, self._connect_s = -1, 0.0
+        self._number, self._connect_s, self._orphan_s = -1, 0.0, 0.0
+        self._heard_s: float | None = None
+        """When the launcher has said last that it is there."""
         self._declared: Declaration | None = None
         self._wanted: Declaration | None = None
         """The generation that this process shall read its weights for, before it is declared."""
@@ -64,7 +69,7 @@ class Member:
         self._holdings = Holdings(device_of(post), self.beacon)
         self._cached_by: tuple[object, ...] = ()
         """What the KV cache depends on, in the generation that this process was in last."""
-        for work in (self._listen, self._beat):
+        for work in (self._listen, self._beat, self._mind_launcher):
             threading.Thread(target=work, name=work.__name__, daemon=True).start()
 
     def serve(self, body: Callable[[Generation], None]) -> None:
@@ -224,6 +229,9 @@ class Member:
             if kind == "welcome":
                 welcome = cast("dict[str, float]", said)
                 self._number, self._connect_s = int(welcome["member"]), welcome["connect_s"]
+                self._orphan_s = welcome["orphan_s"]
+            elif kind == "here":
+                self._heard_s = time.monotonic()
             elif kind == "prepare":
                 self._wanted = Declaration.model_validate(said)
             elif kind == "declare":
@@ -238,6 +246,15 @@ class Member:
                     self._mover.take(batch)
             elif kind == "end":
                 self._end("the crew is closed")
+
+    def _mind_launcher(self) -> None:
+        """End this process when the launcher is silent: it may have given it up, and others go on elsewhere."""
+        while self._heard_s is None or time.monotonic() - self._heard_s < self._orphan_s:
+            time.sleep(BEAT_S)
+        with self._condition:
+            self._end("the launcher is silent")
+        time.sleep(_LEAVE_S)
+        os._exit(1)  # whatever its threads still wait for
 
     def _end(self, reason: str) -> None:
         self._is_over = True

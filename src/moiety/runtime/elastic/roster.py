@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, cast
 
 from moiety.runtime.elastic.hand import Hand
+from moiety.runtime.elastic.limits import WORD_S
 from moiety.runtime.elastic.replan import held_by
 from moiety.runtime.launch import LOOPBACK, end_all, rank_environment
 from moiety.runtime.rank_process import start
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage] - torch's own way to export it
 
+    from moiety.runtime.elastic.limits import Limits
     from moiety.runtime.job import Job
 
 PERIOD_S = 0.02
@@ -32,8 +34,10 @@ _GONE_S = 5.0
 class Roster:
     """All processes that a crew has ever started, by their numbers, and the store where they meet."""
 
-    def __init__(self, job: Job, connect_s: float, output_folder: Path | None, environ: Mapping[str, str]) -> None:
-        self._job, self._connect_s, self._output, self._environ = job, connect_s, output_folder, environ
+    def __init__(self, job: Job, limits: Limits, output_folder: Path | None, environ: Mapping[str, str]) -> None:
+        self._job, self._limits, self._output, self._environ = job, limits, output_folder, environ
+        self._said_s = 0.0
+        """When the processes were told last that the launcher is there."""
         self._stack = ExitStack()
         self._selector = selectors.DefaultSelector()
         self.hands: list[Hand] = []
@@ -65,7 +69,8 @@ class Roster:
         hand = Hand(len(self.hands), home, process, time.monotonic(), held_by(self._job.plan, home), is_in)
         self.hands.append(hand)
         self._selector.register(process.channel, selectors.EVENT_READ, hand)
-        process.tell({"welcome": {"member": hand.number, "connect_s": self._connect_s}})
+        limits = {"connect_s": self._limits.connect_s, "orphan_s": self._limits.orphan_s}
+        process.tell({"welcome": {"member": hand.number, **limits}})
         return hand
 
     def here(self) -> list[Hand]:
@@ -86,7 +91,13 @@ class Roster:
         return [cast("Hand", key.data) for key, _ in self._selector.select(timeout_s)]
 
     def push(self) -> None:
-        """Send what waits to be sent."""
+        """Send what waits to be sent, and now and then a word to those that nothing waits for."""
+        now_s = time.monotonic()
+        if now_s - self._said_s >= WORD_S:
+            self._said_s = now_s
+            for each in self.here():
+                if not each.process.is_untold:
+                    each.process.tell({"here": {}})
         for each in self.here():
             each.process.push()
 
