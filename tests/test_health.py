@@ -47,5 +47,6 @@ def test_a_slow_rank_with_no_more_work_than_the_others_is_found(num_ranks: int) 
     assert relative[-1] > 1.5
 
 
-def test_two_ranks_say_nothing_about_each_other() -> None:
+def test_two_ranks_say_nothing_about_each_other_and_none_nothing() -> None:
+    assert not len(slowness(relative_times(np.array([])), 1.25))
     assert (slowness(relative_times(np.array([1.0, 9.0])), 1.25) == 1).all()

@@ -113,6 +113,8 @@ def relative_times(own_s: Seconds, work: NDArray[np.float64] | None = None) -> S
     k times as much, whatever these times are. So a rank is never said to be slower than it is, however uneven the work;
     where a rank has work of which most others have none, nothing is said of it: 0.
     """
+    if not len(own_s):
+        return own_s
     longer = np.ones((len(own_s), len(own_s)))
     if work is not None:
         of, by = work[:, None, :], work[None, :, :]
