@@ -40,9 +40,7 @@ def reversed_rows(crew: Crew) -> list[Move]:
     ]
 
 
-@pytest.mark.parametrize(
-    ("strategy", "redundant", "weights"), [("tp2_dp1_ep2", 0, "fp8"), ("tp1_dp2_ep2", 2, None)]
-)
+@pytest.mark.parametrize(("strategy", "redundant", "weights"), [("tp2_dp1_ep2", 0, "fp8"), ("tp1_dp2_ep2", 2, None)])
 def test_tapes_are_made_anew_when_experts_move_and_ranks_go_and_come(
     strategy: str, redundant: int, weights: Dtype | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
