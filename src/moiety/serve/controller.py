@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,6 +19,7 @@ from moiety.runtime.elastic.replan import CoverageLostError
 from moiety.runtime.serving.order import StepAnswer
 from moiety.serve.pace import Pace, step_times
 from moiety.serve.translation import done_moves, heartbeats, positions, slot_moves, told, whole_map
+from moiety.serve.window import Window
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from moiety.control.events import Event
     from moiety.control.policy import Policy
     from moiety.control.state import State
-    from moiety.placement.problem import Loads, SlotMap
+    from moiety.placement.problem import SlotMap
     from moiety.plan import Plan
     from moiety.runtime.elastic.crew import Crew
     from moiety.serve.looked_after import LookedAfter
@@ -36,24 +36,6 @@ if TYPE_CHECKING:
 
 _MEETINGS = (Fence, AbortStep, Admit, Drain, Park)
 """Commands that begin a new epoch: the ranks meet anew."""
-
-
-_LEAST_ROWS = 100
-"""Of an expert of a layer, in the mean, that a window must hold: fewer scatter by more than a tenth."""
-
-
-@dataclass(slots=True)
-class _Window:
-    """What has been counted since the last window's end."""
-
-    began_s: float
-    asked_s: float | None = None
-    """When the counts so far were asked for and found too few; None where they have not been."""
-    is_asked: bool = False
-    """Whether a step has been told to bring the experts' counts."""
-    counts: Loads | None = None
-    heard: int = 0
-    """Attention groups that have said their counts."""
 
 
 class Controller:
@@ -69,7 +51,7 @@ class Controller:
         self._refusal: str | None = None
         self._is_in: set[int] = set()
         """Homes that have a process that can be declared."""
-        self._window = _Window(time.monotonic())
+        self._window = Window(time.monotonic())
         self._served_from_s: float | None = None
         """Since when tokens are counted that the core has not been told of; None while no steps are taken."""
         self._served_tokens = 0.0
@@ -90,16 +72,10 @@ class Controller:
         return self._refusal
 
     def asks_counts(self) -> bool:
-        """Return whether a window is over, so that the next step shall bring the experts' counts.
-
-        Once a window; where they were too few, again after as long.
-        """
-        window = self._window
-        if not (self._policy.balance and self._of.deployment.num_layers) or window.is_asked:
+        """Return whether a window is over, so that the next step shall bring the experts' counts."""
+        if not (self._policy.balance and self._of.deployment.num_layers):
             return False
-        since_s = window.began_s if window.asked_s is None else window.asked_s
-        window.is_asked = time.monotonic() - since_s >= self._policy.window_s
-        return window.is_asked
+        return self._window.asks(self._policy.window_s, time.monotonic())
 
     def metrics_text(self) -> str:
         """Return the metrics of the state in Prometheus' text format; nothing before there is one."""
@@ -171,7 +147,7 @@ class Controller:
     def _hear(self, event: crew_events.Event, crew: Crew, homes: Sequence[int], now_s: float) -> None:
         """Take in one event of the crew; `homes` are those of the generation in force, by rank."""
         if isinstance(event, crew_events.Declared):
-            self._window, self._pace = _Window(now_s), Pace(event.plan.num_gpus, now_s)
+            self._window, self._pace = Window(now_s), Pace(event.plan.num_gpus, now_s)
             self._served_from_s = None
             if not self._is_founded:
                 self._found(event, now_s)
@@ -235,21 +211,12 @@ class Controller:
             self._tell(step_times(means, self._of, homes, self.epoch, now_s))
 
     def _count(self, answer: StepAnswer, strategy: Strategy, now_s: float) -> None:
-        """Add up what the experts were asked for; tell it when every attention group has said it."""
-        window = self._window
-        if not answer.counts:
-            return
-        counts = np.array(answer.counts, dtype=np.float64)
-        window.counts = counts if window.counts is None else window.counts + counts
-        window.heard += 1
-        if window.heard < strategy.attn_dp:
-            return
-        if window.counts.sum() < _LEAST_ROWS * window.counts.size:
-            window.asked_s, window.is_asked, window.heard = now_s, False, 0
-            return
-        self._window = _Window(now_s)
-        self._tell(ExpertCounts(now_s, window.counts))
-        self._num_windows += 1
+        """Add up what the experts were asked for; tell it when the window is complete."""
+        counts = self._window.take(answer.counts, strategy.attn_dp, now_s) if answer.counts else None
+        if counts is not None:
+            self._window = Window(now_s)
+            self._tell(ExpertCounts(now_s, counts))
+            self._num_windows += 1
 
     def _carry_out(self, commands: Sequence[Command], crew: Crew, homes: Sequence[int]) -> None:
         """Have the crew do what was decided; what belongs to one new epoch is done in one meeting."""
