@@ -66,7 +66,7 @@ def test_kernels_and_collectives_are_predicted_and_the_rest_has_a_reason(
     assert code == 0
     assert [list(row.get("predicted", {})) for row in rows] == [["us"], ["us"], ["us"], [], []]
     assert all(0.5 < row["predicted"]["us"] / row["measured"]["us"] < 2 for row in rows[:3])
-    assert rows[3]["skipped"] == "latency rows of this form are not predicted"
+    assert rows[3]["skipped"] == "which devices and cards a bare link joins is not stated"
     assert "tier B" in rows[4]["skipped"]
 
 

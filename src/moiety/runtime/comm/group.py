@@ -59,6 +59,12 @@ class Group:
         """Class of the group's transfers."""
         return self._ledger.priority
 
+    def let_go_of_room(self) -> None:
+        """Give back the memory that is kept for the next sums."""
+        self._rooms.let_go()
+        if self._ring is not None:
+            self._ring.let_go()
+
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Replace `tensor` by its sum over the members, and return it."""
         if self.size == 1:

@@ -70,6 +70,10 @@ class Rooms:
         self._num_kept = num_kept
         self._rooms: dict[tuple[torch.dtype, int], Room] = {}
 
+    def let_go(self) -> None:
+        """Keep none."""
+        self._rooms.clear()
+
     def room_for(self, own: torch.Tensor) -> Room:
         """Return room for tensors like `own`."""
         key = (own.dtype, own.numel())

@@ -47,6 +47,10 @@ class Ring:
         self._wide = torch.empty(0)
         """A piece in the format of the sums, where that is another."""
 
+    def let_go(self) -> None:
+        """Keep no room for the next sum."""
+        self._room, self._wide = None, torch.empty(0)
+
     def sent_bytes(self, flat: torch.Tensor) -> int:
         """Return the bytes that this member sends to the next one for a tensor [n]."""
         partial_bytes = flat.numel() * widened(flat[:0]).element_size()

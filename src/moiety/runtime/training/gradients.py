@@ -28,12 +28,13 @@ class Copies:
     pieces: tuple[Piece, ...]
 
     def reduce(self) -> None:
-        """Replace the gradients of the pieces by their sums over the group."""
+        """Replace the gradients of the pieces by their sums over the group; what that takes is given back."""
         for bucket in self._buckets():
             parts = [_gradient(piece) for piece in bucket]
             flat = self.group.all_reduce(torch.cat([part.reshape(-1) for part in parts]))
             for part, total in zip(parts, torch.split(flat, [part.numel() for part in parts]), strict=True):
                 part.copy_(total.view(part.shape))
+        self.group.let_go_of_room()
 
     def _buckets(self) -> Iterator[list[Piece]]:
         bucket: list[Piece] = []
