@@ -224,9 +224,10 @@ def test_experts_move_while_steps_go_on(crew: Crew, journal: Journal, undisturbe
     assert placement is not None
     after(journal, 2, crew)
     crew.migrate(swapped(crew), most_at_once=4)
+    journal.run(crew, lambda: bool(journal.of(Switched)))
+    assert any(len(each) < NEW for each in journal.new_tokens), "they move while tokens come"
     journal.run(crew, lambda: any(each.left == 0 for each in journal.of(Switched)))
     assert len(journal.of(Switched)) == 6
-    assert any(len(each) < NEW for each in journal.new_tokens), "they moved while tokens came"
     moved = crew.plan.pools[0].placement
     assert moved is not None
     assert moved.physical_to_logical_map == tuple(row[::-1] for row in placement.physical_to_logical_map)
