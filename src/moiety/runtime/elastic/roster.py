@@ -62,7 +62,8 @@ class Roster:
     def start(self, home: int, *, is_in: bool) -> Hand:
         """Start the process of a home; corpses of earlier ones are buried."""
         for each in self.hands:
-            each.process.wait(0) if each.is_gone else None
+            if each.is_gone:
+                each.process.wait(0)
         size = self._job.num_ranks
         world = World(home, size, home, size, LOOPBACK, self._port, is_hosted=True)
         process = start(world, self._job_file.fileno(), self._environment, self._output)
