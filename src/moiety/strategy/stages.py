@@ -20,18 +20,13 @@ def stage_layers(num_layers: int, pp: int) -> tuple[range, ...]:
     return tuple(range(low, high) for low, high in itertools.pairwise(bounds))
 
 
-def interleaved_layers(num_layers: int, pp: int, parts: int) -> tuple[tuple[range, ...], ...]:
-    """Return the layers of each part of each of `pp` stages: of `pp` x `parts` pieces of the model every `pp`-th one.
+def held_layers(num_layers: int, pp: int, parts: int) -> tuple[tuple[int, ...], ...]:
+    """Return the layers of each of `pp` stages, in ascending order: every `pp`-th of `pp` x `parts` pieces.
 
     A micro-batch then goes through all stages `parts` times (Narayanan et al. 2021).
     """
     pieces = stage_layers(num_layers, pp * parts)
-    return tuple(pieces[stage::pp] for stage in range(pp))
-
-
-def held_layers(num_layers: int, pp: int, parts: int) -> tuple[tuple[int, ...], ...]:
-    """Return the layers of each of `pp` stages, in ascending order, where they are `parts` pieces of the model."""
-    return tuple(tuple(itertools.chain(*pieces)) for pieces in interleaved_layers(num_layers, pp, parts))
+    return tuple(tuple(itertools.chain(*pieces[stage::pp])) for stage in range(pp))
 
 
 def _gets_extra(stage: int, pp: int, rest: int) -> bool:

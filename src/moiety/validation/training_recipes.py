@@ -94,12 +94,18 @@ def _distance(recipe: TrainingRecipe, row: SystemRow) -> tuple[int, ...]:
     )
 
 
+@cache
+def _releases_with(release: str) -> list[str]:
+    """Return all releases that carry a recipe, and one more, in order."""
+    every = {each for published in published_recipes() for known in published.recipes for each in known.releases}
+    return sorted({*every, release})
+
+
 def _releases_apart(recipe: TrainingRecipe, row: SystemRow) -> int:
     stated = _RELEASE.search(row.source)
     if stated is None or not recipe.releases:
         return 0
-    every = {each for published in published_recipes() for known in published.recipes for each in known.releases}
-    order = sorted({*every, stated[1]})
+    order = _releases_with(stated[1])
     return min(abs(order.index(each) - order.index(stated[1])) for each in recipe.releases)
 
 
