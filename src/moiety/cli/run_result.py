@@ -157,13 +157,14 @@ def memory_section(result: RunResult) -> RenderableType:
 
 
 def _of_arena(arena: Mapping[str, object]) -> str:
-    """Return which decode steps were computed in the arena, and what was not, in one sentence."""
+    """Return which decode steps were computed in the arena or by CUDA graphs, and what was not, in one sentence."""
     outside = [*cast("list[str]", arena.get("outside", []))]
     if arena.get("obstacle"):
         outside.append(f"a step, as {arena['obstacle']}")
-    done, of = arena.get("decode_steps_in_arena", 0), arena.get("decode_steps", 0)
-    said = f"{done} of {of} decode steps in the arena"
-    return f"{said}; outside it: {'; '.join(outside)}" if outside else said
+    way = "graphs" if "decode_steps_in_graphs" in arena else "arena"
+    done, of = arena.get(f"decode_steps_in_{way}", 0), arena.get("decode_steps", 0)
+    said = f"{done} of {of} decode steps {'by CUDA graphs' if way == 'graphs' else 'in the arena'}"
+    return f"{said}; other: {'; '.join(outside)}" if outside else said
 
 
 def _bytes(value: float) -> str:

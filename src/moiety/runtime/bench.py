@@ -94,20 +94,25 @@ def run_bench(engine: Engine, model: RankModel, telemetry: Telemetry) -> dict[st
     """
     schedule = model.seat.pool.schedule
     whole = bench_step(model, schedule)
-    measured = _timed(engine, whole, telemetry, overlapped=engine.overlaps)
-    alone = _timed(engine, whole, telemetry, overlapped=False) if engine.overlaps else measured
+    measured = _timed(engine, whole, telemetry, overlapped=engine.overlaps, device=model.device)
+    alone = _timed(engine, whole, telemetry, overlapped=False, device=model.device) if engine.overlaps else measured
     observed: list[dict[str, object]] = []
     for share in SHARES:
         part = smaller(schedule, share)
         if observed and part.model_dump(mode="json") == observed[-1]["schedule"]:
             continue
-        outcome = _timed(engine, bench_step(model, part), telemetry, overlapped=False)
+        outcome = _timed(engine, bench_step(model, part), telemetry, overlapped=False, device=model.device)
         observed.append({"schedule": part.model_dump(mode="json"), **outcome})
     return {"step": measured, "step_not_overlapped": alone, "observed": observed}
 
 
-def _timed(engine: Engine, step: BenchStep, telemetry: Telemetry, *, overlapped: bool) -> dict[str, object]:
-    """Return what all ranks took for the step, repeated."""
+def _timed(
+    engine: Engine, step: BenchStep, telemetry: Telemetry, *, overlapped: bool, device: torch.device
+) -> dict[str, object]:
+    """Return what all ranks took for the step, repeated.
+
+    On a GPU the step is timed by itself and its ops in another one, since each op's end is waited for there.
+    """
     runs: list[_Run] = []
     cache = engine.new_cache(step.num_slots, step.capacity)
     engine.timed_step(step.batches, cache, overlapped=overlapped)  # memory and connections are made here
@@ -116,6 +121,9 @@ def _timed(engine: Engine, step: BenchStep, telemetry: Telemetry, *, overlapped:
         telemetry.begin()
         seconds = engine.timed_step(step.batches, cache, overlapped=overlapped)
         telemetry.end()
+        if device.type == "cuda":
+            engine.world.barrier()
+            seconds = engine.timed_step(step.batches, cache, overlapped=overlapped)
         moving_s, waited_s = telemetry.communication()
         runs.append(_Run(seconds, *telemetry.seconds_by_op(), moving_s, waited_s))
     return _joined(cast("list[list[_Run]]", engine.world.gather_objects(runs)))

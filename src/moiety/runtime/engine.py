@@ -13,6 +13,7 @@ from moiety.runtime.conversion import integers
 from moiety.runtime.model.batch import Segment, packed
 from moiety.runtime.model.kv_cache import KvCache
 from moiety.runtime.sampling import Sampling
+from moiety.runtime.telemetry import clock_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -133,11 +134,12 @@ class Engine:
 
         Overlapped micro-batches go in pairs. Cached tokens that no step has computed are zeros.
         """
-        started = time.perf_counter()
+        clock = clock_of(self._model.device)
+        started = clock()
         logits = self._logits(batches, self.states(batches, cache, overlapped=overlapped))
         if logits is not None:
             torch.argmax(logits, dim=-1, out=self._drawn_room(logits.shape[0]))
-        return time.perf_counter() - started
+        return clock() - started
 
     @torch.inference_mode()
     def states(self, batches: Sequence[Batch], cache: KvCache, *, overlapped: bool) -> list[torch.Tensor]:

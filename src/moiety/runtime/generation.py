@@ -20,7 +20,7 @@ from moiety.runtime.overlap import Turns
 from moiety.runtime.sampling import Sampling
 from moiety.runtime.seat import seat_of
 from moiety.runtime.steady import decode_allocations, outside_arena
-from moiety.runtime.telemetry import Telemetry
+from moiety.runtime.telemetry import Telemetry, clock_of
 
 if TYPE_CHECKING:
     from moiety.runtime.comm.traffic import Observer
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 def generate(post: Post) -> Report:
     """Return this rank's report of the job: the new tokens of every prompt, and what they took."""
     job, rank = post.job, post.world.rank
-    telemetry = Telemetry() if job.bench or job.trace else None
+    telemetry = Telemetry(clock_of(device_of(post))) if job.bench or job.trace else None
     network = network_of(post, telemetry)
     resident_bytes = _resident_bytes()
     try:

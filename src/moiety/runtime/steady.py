@@ -9,6 +9,7 @@ import torch
 from moiety.runtime.allocations import allocations_of
 from moiety.runtime.engine import MAX_SEQUENCES
 from moiety.runtime.model.batch import Segment, packed, room_for
+from moiety.runtime.model.graphs import GraphedDecoding, obstacle_to_graphs
 
 if TYPE_CHECKING:
     from moiety.runtime.engine import Engine
@@ -23,8 +24,11 @@ def outside_arena(model: RankModel, *, draws: bool) -> list[str]:
 
     `draws`: whether tokens are drawn at random.
     """
+    by_sampling = ["the next tokens: they are drawn at random"] if draws and model.seat.is_last_stage else []
+    if isinstance(model.decoding, GraphedDecoding):
+        return by_sampling
     if model.decoding is None:
-        return ["all: steps are noted on CPUs only"]
+        return [f"all: {obstacle_to_graphs(model.seat, model.expert_layers)}"]
     layers, moe = model.expert_layers.values(), model.seat.plan.model.moe
     top_k = 0 if moe is None else moe.top_k
 
@@ -35,9 +39,8 @@ def outside_arena(model: RankModel, *, draws: bool) -> list[str]:
     parts = {
         f"expert layers: in steps of more than {most} tokens of an attention group": most < MAX_SEQUENCES,
         "products in BF16: oneDNN's scratchpads": model.dtype == torch.bfloat16,
-        "the next tokens: they are drawn at random": draws and model.seat.is_last_stage,
     }
-    return [said for said, is_so in parts.items() if is_so]
+    return [said for said, is_so in parts.items() if is_so] + by_sampling
 
 
 def decode_allocations(engine: Engine, model: RankModel, num_sequences: int) -> int:

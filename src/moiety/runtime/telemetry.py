@@ -7,6 +7,8 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import torch
+
 from moiety.sim.timeline import merge
 
 if TYPE_CHECKING:
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 class Recorder(Protocol):
     """What the parts of a model tell about themselves."""
 
+    @property
+    def recording(self) -> bool:
+        """Whether the time of every op is wanted now, so that no step may be computed as a whole."""
+        ...
+
     def mark(self, name: str, layer: int = -1) -> None:
         """Say that the op `name` (the graph's word) of a layer has just ended on this rank's compute stream."""
         ...
@@ -25,6 +32,8 @@ class Recorder(Protocol):
 
 class Silent:
     """Records nothing."""
+
+    recording = False
 
     def mark(self, name: str, layer: int = -1) -> None:
         """Do nothing."""
@@ -62,6 +71,18 @@ class Moved:
     start_s: float
     end_s: float
     tier_bytes: tuple[int, ...]
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Return a clock in seconds that waits for the device before it is read: a GPU works behind the host's back."""
+    if device.type != "cuda":
+        return time.perf_counter
+
+    def read() -> float:
+        torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    return read
 
 
 @dataclass(slots=True)

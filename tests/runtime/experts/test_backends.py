@@ -226,7 +226,7 @@ def test_a_layer_gives_the_same_sums_by_every_back_end() -> None:
     shares = torch.rand(9, 3, generator=generator)
     table = serving_table(np.arange(6), num_experts=6, num_gpus=1, num_nodes=1)
     chooser = SlotChooser(torch.arange(6), table, home=0, first_token=0, token_step=1)
-    routed = LocalExperts(first_slot=1, num_slots=4, recorder=Silent())
+    routed = LocalExperts(first_slot=1, num_slots=4, holds_all=False, recorder=Silent())
     weights = weights_of()
     able = [name for name, each in BACKENDS.items() if each.obstacle(weights) is None]
     assert {"triton", "grouped_mm", "matmul"} <= set(able)

@@ -106,3 +106,9 @@ def test_rows_beside_it_do_not_change_a_rows_bits() -> None:
     held = case.rows
     few = Rows(held.hidden[:4], held.keys[:4], held.slots[:4], held.weights[:4])
     assert torch.equal(outputs_of(case)[:4], outputs_of(replace(case, rows=few)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_that_are_known_to_go_nowhere_else_have_the_same_bits(dtype: torch.dtype) -> None:
+    case = case_of(num_rows=21, num_slots=5, width=3, kind="spread", dtype=dtype)
+    assert torch.equal(outputs_of(replace(case, rows=replace(case.rows, all_here=True))), outputs_of(case))

@@ -30,6 +30,8 @@ class Rows:
     """[rows, width], int16: physical slots that the row goes to, in the order of the router's choice."""
     weights: torch.Tensor
     """[rows, width], float32: the router's weights."""
+    all_here: bool = False
+    """Whether it is known without a look at `slots` that none is `NO_SLOT`."""
 
 
 NO_SLOT = -1

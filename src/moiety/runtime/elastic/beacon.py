@@ -39,6 +39,8 @@ _BY_OTHERS = frozenset({"dispatch", "combine", "token_all_gather", "token_reduce
 class Beacon:
     """Takes note of every op that ends (`Recorder`) and of every wait (`Observer`); costs an addition or two."""
 
+    recording = False
+
     def __init__(self) -> None:
         self.count = 0
         self.generation = 0

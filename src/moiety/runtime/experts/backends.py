@@ -48,6 +48,8 @@ class Backend:
     """Whether gradients come back through it."""
     takes_fp8: bool = False
     """Whether it computes weights that are held in FP8."""
+    stays_on_device: bool = False
+    """Whether nothing waits for the device where all slots of the rows are here (`Rows.all_here`)."""
     most_fixed: int = 0
     """Pairs of a row and a slot up to which the shapes of all tensors on the way follow from those of the arguments."""
 
@@ -122,7 +124,14 @@ def _suits_tensor_cores(weights: ExpertWeights) -> bool:
 BACKENDS = {
     each.name: each
     for each in (
-        Backend("triton", _triton_outputs, _triton_obstacle, _suits_tensor_cores, has_gradients=False),
+        Backend(
+            "triton",
+            _triton_outputs,
+            _triton_obstacle,
+            _suits_tensor_cores,
+            has_gradients=False,
+            stays_on_device=True,
+        ),
         Backend("grouped_mm", partial_outputs, _grouped_mm_obstacle, lambda _: True, most_fixed=MOST_PAIRS),
         Backend(
             "matmul",

@@ -123,7 +123,12 @@ def _routed(
         return ExchangedExperts(
             exchange, tp=strategy.tp, tp_index=seat.coordinates["tp"], turns=turns, recorder=recorder
         )
-    local = LocalExperts(first_slot=shape.first_slot, num_slots=shape.slots_per_rank, recorder=recorder)
+    local = LocalExperts(
+        first_slot=shape.first_slot,
+        num_slots=shape.slots_per_rank,
+        holds_all=shape.num_gpus == shape.expert_tp and strategy.attn_dp == 1,
+        recorder=recorder,
+    )
     if strategy.attn_dp == 1:
         return local
     group = network.group(seat.groups["attn_dp"], "tokens", Priority.EXCHANGE)

@@ -22,18 +22,32 @@ def fused_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer:
 
     As `partial_outputs` of `grouped.py`: a row's slots are added in the order of the router's choice, in FP32. An
     output is rounded to the format of the states once, after its weight; the gate's inputs are not rounded at all.
+    Where all slots are here, nothing waits for the device to say how many are.
     """
-    held = rows.slots >= 0
-    row, column = held.nonzero(as_tuple=True)
-    keys, order = torch.sort((rows.slots[row, column].long() << KEY_BITS) + rows.keys[row])
+    row, slot, scale, first = _all_pairs(rows) if rows.all_here else _pairs_here(rows)
+    keys, order = torch.sort((slot << KEY_BITS) + rows.keys[row])
     gate_up, down = weights.plain
-    groups = group_rows(keys, weights.num_slots, KEY_BITS)
-    pairs = SortedPairs(order, row, rows.weights[row, column], groups)
+    pairs = SortedPairs(order, row, scale, group_rows(keys, weights.num_slots, KEY_BITS))
     middle = gated_rows(rows.hidden, gate_up, pairs)
     recorder.mark("expert_gate_up", layer)
     outputs = weighted_outputs(middle, down, pairs)
-    first = torch.zeros(held.shape[0] + 1, dtype=torch.int64, device=held.device)
-    torch.cumsum(held.sum(dim=1), 0, out=first[1:])
-    sums = row_sums(outputs, first, held.shape[1])
+    sums = row_sums(outputs, first, rows.slots.shape[1])
     recorder.mark("expert_down", layer)
     return sums
+
+
+def _pairs_here(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return row, slot and weight of each pair that is here [pairs], and each row's first pair [rows + 1]."""
+    held = rows.slots >= 0
+    row, column = held.nonzero(as_tuple=True)
+    first = torch.zeros(held.shape[0] + 1, dtype=torch.int64, device=held.device)
+    torch.cumsum(held.sum(dim=1), 0, out=first[1:])
+    return row, rows.slots[row, column].long(), rows.weights[row, column], first
+
+
+def _all_pairs(rows: Rows) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the same where every pair is here."""
+    count, width = rows.slots.shape
+    row = torch.arange(count * width, device=rows.slots.device) // width
+    first = torch.arange(count + 1, device=rows.slots.device) * width
+    return row, rows.slots.reshape(-1).long(), rows.weights.reshape(-1), first

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 class LocalExperts:
     """All ranks that share the experts hold the same tokens: each computes what its slots serve."""
 
-    def __init__(self, *, first_slot: int, num_slots: int, recorder: Recorder) -> None:
+    def __init__(self, *, first_slot: int, num_slots: int, holds_all: bool, recorder: Recorder) -> None:
+        """`holds_all`: whether these are all slots that there are."""
         self._first_slot, self._num_slots, self._recorder = first_slot, num_slots, recorder
+        self._holds_all = holds_all
 
     def most_pairs(self, num_tokens: int, top_k: int, most_tokens: int) -> int:
         """Return those of this rank's own tokens; see `RoutedExperts`."""
@@ -33,6 +35,8 @@ class LocalExperts:
     def slots_here(self, experts: torch.Tensor, layer: HeldLayer) -> torch.Tensor:
         """Return which of this rank's slots serves each of `experts` [tokens, k], as numbers from its first."""
         slots = layer.chooser.choose(experts) - self._first_slot
+        if self._holds_all:
+            return slots
         return torch.where((slots >= 0) & (slots < self._num_slots), slots, NO_SLOT)
 
     def outputs(
@@ -40,4 +44,4 @@ class LocalExperts:
     ) -> torch.Tensor:
         """Return the sum over these `slots` [tokens, k] of this rank."""
         keys = torch.arange(hidden.shape[0], device=hidden.device)
-        return layer.outputs(Rows(hidden, keys, slots, weights), self._recorder)
+        return layer.outputs(Rows(hidden, keys, slots, weights, self._holds_all), self._recorder)

@@ -80,6 +80,9 @@ class Batch:
         """Segments that ask for the next token."""
         self.is_decode = self.num_tokens == len(segments) and all(each.start > 0 for each in segments)
         """Whether every segment is a single token that follows others."""
+        self.most_cached: int | None = None
+        """Tokens that attention looks at in every sequence's row of the cache, masked from its end on; None: as many as
+        the longest of the batch has, which differs from step to step."""
         self._tensors: BatchTensors | None = None
 
     @property
@@ -91,19 +94,24 @@ class Batch:
     def tensors(self) -> BatchTensors:
         """What the model reads."""
         if self._tensors is None:
-            numbers = self._numbers()
+            numbers = self.numbers()
             ids, positions, *others = (torch.tensor(each, dtype=torch.int64, device=self._device) for each in numbers)
             self._tensors = BatchTensors(ids, positions[None], *others)
         return self._tensors
+
+    def read_from(self, tensors: BatchTensors) -> None:
+        """Have the model read `tensors`, to which the batch's numbers are written by whoever calls this."""
+        self._tensors = tensors
 
     def lie_in(self, tensors: BatchTensors) -> None:
         """Have the batch's tensors in the memory of those of another one of the same shape, on the CPU."""
         self._tensors = tensors
         rooms = (tensors.token_ids, tensors.positions, tensors.emitting, tensors.slots, tensors.ends)
-        for room, numbers in zip(rooms, self._numbers(), strict=True):
+        for room, numbers in zip(rooms, self.numbers(), strict=True):
             struct.pack_into(f"{room.numel()}q", bytes_of(room), 0, *numbers)
 
-    def _numbers(self) -> tuple[list[int], ...]:
+    def numbers(self) -> tuple[list[int], ...]:
+        """Return what the tensors hold, in the order of `BatchTensors`."""
         ids = [each for segment in self.segments for each in segment.token_ids]
         positions = [each for segment in self.segments for each in range(segment.start, segment.end)]
         emitting = [end - 1 for segment, end in zip(self.segments, self.offsets[1:], strict=True) if segment.emits]

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from moiety.runtime.model.batch import Batch, Segment
+    from moiety.runtime.model.batch import Batch
     from moiety.runtime.model.kv_cache import CachedStep
 
 _CONVERTED_BYTES = 1 << 20
@@ -57,13 +57,15 @@ def rooms_for(step: CachedStep, layer: int, heads: int) -> Rooms:
     return Rooms(logits, weights, hidden, torch.arange(kept, device=device), converted)
 
 
-def runs_of(segments: Sequence[Segment], kept: int, most: int | None = None) -> Iterator[Run]:
-    """Yield the runs of the segments, in their order, of `most` sequences each; `kept` tokens are cached of one."""
+def runs_of(batch: Batch, kept: int, most: int | None = None) -> Iterator[Run]:
+    """Yield the runs of a batch's sequences, in their order, of `most` each; `kept` tokens are cached of one."""
+    segments = batch.segments
     breaks = [index + 1 for index, (one, other) in enumerate(pairwise(segments)) if other.slot != one.slot + 1]
     for first, last in pairwise((0, *breaks, len(segments))):
         for low in range(first, last, most or len(segments)):
             high = min(low + (most or len(segments)), last)
-            yield Run(low, high, segments[low].slot, min(kept, max(each.end for each in segments[low:high])))
+            longest = batch.most_cached or max(each.end for each in segments[low:high])
+            yield Run(low, high, segments[low].slot, min(kept, longest))
 
 
 def cached_runs(step: CachedStep, layer: int, rooms: Rooms) -> Iterator[tuple[Run, torch.Tensor, torch.Tensor]]:
@@ -73,7 +75,7 @@ def cached_runs(step: CachedStep, layer: int, rooms: Rooms) -> Iterator[tuple[Ru
     """
     cached = step.cache.layer(layer)
     most = _num_converted(cached) if rooms.converted else None
-    for run in runs_of(step.batch.segments, cached[0].shape[2], most):
+    for run in runs_of(step.batch, cached[0].shape[2], most):
         keys, values = (each[run.slot : run.slot + run.high - run.low, :, : run.longest] for each in cached)
         if rooms.converted:
             keys, values = (
@@ -99,7 +101,7 @@ def hide(logits: torch.Tensor, batch: Batch, low: int, window: int | None, rooms
 def seen_tokens(batch: Batch, run: Run, window: int | None) -> torch.Tensor | None:
     """Return which cached tokens each new one of a run sees, [sequences, longest]; None where all see all."""
     ends = [each.end for each in batch.segments[run.low : run.high]]
-    if min(ends) >= run.longest and (window is None or window >= run.longest):
+    if batch.most_cached is None and min(ends) >= run.longest and (window is None or window >= run.longest):
         return None
     end = batch.tensors.ends[run.low : run.high, None]
     to = torch.arange(run.longest, device=end.device)

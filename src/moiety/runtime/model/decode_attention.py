@@ -88,7 +88,7 @@ def _by_library(
 ) -> None:
     """Fill `out` by PyTorch's attention."""
     heads, cached = asked.shape[1], step.cache.layer(layer)
-    for run in runs_of(step.batch.segments, cached[0].shape[2]):
+    for run in runs_of(step.batch, cached[0].shape[2]):
         count = run.high - run.low
         keys, values = (each[run.slot : run.slot + count, :, : run.longest].to(asked.dtype) for each in cached)
         groups = keys.shape[1]
@@ -100,4 +100,4 @@ def _by_library(
             found = attention_with_sinks(rows, keys, values, mask, scaling, columns)
         else:
             found = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scaling)
-        out[run.low : run.high] = found.view(count, heads, -1)
+        out[run.low : run.high] = found.reshape(count, heads, -1)  # kernels lay it out in their own ways

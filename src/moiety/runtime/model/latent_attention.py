@@ -91,7 +91,7 @@ def _sum_up_by_library(
 ) -> None:
     """Fill `summed` as `_sum_up` does, by products in the queries' format."""
     cached = step.cache.layer(layer)
-    for run in runs_of(step.batch.segments, cached[0].shape[2]):
+    for run in runs_of(step.batch, cached[0].shape[2]):
         rows, part = slice(run.slot, run.slot + run.high - run.low), slice(run.low, run.high)
         latents, rotary = (each[rows, 0, : run.longest].to(asked.dtype) for each in cached)
         logits = torch.bmm(asked[part], latents.transpose(1, 2)) + torch.bmm(turned[part], rotary.transpose(1, 2))

@@ -11,6 +11,7 @@ from moiety.runtime.expansion import room_bytes
 from moiety.runtime.experts.build import FOR_INFERENCE, expert_layers
 from moiety.runtime.model.attention import CAUSAL, PACKED
 from moiety.runtime.model.decoding import Decoding
+from moiety.runtime.model.graphs import GraphedDecoding, obstacle_to_graphs
 from moiety.runtime.model.loading import Loading, parameter
 from moiety.runtime.model.marks import NotedMarks, mark_ops
 from moiety.runtime.model.parallel import (
@@ -28,12 +29,15 @@ from moiety.runtime.overlap import Turns
 from moiety.runtime.telemetry import Silent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.comm.group import Group
     from moiety.runtime.comm.network import Network
     from moiety.runtime.experts.build import ExpertUse
+    from moiety.runtime.experts.layer import ExpertLayer
     from moiety.runtime.model.supply import WeightSupply
     from moiety.runtime.seat import Seat
     from moiety.runtime.telemetry import Recorder
@@ -111,8 +115,16 @@ def load_model(
         recorder=loading.recorder,
         prefix=skeleton.prefix(),
         shapes=shapes,
-        decoding=Decoding(network.device) if network.device.type == "cpu" and not use.trains else None,
+        decoding=None if use.trains else _decoding(loading, experts),
     )
+
+
+def _decoding(loading: Loading, experts: Mapping[int, ExpertLayer]) -> Decoding | GraphedDecoding | None:
+    """Return what steps of decoding are computed in."""
+    if loading.device.type == "cpu":
+        return Decoding(loading.device)
+    is_graphed = loading.device.type == "cuda" and obstacle_to_graphs(loading.seat, experts) is None
+    return GraphedDecoding(loading.device, loading.recorder) if is_graphed else None
 
 
 def _expert_modules(loading: Loading) -> dict[int, tuple[str, Any]]:

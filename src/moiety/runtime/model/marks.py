@@ -31,6 +31,11 @@ class NotedMarks:
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
+    @property
+    def recording(self) -> bool:
+        """Whether the time of every op is wanted now; see `Recorder`."""
+        return self._recorder.recording
+
     def mark(self, name: str, layer: int = -1) -> None:
         """Tell the recorder; see `Recorder`."""
         called(self._recorder.mark, name, layer)

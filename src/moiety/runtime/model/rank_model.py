@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moiety.runtime.experts.layer import ExpertLayer
     from moiety.runtime.model.batch import Batch
     from moiety.runtime.model.decoding import Decoding
+    from moiety.runtime.model.graphs import GraphedDecoding
     from moiety.runtime.model.kv_cache import KvCache
     from moiety.runtime.seat import Seat
     from moiety.runtime.telemetry import Recorder
@@ -51,7 +52,7 @@ class RankModel:
     shapes: Mapping[str, tuple[int, ...]]
     """Of all parameters and persistent buffers of the whole model, by transformers' name."""
 
-    decoding: Decoding | None = None
+    decoding: Decoding | GraphedDecoding | None = None
     """What steps of decoding are computed in; None: in whatever memory PyTorch gives each op."""
 
     def serve_by(self, choosers: Mapping[int, SlotChooser]) -> None:
