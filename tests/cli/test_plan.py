@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -294,3 +295,19 @@ def test_a_plan_that_was_written_is_read_back_equal(reference_folder: Path) -> N
     again, _ = load_plan(str(path))
     assert plan == again
     assert plan.name == "enhanced"
+
+
+def test_a_graphviz_that_does_not_load_is_one_message_and_no_file(work: Path) -> None:
+    (work / "broken").mkdir()
+    (work / "broken" / "pygraphviz.py").write_text("raise ImportError('libgobject-2.0.so.0: cannot open it')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "moiety", "plan", "--out", str(work / "plan")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(work / "broken"), *sys.path])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "drawings are made by Graphviz, which pygraphviz cannot load here: libgobject" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (work / "plan").exists()

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from moiety.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Generator
 
@@ -21,13 +23,22 @@ def render_svg(dot: str) -> str:
 
     Text is placed without looking at the fonts of this machine, so that every machine gives the same bytes.
     """
-    pygraphviz: Any = import_module("pygraphviz")  # here, because it takes a while to load, and has no types
+    pygraphviz = _graphviz()
     with _no_fonts(), _silent_stderr():
         graph = pygraphviz.AGraph(string=dot)
         graph.has_layout = True  # its positions are in the text
         drawn: bytes = graph.draw(format="svg")
         graph.close()
     return compact_svg(drawn.decode("utf-8"))
+
+
+def _graphviz() -> Any:  # noqa: ANN401 - the library has no types
+    """Return the library, imported here because it takes a while; InputError where the system lacks what it needs."""
+    try:
+        return import_module("pygraphviz")
+    except ImportError as error:
+        rule = f"drawings are made by Graphviz, which pygraphviz cannot load here: {error}"
+        raise InputError(rule, remedy="install what it names (libgobject: Debian's libglib2.0-0)") from error
 
 
 def compact_svg(svg: str) -> str:
