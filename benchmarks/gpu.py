@@ -40,8 +40,9 @@ from moiety.runtime.dispatch.quantize import quantized
 from moiety.runtime.dispatch.wire import Rows
 from moiety.runtime.experts.weights import ExpertWeights
 from moiety.runtime.fp8 import BLOCK, FP8, num_scales
+from moiety.runtime.gates import Gate
 from moiety.runtime.telemetry import Silent
-from tests.runtime.kernels.routed_rows import DTYPES, Case, case_of, gated, tolerance
+from tests.runtime.kernels.routed_rows import DTYPES, Case, case_of, tolerance, wrong_numbers
 
 if HAS_TRITON := find_spec("triton") is not None:
     from benchmarks.expert_products import SHAPES, TOP_K, RoutedExperts
@@ -59,6 +60,16 @@ MOST_APART = 0.01
 """Relative distance of results in BF16 from float64's."""
 MANY_ROWS, FEW_ROWS = 1024, 8
 """An expert's, on average, at which the second and the third bar hold."""
+SIZES = ((512, 256), (328, 104), (130, 40))
+"""Hidden size and width that sums are tried on: tiles divide them, lines of 16 bytes do, nothing does."""
+KINDS: dict[str, dict[str, Any]] = {
+    "silu": {},
+    "silu, codes": {"fp8_from": 0},
+    "silu, codes in cut blocks": {"fp8_from": 45},
+    "gpt-oss": {"gate": Gate.GPT_OSS, "is_biased": True, "is_transposed": False},
+    "gpt-oss, codes": {"gate": Gate.GPT_OSS, "is_biased": True, "is_transposed": False, "fp8_from": 64},
+}
+"""Variants of the expert kernels."""
 REPEATS, SLEEP_CYCLES, FLUSHED_BYTES = 15, 2_000_000, 256 << 20
 
 
@@ -110,7 +121,8 @@ def moved(case: Case, device: torch.device) -> tuple[Rows, ExpertWeights]:
     states = held.hidden.new_empty(held.hidden.shape[0], held.hidden.stride(0)).to(device)[:, : held.hidden.shape[1]]
     states.copy_(held.hidden)
     rows = Rows(states, held.keys.to(device), held.slots.to(device), held.weights.to(device))
-    return rows, ExpertWeights(weights.gate_up.to(device), weights.down.to(device), None, None, gated)
+    biases = (None if each is None else each.to(device) for each in (weights.gate_up_bias, weights.down_bias))
+    return rows, ExpertWeights(weights.gate_up.to(device), weights.down.to(device), *biases, weights.gate)
 
 
 def wire_room(rows: int, hidden: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,23 +134,38 @@ def wire_room(rows: int, hidden: int, device: torch.device) -> tuple[torch.Tenso
 def wrongs(device: torch.device, seed: int) -> list[str]:
     """Return what is wrong with the kernels on new random data, tried in several processes as compiling takes long."""
     context = multiprocessing.get_context("spawn")
-    cases = [(device, seed, *each) for each in product(DTYPES, ((512, 256), (328, 104), (130, 40)))]
+    cases = [(device, seed, *each) for each in product(DTYPES, SIZES, KINDS)]
     with context.Pool(min(len(cases), os.cpu_count() or 1)) as pool:
         found = [each for part in pool.starmap(wrong_sums, cases) for each in part]
+        found += [each for part in pool.starmap(wrong_numbers, of_single_rows(device)) for each in part]
     return found + wrong_codes(device)
 
 
-def wrong_sums(device: torch.device, seed: int, dtype: torch.dtype, sizes: tuple[int, int]) -> list[str]:
-    """Return what is wrong with the sums of one format and size: beside float64's, or bits in another order."""
+def of_single_rows(device: torch.device) -> list[tuple[Any, ...]]:
+    """Return what `wrong_numbers` is tried on: blocks that tiles divide, that they do not, that begin anywhere."""
+    return [
+        (device, sizes, dtype, first, gate)
+        for sizes, first in zip(SIZES, (0, 64, 45), strict=True)
+        for dtype in DTYPES
+        for gate in Gate
+    ]
+
+
+def wrong_sums(
+    device: torch.device, seed: int, dtype: torch.dtype, sizes: tuple[int, int], of: str = "silu"
+) -> list[str]:
+    """Return what is wrong with the sums of one format, size and kind: beside float64's, or bits in another order."""
     torch.set_num_threads(1)  # of the reference, whose processes stand side by side
     found: list[str] = []
     for num_rows, kind in ((1, "spread"), (3, "nowhere"), (90, "some"), (700, "some"), (400, "one slot")):
-        case = case_of(num_rows=num_rows, num_slots=9, width=4, sizes=sizes, dtype=dtype, kind=kind, seed=seed)
+        case = case_of(
+            num_rows=num_rows, num_slots=9, width=4, sizes=sizes, dtype=dtype, kind=kind, seed=seed, **KINDS[of]
+        )
         rows, weights = moved(case, device)
         sums = fused_outputs(rows, weights, Silent(), 0)
         reference, doubt = case.reference()
         off = (sums.cpu().double() - reference).abs()
-        name = f"{dtype}, {num_rows} rows {kind}, {sizes}"
+        name = f"{of}, {dtype}, {num_rows} rows {kind}, {sizes}"
         if not bool((off <= tolerance(dtype) * doubt + 1e-6).all()):
             found.append(f"{name}: off by {float(off.max()):.2e}")
         order = torch.randperm(num_rows, device=device)

@@ -58,7 +58,7 @@ def prompts() -> list[list[int]]:
     return [torch.randint(1, 60, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(CONFIGS) if name != "gpt_oss"])
+@pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_tokens_are_those_of_ops_launched_one_by_one(name: str, tmp_path: Path) -> None:
     with loaded(name, tmp_path) as (model, network, turns):
         assert isinstance(model.decoding, GraphedDecoding)

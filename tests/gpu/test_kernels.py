@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from benchmarks.gpu import wrong_codes, wrong_sums
+from benchmarks.gpu import KINDS, SIZES, of_single_rows, wrong_codes, wrong_sums
 from moiety.runtime.block_scaled import cut, quantised
 from moiety.runtime.expansion import whole
+from tests.runtime.kernels.routed_rows import DTYPES, wrong_numbers
 
 GPU = torch.device("cuda", 0)
-SIZES = ((512, 256), (328, 104), (130, 40))
-"""Hidden size and width: tiles divide them, lines of 16 bytes do, nothing does."""
 
 
+@pytest.mark.parametrize("of", KINDS)
 @pytest.mark.parametrize("sizes", SIZES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_sums_are_right(dtype: torch.dtype, sizes: tuple[int, int]) -> None:
-    assert wrong_sums(GPU, 0, dtype, sizes) == []
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_are_right(dtype: torch.dtype, sizes: tuple[int, int], of: str) -> None:
+    assert wrong_sums(GPU, 0, dtype, sizes, of) == []
+
+
+@pytest.mark.parametrize("is_transposed", [False, True])
+@pytest.mark.parametrize("arguments", of_single_rows(GPU), ids=str)
+def test_the_kernels_take_weights_in_fp8_for_the_numbers_of_the_host(
+    arguments: tuple[Any, ...], *, is_transposed: bool
+) -> None:
+    assert wrong_numbers(*arguments, is_transposed=is_transposed) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -14,6 +14,7 @@ from moiety.runtime.model.load import load_model
 from moiety.runtime.overlap import Turns
 from moiety.runtime.seat import seat_of
 from tests.runtime.checkpoints import CONFIGS, greedy_continuation, reference_model, save_checkpoint
+from tests.runtime.fp8_checkpoints import save_dequantised, save_fp8
 from tests.runtime.model.cases import NEW, PROMPTS
 from tests.runtime.model.entry import first_logits
 from tests.runtime.plans import plan_of
@@ -23,13 +24,10 @@ if TYPE_CHECKING:
 
     from moiety.dtypes import Dtype
 
-GATED_OTHERWISE = ("gpt_oss",)
-"""Experts that Triton's kernels do not know."""
 
-
-def on_gpu(folder: Path, dtype: Dtype) -> tuple[list[list[int]], torch.Tensor, set[str]]:
+def on_gpu(folder: Path, dtype: Dtype, weights: Dtype | None = None) -> tuple[list[list[int]], torch.Tensor, set[str]]:
     """Return tokens, the first prompt's logits, and what computed the experts."""
-    plan, turns = plan_of(folder, "tp1", dtype=dtype), Turns()
+    plan, turns = plan_of(folder, "tp1", dtype=dtype, weights=weights), Turns()
     store = torch.distributed.HashStore()
     network = Network(
         rank=0, world_size=1, store=store, tiers=plan.cluster.tiers, device=torch.device("cuda", 0), address="127.0.0.1"
@@ -63,7 +61,18 @@ def test_float32_gives_the_tokens_and_logits_of_transformers(name: str, tmp_path
 def test_bfloat16_stays_within_its_rounding_of_transformers(name: str, tmp_path: Path) -> None:
     folder = save_checkpoint(name, tmp_path / name, dtype=torch.bfloat16)
     _, logits, backends = on_gpu(folder, "bf16")
-    assert backends == {"grouped_mm" if name in GATED_OTHERWISE else "triton"}
+    assert backends == {"triton"}
     exact = first_of(reference_model(folder, torch.float32).cuda())
     rounded = first_of(reference_model(folder, torch.bfloat16).cuda())
+    assert (logits - exact).abs().max() <= 2 * (rounded - exact).abs().max()
+
+
+@pytest.mark.parametrize("name", ["deepseek_v3", "gpt_oss"])
+def test_weights_in_fp8_stay_within_the_rounding_of_the_dequantised_checkpoint(name: str, tmp_path: Path) -> None:
+    plain = save_checkpoint(name, tmp_path / "plain", dtype=torch.bfloat16)
+    folder, told = save_fp8(plain, tmp_path / "fp8"), save_dequantised(plain, tmp_path / "dequantised")
+    _, logits, backends = on_gpu(folder, "bf16", "fp8")
+    assert backends == {"triton"}
+    exact = first_of(reference_model(told, torch.float32).cuda())
+    rounded = first_of(reference_model(told, torch.bfloat16).cuda())
     assert (logits - exact).abs().max() <= 2 * (rounded - exact).abs().max()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, TypeAlias
 
 import torch
@@ -110,6 +112,26 @@ def block_bounds(indices: range, block: int) -> Bounds:
         return (0,)
     begins = range((indices.start // block + 1) * block, indices.stop, block)
     return (0, *(each - indices.start for each in begins), len(indices))
+
+
+@cache
+def block_index(bounds: Bounds, device: torch.device) -> torch.Tensor:
+    """Return the block that each index along an axis lies in, int32."""
+    sizes = torch.tensor([high - low for low, high in pairwise(bounds)], dtype=torch.int64)
+    return torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(sizes).to(device)
+
+
+def even_blocks(bounds: Bounds) -> tuple[int, int] | None:
+    """Return the place of the first index in its block, and the size of blocks; None if that differs or is below 128.
+
+    Only the first and the last may be cut; where there are no others, the size is that of blocks they may be cut from.
+    """
+    sizes = [high - low for low, high in pairwise(bounds)]
+    inner = set(sizes[1:-1])
+    size = inner.pop() if inner else 1 << (max(BLOCK, *sizes) - 1).bit_length()
+    if inner or size < BLOCK or max(sizes[0], sizes[-1]) > size:
+        return None
+    return (size - sizes[0] if len(sizes) > 1 else 0), size
 
 
 def stacked(weights: Sequence[BlockScaled]) -> BlockScaled:

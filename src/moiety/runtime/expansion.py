@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from moiety.runtime.arena.trace import called
+from moiety.runtime.block_scaled import block_index
 from moiety.runtime.fp8 import FP8
 
 if TYPE_CHECKING:
@@ -135,13 +136,6 @@ def _convert(codes: torch.Tensor, out: torch.Tensor) -> None:
 
 def _has_kernel(device: torch.device) -> bool:
     return device.type == "cuda" and _HAS_TRITON
-
-
-@cache
-def block_index(bounds: Bounds, device: torch.device) -> torch.Tensor:
-    """Return the block that each index along an axis lies in, int32."""
-    sizes = torch.tensor([high - low for low, high in pairwise(bounds)], dtype=torch.int64)
-    return torch.arange(len(sizes), dtype=torch.int32).repeat_interleave(sizes).to(device)
 
 
 @cache

@@ -19,23 +19,22 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from moiety.errors import InputError
 from moiety.placement.serving.rule import serving_table
-from moiety.runtime.block_scaled import quantised
+from moiety.runtime.block_scaled import BlockScaled, quantised
 from moiety.runtime.dispatch.serving import SlotChooser
 from moiety.runtime.dispatch.wire import Rows
 from moiety.runtime.expansion import whole
 from moiety.runtime.experts import backends, libraries
-from moiety.runtime.experts.backends import BACKENDS, backend_for, is_silu_gate
+from moiety.runtime.experts.backends import BACKENDS, backend_for
 from moiety.runtime.experts.layer import HeldLayer
 from moiety.runtime.experts.libraries import aligned_places
 from moiety.runtime.experts.local import LocalExperts
 from moiety.runtime.experts.weights import ExpertWeights
+from moiety.runtime.gates import Gate, known_gate
 from moiety.runtime.telemetry import Silent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from pathlib import Path
-
-    from moiety.runtime.block_scaled import BlockScaled
 
 has_triton = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not has_triton, reason="the kernels are Triton's")
@@ -54,6 +53,11 @@ def clamped_gate(middle: torch.Tensor) -> torch.Tensor:
 
 def interleaved_gate(middle: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.silu(middle[..., ::2]) * middle[..., 1::2]
+
+
+def less_clamped_gate(middle: torch.Tensor) -> torch.Tensor:
+    gate, up = middle[..., ::2].clamp(max=8.0), middle[..., 1::2].clamp(-7.0, 7.0)
+    return (up + 1) * gate * torch.sigmoid(1.702 * gate)
 
 
 def gelu_gate(middle: torch.Tensor) -> torch.Tensor:
@@ -83,18 +87,18 @@ def test_gpus_get_the_kernels_where_these_know_the_gate(monkeypatch: pytest.Monk
     assert backend_for(weights_of(), "grouped_mm").name == "grouped_mm"
 
 
-@pytest.mark.parametrize("gate", [clamped_gate, interleaved_gate, gelu_gate])
-def test_a_gate_that_is_not_silu_is_told_from_it(gate: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    assert is_silu_gate(silu_gate)
-    assert not is_silu_gate(gate)
+@pytest.mark.parametrize("gate", [clamped_gate, interleaved_gate, gelu_gate, less_clamped_gate])
+def test_a_gate_that_is_another_is_told_from_the_known_ones(gate: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    assert known_gate(silu_gate) is Gate.SILU
+    assert known_gate(gate) is None
 
 
 def test_the_gates_of_transformers_are_recognized() -> None:
     with torch.device("meta"):
         qwen = Qwen3MoeExperts(transformers.Qwen3MoeConfig(**SIZES, moe_intermediate_size=8, num_experts=2))
         gpt_oss = GptOssExperts(transformers.GptOssConfig(**SIZES, num_local_experts=2))
-    assert is_silu_gate(qwen._apply_gate)  # noqa: SLF001 - transformers' name
-    assert not is_silu_gate(gpt_oss._apply_gate)  # noqa: SLF001 - likewise
+    assert known_gate(qwen._apply_gate) is Gate.SILU  # noqa: SLF001 - transformers' name
+    assert known_gate(gpt_oss._apply_gate) is Gate.GPT_OSS  # noqa: SLF001 - likewise
 
 
 @needs_triton
@@ -102,11 +106,8 @@ def test_the_gates_of_transformers_are_recognized() -> None:
 def test_a_back_end_by_name_that_cannot_compute_the_weights_is_refused(
     gate: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
-    with pytest.raises(InputError, match="one gate"):
+    with pytest.raises(InputError, match="two gates"):
         backend_for(weights_of(gate), "triton")
-    biased = replace(weights_of(), down_bias=torch.zeros(4, 32))
-    with pytest.raises(InputError, match="biases"):
-        backend_for(biased, "triton")
 
 
 def test_a_name_that_is_none_is_refused() -> None:
@@ -125,11 +126,22 @@ def held_in_fp8(weights: ExpertWeights) -> tuple[ExpertWeights, ExpertWeights]:
     return replace(weights, gate_up=held[0], down=held[1]), replace(weights, gate_up=plain[0], down=plain[1])
 
 
-def test_weights_in_fp8_are_computed_slot_by_slot() -> None:
+@needs_triton
+def test_weights_in_fp8_whose_blocks_the_kernels_do_not_take_are_refused_by_name() -> None:
+    weights, _ = held_in_fp8(weights_of())
+    assert backend_for(weights, "triton").name == "triton"
+    assert isinstance(weights.gate_up, BlockScaled)
+    uneven = replace(weights.gate_up, row_bounds=(0, 10, 20, 32), scales=weights.gate_up.scales.expand(4, 3, -1))
+    with pytest.raises(InputError, match="blocks of one size, 128 or more"):
+        backend_for(replace(weights, gate_up=uneven), "triton")
+    assert backend_for(replace(weights, gate_up=uneven)).name == "matmul"
+
+
+def test_weights_in_fp8_are_computed_slot_by_slot_on_cpus() -> None:
     weights, _ = held_in_fp8(weights_of())
     assert backend_for(weights).name == "matmul"
     assert weights.size_bytes < weights_of().size_bytes / 3
-    for name in set(BACKENDS) - {"matmul"}:
+    for name in set(BACKENDS) - {"matmul", "triton"}:
         with pytest.raises(InputError, match=f"expert_backend.*{name}.*no weights that are held in FP8"):
             backend_for(weights, name)
 

@@ -18,6 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from moiety.runtime.gates import Gate
 from moiety.runtime.kernels import configs, expanded_weights, expert_mlp, quantized_rows, tiles, token_sums
 
 TARGET = GPUTarget("cuda", 90, 32)
@@ -33,9 +34,14 @@ FORMATS = {
     "column_block_ptr": "*i32",
     **INTEGERS,
 }
+WEIGHTS = {"numbers": None, "codes": "*fp8e4nv"}
+"""Their format, where it is not that of the states."""
+SCALE_STRIDES = {"scale_slot_stride", "scale_in_stride", "scale_out_stride"}
+NO_SCALES = dict.fromkeys(("scales_ptr", "column_block_ptr", *SCALE_STRIDES, "block_offset", "block_size"))
 TILED = {"middle": "BLOCK_M", "weights": "BLOCK_N"}
 """Pointers, or with TMA descriptors of tensors whose tiles have so many rows."""
 UNALIGNED = {"ranks_ptr", "num_rows", "rows_class", "num_slots", "row_stride", "steps", "num_groups"}
+UNALIGNED |= {*SCALE_STRIDES, "block_offset"}
 
 
 def compiled(
@@ -78,8 +84,9 @@ def format_of(name: str, constants: dict[str, Any], states: str) -> str:
     if name in TILED:
         if constants["TMA"]:
             pair = "2, " if "ROW_UNIT" in constants else ""  # gates and ups are fetched together
-            return f"tensordesc<{states[1:]}[{pair}{constants[TILED[name]]}, {constants['BLOCK_K']}]>"
-        return states
+            kind = FORMATS["weights"] if name == "weights" else states
+            return f"tensordesc<{kind[1:]}[{pair}{constants[TILED[name]]}, {constants['BLOCK_K']}]>"
+        return FORMATS.get(name, states)
     return FORMATS.get(name, states if name.endswith("_ptr") else "i32")
 
 
@@ -96,24 +103,49 @@ def stack_bytes(code: bytes) -> int:
 
 
 def products() -> list[dict[str, Any]]:
-    """Compile the expert products with every tile size in the lists."""
+    """Compile the expert products with every tile size in the lists, and every variant with sizes that suit it."""
     found: list[dict[str, Any]] = []
-    shared = {"SLOTS": 512, "EVEN_K": True, "UPCAST": False, "in_stride": 1}
-    for kernels, lists, constants in (
-        (expert_mlp.GATE_UP_KERNELS, configs.GATE_UP, {**shared, "ROW_UNIT": 16}),
-        (expert_mlp.DOWN_KERNELS, configs.DOWN, shared),
+    for kernels, plain, codes, constants in (
+        (expert_mlp.GATE_UP_KERNELS, configs.GATE_UP, configs.GATE_UP_OF_CODES, {"ROW_UNIT": 16, "GATE": 0}),
+        (expert_mlp.DOWN_KERNELS, configs.DOWN, configs.DOWN_OF_CODES, {}),
     ):
-        for name, each in lists.items():
-            for tiled in (False, True)[: 1 if name == "few" else 2]:
-                settings = constants | {"TMA": tiled}
-                found += [
-                    compiled(kernels[name], settings | config.kwargs, config.num_warps, config.num_stages, "*bf16")
-                    for config in each
-                ]
-        exact, settings = configs.EXACT[0], constants | {"TMA": False}
-        compiled(kernels["exact"], settings | exact.kwargs, exact.num_warps, exact.num_stages, "*fp32")
-        ragged = settings | {"EVEN_K": False} | exact.kwargs
-        compiled(kernels["exact"], ragged, exact.num_warps, exact.num_stages, "*fp16")
+        shared = {"SLOTS": 512, "EVEN_K": True, "WHOLE": False, "UPCAST": False, **constants}
+        along_rows, as_gpt_oss = {**shared, "in_stride": 1}, {**shared, "out_stride": 1}
+        if "GATE" in shared:
+            as_gpt_oss["GATE"] = Gate.GPT_OSS.value
+        no_bias = {"bias_ptr": None}
+        found += each_size(kernels, plain, "numbers", along_rows | NO_SCALES | no_bias, tiled=True)
+        found += each_size(kernels, plain, "numbers, gpt-oss", as_gpt_oss | NO_SCALES, tiled=False)
+        found += each_size(kernels, codes, "codes", along_rows | no_bias | {"WHOLE": True}, tiled=True)
+        found += each_size(kernels, codes, "codes in cut blocks", along_rows | no_bias, tiled=True)
+        found += each_size(kernels, codes, "codes, gpt-oss", as_gpt_oss, tiled=False)
+        exact = configs.EXACT[0]
+        for name, settings in (("numbers", along_rows | NO_SCALES), ("codes", as_gpt_oss)):
+            FORMATS["weights"] = WEIGHTS[name] or "*fp32"
+            untiled = settings | {"TMA": False} | exact.kwargs
+            compiled(kernels["exact"], untiled, exact.num_warps, exact.num_stages, "*fp32")
+            FORMATS["weights"] = WEIGHTS[name] or "*fp16"
+            compiled(kernels["exact"], untiled | {"EVEN_K": False}, exact.num_warps, exact.num_stages, "*fp16")
+    return found
+
+
+def each_size(
+    kernels: dict[str, Any],
+    lists: dict[str, list[triton.Config]],
+    variant: str,
+    constants: dict[str, Any],
+    *,
+    tiled: bool,
+) -> list[dict[str, Any]]:
+    """Compile a variant in BF16 with every tile size; `tiled`: for many rows, by descriptors too."""
+    FORMATS["weights"] = WEIGHTS["codes" if variant.startswith("codes") else "numbers"] or "*bf16"
+    found: list[dict[str, Any]] = []
+    for name, each in lists.items():
+        for by_tiles in (False, True)[: 2 if tiled and name.startswith("many") else 1]:
+            for config in each:
+                settings = constants | {"TMA": by_tiles} | config.kwargs
+                need = compiled(kernels[name], settings, config.num_warps, config.num_stages, "*bf16")
+                found.append({"variant": variant, **need})
     return found
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton", reason="the kernels are Triton's")
 
-from moiety.runtime.block_scaled import BlockScaled, cut, quantised
-from moiety.runtime.expansion import block_index, whole
+from moiety.runtime.block_scaled import BlockScaled, block_index, cut, quantised
+from moiety.runtime.expansion import whole
 from moiety.runtime.kernels.expanded_weights import expand_into
 
 

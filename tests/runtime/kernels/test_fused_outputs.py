@@ -14,6 +14,7 @@ pytest.importorskip("triton", reason="the kernels are Triton's")
 from moiety.runtime.dispatch.wire import Rows
 from moiety.runtime.experts.fused import fused_outputs
 from moiety.runtime.experts.grouped import partial_outputs
+from moiety.runtime.gates import Gate
 from moiety.runtime.telemetry import Silent
 from tests.runtime.kernels.routed_rows import DTYPES, Case, case_of, tolerance
 
@@ -31,6 +32,9 @@ def cases(draw: st.DrawFn) -> Case:
         kind=draw(st.sampled_from(("spread", "some", "one slot", "nowhere"))),
         is_transposed=draw(st.booleans()),
         seed=draw(st.integers(0, 99)),
+        gate=draw(st.sampled_from(Gate)),
+        is_biased=draw(st.booleans()),
+        fp8_from=draw(st.sampled_from((None, 0, 100))),
     )
 
 
@@ -47,7 +51,7 @@ def assert_right(case: Case) -> None:
 
 
 @given(case=cases())
-@settings(max_examples=40)
+@settings(max_examples=60)
 def test_sums_are_those_of_float64_within_the_rounding_of_the_format(case: Case) -> None:
     assert_right(case)
 
@@ -70,9 +74,10 @@ def test_more_slots_than_rows() -> None:
     assert_right(case_of(num_rows=3, num_slots=70, width=2))
 
 
+@pytest.mark.parametrize("gate", Gate)
 @pytest.mark.parametrize("kind", ["spread", "some", "one slot"])
-def test_it_computes_what_the_grouped_products_compute(kind: str) -> None:
-    case = case_of(num_rows=23, num_slots=4, width=3, kind=kind)
+def test_it_computes_what_the_grouped_products_compute(kind: str, gate: Gate) -> None:
+    case = case_of(num_rows=23, num_slots=4, width=3, kind=kind, gate=gate, is_biased=gate is Gate.GPT_OSS)
     rows = replace(case.rows, hidden=case.rows.hidden.contiguous())  # torch's product takes rows on whole words only
     theirs = partial_outputs(rows, case.weights, Silent(), 0)
     torch.testing.assert_close(outputs_of(case), theirs, rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moiety.errors import InputError
+from moiety.runtime.block_scaled import BlockScaled, even_blocks
 from moiety.runtime.experts.few import MOST_PAIRS
 from moiety.runtime.experts.grouped import one_by_one, partial_outputs, suits_grouped_mm
 from moiety.runtime.experts.libraries import (
@@ -18,6 +19,8 @@ from moiety.runtime.experts.libraries import (
     flashinfer_obstacle,
     flashinfer_product,
 )
+from moiety.runtime.fp8 import BLOCK
+from moiety.runtime.gates import known_gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,10 +30,8 @@ if TYPE_CHECKING:
     from moiety.runtime.telemetry import Recorder
 
 _TENSOR_CORE_DTYPES = torch.bfloat16, torch.float16
-_PROBED = 128
-"""Values of the gate's input that a gate is recognized by, and ..."""
-_PROBED_TO = 8.0
-"""... the inverse sinh of the largest, 1,490: dense about zero, and far beyond the clamps of models that have one."""
+_FP8_CAPABILITY = 8, 9
+"""From which on Triton reads E4M3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +79,6 @@ def _obstacle(backend: Backend, weights: ExpertWeights) -> str | None:
     return backend.obstacle(weights)
 
 
-def is_silu_gate(gate: Callable[[torch.Tensor], torch.Tensor]) -> bool:
-    """Return whether a gate is silu(first half) * second half, tried on values that tell it from clamped ones.
-
-    Whether the halves lie one after the other or by turns shows too.
-    """
-    values = torch.linspace(-_PROBED_TO, _PROBED_TO, _PROBED).sinh()
-    sample = torch.stack([values, values.flip(0), values.roll(_PROBED // 4)])
-    first, second = sample.chunk(2, dim=1)
-    return torch.allclose(gate(sample), torch.nn.functional.silu(first) * second, rtol=1e-5, atol=1e-6)
-
-
 def _triton_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer: int) -> torch.Tensor:
     from moiety.runtime.experts.fused import fused_outputs  # noqa: PLC0415 - Triton is imported where it is used
 
@@ -100,10 +90,20 @@ def _triton_obstacle(weights: ExpertWeights) -> str | None:
         return "Triton is not installed"
     if weights.gate_up.device.type != "cuda" and not _is_interpreted():
         return "Triton's kernels run on GPUs"
-    if weights.gate_up_bias is not None or weights.down_bias is not None:
-        return "Triton's kernels know no biases"
-    if not is_silu_gate(weights.gate):
-        return "Triton's kernels know one gate, silu(gate) * up"
+    if known_gate(weights.gate) is None:
+        return "Triton's kernels know two gates, silu(gate) * up and gpt-oss's"
+    return _fp8_obstacle(weights)
+
+
+def _fp8_obstacle(weights: ExpertWeights) -> str | None:
+    """Return why Triton's kernels cannot compute weights as they are held in FP8; None where they are not, or can."""
+    held = [each for each in (weights.gate_up, weights.down) if isinstance(each, BlockScaled)]
+    if any(even_blocks(each.row_bounds) is None for each in held):
+        return f"Triton's kernels take FP8 in blocks of one size, {BLOCK} or more, along what is summed over"
+    if held and held[0].device.type == "cuda" and torch.cuda.get_device_capability(held[0].device) < _FP8_CAPABILITY:
+        return (
+            f"Triton's kernels read FP8 on GPUs of compute capability {'.'.join(map(str, _FP8_CAPABILITY))} and above"
+        )
     return None
 
 
@@ -130,6 +130,7 @@ BACKENDS = {
             _triton_obstacle,
             _suits_tensor_cores,
             has_gradients=False,
+            takes_fp8=True,
             stays_on_device=True,
         ),
         Backend("grouped_mm", partial_outputs, _grouped_mm_obstacle, lambda _: True, most_fixed=MOST_PAIRS),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from moiety.runtime.experts.keys import KEY_BITS
+from moiety.runtime.gates import known_gate
 from moiety.runtime.kernels.expert_mlp import SortedPairs, gated_rows, weighted_outputs
 from moiety.runtime.kernels.tiles import group_rows
 from moiety.runtime.kernels.token_sums import row_sums
@@ -26,11 +27,12 @@ def fused_outputs(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer:
     """
     row, slot, scale, first = _all_pairs(rows) if rows.all_here else _pairs_here(rows)
     keys, order = torch.sort((slot << KEY_BITS) + rows.keys[row])
-    gate_up, down = weights.plain
+    gate = known_gate(weights.gate)
+    assert gate is not None, "the back end takes such gates"
     pairs = SortedPairs(order, row, scale, group_rows(keys, weights.num_slots, KEY_BITS))
-    middle = gated_rows(rows.hidden, gate_up, pairs)
+    middle = gated_rows(rows.hidden, weights.gate_up, pairs, gate, weights.gate_up_bias)
     recorder.mark("expert_gate_up", layer)
-    outputs = weighted_outputs(middle, down, pairs)
+    outputs = weighted_outputs(middle, weights.down, pairs, weights.down_bias)
     sums = row_sums(outputs, first, rows.slots.shape[1])
     recorder.mark("expert_down", layer)
     return sums

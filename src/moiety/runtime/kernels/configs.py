@@ -53,6 +53,24 @@ DOWN = {
     ],
 }
 """The last of both lists lets two programs share a multiprocessor: one computes while the other begins or ends."""
+GATE_UP_OF_CODES = {
+    "few codes": [_config(16, 64, 128, 4, 5, group=4), _config(16, 128, 64, 4, 5, group=4)],
+    "many codes": [
+        _config(256, 64, 64, 8, 3),
+        _config(128, 64, 128, 8, 3),
+        _config(128, 64, 64, 8, 3),
+    ],
+}
+DOWN_OF_CODES = {
+    "few codes": [_config(16, 64, 128, 4, 5, group=4), _config(16, 128, 64, 4, 5, group=4)],
+    "many codes": [
+        _config(256, 128, 64, 8, 3),
+        _config(128, 128, 128, 8, 3),
+        _config(128, 128, 64, 8, 3),
+    ],
+}
+"""For weights that are held in FP8, which a product first makes into numbers: between the tiles of codes and the tensor
+cores stands a tile of those. No tile sums over more than a block of 128."""
 EXACT = [_config(32, 64, 32, 4, 2)]
 """For FP32, whose products are not the tensor cores': one size, as this is for comparison rather than for speed."""
 _INTERPRETED = [_config(16, 32, 32, 4, 1, group=2)]
@@ -77,12 +95,19 @@ def tuned(
     whenever an argument in `key`, or a format, changes.
     """
     compiled = triton.jit(do_not_specialize=["num_rows", "rows_class"])(kernel)
-    masked = triton.heuristics({"EVEN_K": lambda given: given[inner] % given["BLOCK_K"] == 0})(compiled)
+    known = {"EVEN_K": lambda given: given[inner] % given["BLOCK_K"] == 0, "WHOLE": _is_in_one_block}
+    masked = triton.heuristics(known)(compiled)
     lists = {**configs, "exact": EXACT}
     return {
         name: triton.autotune(_INTERPRETED if INTERPRETED else list(each), key=list(key), do_bench=_seconds)(masked)
         for name, each in lists.items()
     }
+
+
+def _is_in_one_block(given: Mapping[str, Any]) -> bool:
+    """Return whether no tile of codes along what is summed over lies in two blocks of scales."""
+    at, size = given["block_offset"], given["block_size"]
+    return size is not None and at % given["BLOCK_K"] == size % given["BLOCK_K"] == 0
 
 
 def _seconds(call: Callable[[], None], quantiles: Sequence[float]) -> object:

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from moiety.runtime.kernels.configs import INTERPRETED
+from moiety.runtime.kernels.scaled_tiles import rounded_to_bfloat16
 
 _ROWS, _COLUMNS = 16, 256
 """Of a matrix, that a program makes."""
@@ -46,8 +47,7 @@ def expand_kernel(
     )
     numbers = codes * scale
     if ROUND:
-        bits = numbers.to(tl.int32, bitcast=True)
-        numbers = ((bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000).to(tl.float32, bitcast=True)
+        numbers = rounded_to_bfloat16(numbers)
     tl.store(out_ptr + at * columns + column[None, :], numbers.to(out_ptr.dtype.element_ty), mask=inside)
 
 

@@ -12,11 +12,25 @@ import torch
 import triton
 import triton.language as tl
 
-from moiety.runtime.kernels.configs import DOWN, FEW_ROWS, GATE_UP, INTERPRETED, rows_class, tuned
+from moiety.runtime.block_scaled import BlockScaled
+from moiety.runtime.gates import Gate
+from moiety.runtime.kernels.configs import (
+    DOWN,
+    DOWN_OF_CODES,
+    FEW_ROWS,
+    GATE_UP,
+    GATE_UP_OF_CODES,
+    INTERPRETED,
+    rows_class,
+    tuned,
+)
+from moiety.runtime.kernels.gating import GPT_OSS, add_biases, gated, joint_columns, wide_products
+from moiety.runtime.kernels.scaled_tiles import scale_arguments, scaled
 from moiety.runtime.kernels.tile_copies import LINE_BYTES, has_tile_copies, tiled
 from moiety.runtime.kernels.tiles import place_of, tile_of
 
 if TYPE_CHECKING:
+    from moiety.runtime.block_scaled import Weight
     from moiety.runtime.kernels.tiles import Groups
 
 _LARGEST_OFFSET = 2**31
@@ -25,7 +39,8 @@ _LARGEST_OFFSET = 2**31
 
 @triton.jit
 def _joint_products(
-    hidden_at, weights, slot, n_tile, hidden_size, EVEN_K: tl.constexpr, UPCAST: tl.constexpr,
+    hidden_at, weights, scales_at, slot, n_tile, hidden_size, scale_in_stride, block_offset, block_size,
+    EVEN_K: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Return the gates and the ups of a tile; the accelerator fetches both weights as one tile, for one product."""
@@ -35,6 +50,11 @@ def _joint_products(
         is_k = k < hidden_size - step * BLOCK_K
         states = tl.load(hidden_at) if EVEN_K else tl.load(hidden_at, mask=is_k[None, :], other=0.0)
         tile = weights.load([2 * slot, n_tile * BLOCK_N, step * BLOCK_K]).reshape(2 * BLOCK_N, BLOCK_K)
+        if scales_at is not None:
+            tile = scaled(
+                tile.T, scales_at, scale_in_stride, step * BLOCK_K, hidden_size, block_offset, block_size,
+                states.dtype, WHOLE, UPCAST,
+            ).T  # fmt: skip
         if UPCAST:
             states = states.to(tl.float32)
             tile = tile.to(tl.float32)
@@ -79,6 +99,9 @@ def _gate_up(
     order_ptr,
     row_ptr,
     weights,  # a pointer or, with TMA, a descriptor of [slots x 2, width, hidden]
+    scales_ptr,  # of weights in FP8, whose arguments are None for others
+    column_block_ptr,
+    bias_ptr,  # or None
     middle_ptr,
     offsets_ptr,
     ranks_ptr,
@@ -91,9 +114,16 @@ def _gate_up(
     slot_stride,
     in_stride,
     out_stride,
+    scale_slot_stride,
+    scale_in_stride,
+    scale_out_stride,
+    block_offset,
+    block_size,
+    GATE: tl.constexpr,
     ROW_UNIT: tl.constexpr,
     SLOTS: tl.constexpr,
     EVEN_K: tl.constexpr,
+    WHOLE: tl.constexpr,
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -112,10 +142,22 @@ def _gate_up(
     column = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     hidden_at = hidden_ptr + source[:, None] * (row_stride * ROW_UNIT) + k[None, :]
+    scales_at = None
+    if scales_ptr is not None:
+        block = tl.load(column_block_ptr + joint_columns(n_tile, width, GATE, BLOCK_N))
+        scales_at = scales_ptr + slot * scale_slot_stride + block * scale_out_stride
     if TMA:
         gate, up = _joint_products(
-            hidden_at, weights, slot, n_tile, hidden_size, EVEN_K, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K
-        )
+            hidden_at, weights, scales_at, slot, n_tile, hidden_size, scale_in_stride, block_offset, block_size,
+            EVEN_K, WHOLE, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
+    elif scales_ptr is not None or GATE == GPT_OSS:
+        weights_at = weights + slot.to(tl.int64) * slot_stride + k[:, None] * in_stride
+        weights_at += joint_columns(n_tile, width, GATE, BLOCK_N)[None, :] * out_stride
+        gate, up = wide_products(
+            hidden_at, weights_at, scales_at, hidden_size, in_stride, scale_in_stride, block_offset, block_size,
+            GATE, EVEN_K, WHOLE, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K,
+        )  # fmt: skip
     else:
         inside = column % width  # columns past the end likewise
         gate_at = weights + slot.to(tl.int64) * slot_stride + k[:, None] * in_stride + inside[None, :] * out_stride
@@ -123,7 +165,9 @@ def _gate_up(
         gate, up = _two_products(
             hidden_at, gate_at, up_at, hidden_size, in_stride, EVEN_K, UPCAST, BLOCK_M, BLOCK_N, BLOCK_K
         )
-    middle = gate * tl.sigmoid(gate) * up
+    if bias_ptr is not None:
+        gate, up = add_biases(gate, up, bias_ptr + slot.to(tl.int64) * 2 * width, column, width, GATE)
+    middle = gated(gate, up, GATE)
     middle_at = middle_ptr + at.to(tl.int64)[:, None] * width + column[None, :]
     is_stored = (at < end)[:, None] & (column < width)[None, :]
     tl.store(middle_at, middle.to(middle_ptr.dtype.element_ty), mask=is_stored)
@@ -134,6 +178,9 @@ def _down(
     order_ptr,
     scale_ptr,
     weights,  # likewise, of [slots x hidden, width]
+    scales_ptr,  # as above
+    column_block_ptr,
+    bias_ptr,
     out_ptr,
     offsets_ptr,
     ranks_ptr,
@@ -145,8 +192,14 @@ def _down(
     slot_stride,
     in_stride,
     out_stride,
+    scale_slot_stride,
+    scale_in_stride,
+    scale_out_stride,
+    block_offset,
+    block_size,
     SLOTS: tl.constexpr,
     EVEN_K: tl.constexpr,
+    WHOLE: tl.constexpr,
     TMA: tl.constexpr,
     UPCAST: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -170,6 +223,9 @@ def _down(
         middle_at = middle + source.to(tl.int64)[:, None] * width + k[None, :]
         weight_at = weights + slot.to(tl.int64) * slot_stride
         weight_at += k[:, None] * in_stride + (column % hidden_size)[None, :] * out_stride
+    if scales_ptr is not None:
+        block = tl.load(column_block_ptr + column % hidden_size)
+        scales_at = scales_ptr + slot * scale_slot_stride + block * scale_out_stride
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     for step in range(tl.cdiv(width, BLOCK_K)):
         if TMA:
@@ -185,10 +241,18 @@ def _down(
                 columns = tl.load(weight_at, mask=is_k[:, None], other=0.0)
             middle_at += BLOCK_K
             weight_at += BLOCK_K * in_stride
+        if scales_ptr is not None:
+            columns = scaled(
+                columns, scales_at, scale_in_stride, step * BLOCK_K, width, block_offset, block_size,
+                rows.dtype, WHOLE, UPCAST,
+            )  # fmt: skip
         if UPCAST:
             rows = rows.to(tl.float32)
             columns = columns.to(tl.float32)
         total = tl.dot(rows, columns, total, input_precision="ieee")
+    if bias_ptr is not None:
+        bias_at = bias_ptr + slot.to(tl.int64) * hidden_size + column
+        total += tl.load(bias_at, mask=column < hidden_size, other=0.0).to(tl.float32)[None, :]
     total *= tl.load(scale_ptr + pair)[:, None]
     out_at = out_ptr + pair[:, None] * hidden_size + column[None, :]
     is_stored = (at < end)[:, None] & (column < hidden_size)[None, :]
@@ -196,8 +260,8 @@ def _down(
 
 
 _KEY = ("rows_class", "hidden_size", "width", "in_stride", "TMA")
-GATE_UP_KERNELS = tuned(_gate_up, GATE_UP, inner="hidden_size", key=_KEY)
-DOWN_KERNELS = tuned(_down, DOWN, inner="width", key=_KEY)
+GATE_UP_KERNELS = tuned(_gate_up, GATE_UP | GATE_UP_OF_CODES, inner="hidden_size", key=_KEY)
+DOWN_KERNELS = tuned(_down, DOWN | DOWN_OF_CODES, inner="width", key=_KEY)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -214,63 +278,79 @@ class SortedPairs:
     """Of the sorted pairs."""
 
 
-def gated_rows(hidden: torch.Tensor, gate_up: torch.Tensor, pairs: SortedPairs) -> torch.Tensor:
-    """Return silu(gate) * up of the sorted pairs, [pairs, width] in the format of `hidden`.
+def gated_rows(
+    hidden: torch.Tensor,
+    gate_up: Weight,
+    pairs: SortedPairs,
+    gate: Gate = Gate.SILU,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Return the gated products of the sorted pairs, [pairs, width] in the format of `hidden`.
 
     `hidden` [rows, hidden] is read where the pairs' rows lie, so that nothing is copied into order; `gate_up`
-    [slots, hidden, 2 x width] has all gates before all ups, in any layout of its last two dimensions.
+    [slots, hidden, 2 x width], in any layout of its last two dimensions, and `bias` [slots, 2 x width] have gates and
+    ups in the order of `gate`.
     """
     groups, hidden_size, width = pairs.groups, gate_up.shape[1], gate_up.shape[2] // 2
-    _check(hidden, gate_up)
+    stored = _checked(hidden, gate_up, bias)
     middle = hidden.new_empty(groups.num_rows, width)
     unit = math.gcd(hidden.stride(0), 16)  # what is known of a row's alignment
-    is_tiled = _is_tiled(groups, gate_up)
-    weights = tiled(gate_up.transpose(1, 2).reshape(-1, width, hidden_size)) if is_tiled else gate_up
+    is_tiled = not gate.is_by_turns and _is_tiled(groups, stored, hidden.dtype)
+    weights = tiled(stored.transpose(1, 2).reshape(-1, width, hidden_size)) if is_tiled else stored
+    scales, blocks = scale_arguments(gate_up)
     _launch(
         GATE_UP_KERNELS,
         pairs,
         width,
-        (hidden, pairs.order, pairs.row, weights, middle),
-        (hidden_size, width, hidden.stride(0) // unit, *gate_up.stride()),
+        (hidden, pairs.order, pairs.row, weights, *scales, bias, middle),
+        (hidden_size, width, hidden.stride(0) // unit, *stored.stride(), *blocks),
         TMA=is_tiled,
         ROW_UNIT=unit,
+        GATE=gate.value,
     )
     return middle
 
 
-def weighted_outputs(middle: torch.Tensor, down: torch.Tensor, pairs: SortedPairs) -> torch.Tensor:
+def weighted_outputs(
+    middle: torch.Tensor, down: Weight, pairs: SortedPairs, bias: torch.Tensor | None = None
+) -> torch.Tensor:
     """Return the pairs' outputs times the router's weights, [pairs, hidden] in the format of `middle`, not sorted.
 
-    `middle` [pairs, width] is of the sorted pairs; `down` is [slots, width, hidden].
+    `middle` [pairs, width] is of the sorted pairs; `down` is [slots, width, hidden], `bias` [slots, hidden].
     """
     width, hidden_size = down.shape[1:]
-    _check(middle, down)
+    stored = _checked(middle, down, bias)
     out = middle.new_empty(pairs.groups.num_rows, hidden_size)
-    is_tiled = _is_tiled(pairs.groups, down)
-    rows, weights = (tiled(middle), tiled(down.transpose(1, 2).reshape(-1, width))) if is_tiled else (middle, down)
-    tensors = (rows, pairs.order, pairs.scale, weights, out)
-    _launch(DOWN_KERNELS, pairs, hidden_size, tensors, (width, hidden_size, *down.stride()), TMA=is_tiled)
+    is_tiled = _is_tiled(pairs.groups, stored, middle.dtype)
+    rows, weights = (tiled(middle), tiled(stored.transpose(1, 2).reshape(-1, width))) if is_tiled else (middle, stored)
+    scales, blocks = scale_arguments(down)
+    tensors = (rows, pairs.order, pairs.scale, weights, *scales, bias, out)
+    _launch(DOWN_KERNELS, pairs, hidden_size, tensors, (width, hidden_size, *stored.stride(), *blocks), TMA=is_tiled)
     return out
 
 
-def _check(rows: torch.Tensor, weights: torch.Tensor) -> None:
+def _checked(rows: torch.Tensor, weights: Weight, bias: torch.Tensor | None) -> torch.Tensor:
+    """Return what is stored of the weights: their numbers, or their codes."""
+    stored = weights.codes if isinstance(weights, BlockScaled) else weights
     assert rows.dtype == weights.dtype, "rows and weights have one format"
     assert rows.stride(1) == 1, "a row's values lie side by side"
-    assert 1 in weights.stride()[1:], "and so do a weight's rows or columns"
-    assert weights.shape[1] * weights.shape[2] < _LARGEST_OFFSET, "a slot's weights are within 32 bits"
+    assert 1 in stored.stride()[1:], "and so do a weight's rows or columns"
+    assert stored.shape[1] * stored.shape[2] < _LARGEST_OFFSET, "a slot's weights are within 32 bits"
+    assert bias is None or bias.is_contiguous(), "biases have no gaps"
+    return stored
 
 
-def _is_tiled(groups: Groups, weights: torch.Tensor) -> bool:
-    """Return whether the tensor memory accelerator fetches tiles of `weights` [slots, in, out]: it wants whole lines.
+def _is_tiled(groups: Groups, stored: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Return whether the tensor memory accelerator fetches tiles of weights [slots, in, out]: it wants whole lines.
 
-    Few rows are as fast without it.
+    Few rows are as fast without it; products in FP32 are not for speed.
     """
-    if rows_class(groups.num_rows, groups.num_slots) <= FEW_ROWS or weights.dtype == torch.float32:
+    if rows_class(groups.num_rows, groups.num_slots) <= FEW_ROWS or dtype == torch.float32:
         return False
-    if not (INTERPRETED or has_tile_copies(weights.device)):
+    if not (INTERPRETED or has_tile_copies(stored.device)):
         return False
-    has_lines = weights.transpose(1, 2).is_contiguous() and weights.shape[1] * weights.itemsize % LINE_BYTES == 0
-    return has_lines and weights.data_ptr() % LINE_BYTES == 0
+    has_lines = stored.transpose(1, 2).is_contiguous() and stored.shape[1] * stored.itemsize % LINE_BYTES == 0
+    return has_lines and stored.data_ptr() % LINE_BYTES == 0
 
 
 def _launch(
@@ -278,15 +358,18 @@ def _launch(
     pairs: SortedPairs,
     columns: int,
     tensors: tuple[Any, ...],
-    sizes: tuple[int, ...],
+    sizes: tuple[int | None, ...],
     **constants: int,
 ) -> None:
     """Run the kernel that suits the rows, over the tiles of rows and `columns`; the last of the tensors is written."""
     groups, out = pairs.groups, tensors[-1]
     if groups.num_rows == 0:
         return
+    is_in_codes = sizes[-1] is not None
     each = rows_class(groups.num_rows, groups.num_slots)
     name = "few" if each <= FEW_ROWS else "many"
+    if is_in_codes:
+        name += " codes"
     if out.dtype == torch.float32:
         name = "exact"
 
