@@ -47,7 +47,7 @@ def test_every_overhead_is_added_where_it_arises() -> None:
     decode = Schedule(num_microbatches=1, prefill_tokens=0, prompt_tokens=0, decode_sequences=1, context_tokens=9)
     prompts = decode.model_copy(update={"prefill_tokens": 1024, "prompt_tokens": 1024, "decode_sequences": 0})
     engine = calibration.engines["vllm"].model_copy(update={"op_gap_s": 1e-6, "eager_gap_s": 1e-4})
-    graphs = [case.step(each, training=False, timing="estimated").graph for each in (decode, prompts)]
+    graphs = [case.step(each, timing="estimated").graph for each in (decode, prompts)]
     of_decode, of_prompts = (engine_step_s(engine, graph, 1.0, 0) for graph in graphs)
     assert engine_step_s(engine, graphs[0], 3.0, 0) - of_decode == pytest.approx(2 * engine.kernel_slowdown)
     assert engine_step_s(engine, graphs[0], 1.0, 10) - of_decode == pytest.approx(10 * engine.sequence_overhead_s)

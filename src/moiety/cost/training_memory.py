@@ -12,7 +12,7 @@ from moiety.graph.training import dense_parameters, optimizer_shards, routed_par
 from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from moiety.graph.graph import Graph
     from moiety.model.model import Block
@@ -33,9 +33,11 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
     The state is FP32; weights that are FP32 themselves need no master beside them.
     """
     layout, model = graph.layout, graph.model
-    blocks = [model.blocks[graph.block_of(layer)] for layer in graph.stages[stage]]
-    routed = sum(held_expert_parameters(block, graph) for block in blocks)
-    dense = sum(dense_parameters(block, model.hidden_size) for block in blocks) / layout.strategy.tp
+    kinds = [graph.block_of(layer) for layer in graph.stages[stage]]
+    experts = [held_expert_parameters(block, graph) for block in model.blocks]
+    others = [dense_parameters(block, model.hidden_size) for block in model.blocks]
+    routed = sum(experts[kind] for kind in kinds)
+    dense = sum(others[kind] for kind in kinds) / layout.strategy.tp
     dense = (dense + vocabulary_elements(graph, stage)) / optimizer_shards(layout)
     activations = layout.options.dtypes.activations
     element = BYTES_PER_ELEMENT[activations]
@@ -64,8 +66,9 @@ def stored_activations(graph: Graph, stage: int, room_bytes: int) -> tuple[int, 
     """
     layers = graph.stages[stage]
     most = len(layers) if graph.layout.options.activation_checkpointing else 0
-    number = bisect_left(range(most), -room_bytes, key=lambda count: -activation_bytes(graph, stage, layers[:count]))
-    return activation_bytes(graph, stage, layers[:number]), tuple(layers[:number])
+    kept = _kept(graph)
+    number = bisect_left(range(most), -room_bytes, key=lambda count: -_stored(graph, stage, layers[:count], kept))
+    return _stored(graph, stage, layers[:number], kept), tuple(layers[:number])
 
 
 def activation_bytes(graph: Graph, stage: int, checkpointed: Collection[int]) -> int:
@@ -74,6 +77,15 @@ def activation_bytes(graph: Graph, stage: int, checkpointed: Collection[int]) ->
     It keeps those of as many micro-batches as there are stages from it to the last (1F1B), and of one more where two
     overlap. Stages of v parts in turns are ahead by twice their distance from the last and by p (v - 1) further parts.
     """
+    return _stored(graph, stage, checkpointed, _kept(graph))
+
+
+def _kept(graph: Graph) -> list[int]:
+    """Return the bytes that a layer of each kind keeps of one micro-batch."""
+    return [saved_bytes(layer_saved(graph.model, block, graph.layout)) for block in graph.model.blocks]
+
+
+def _stored(graph: Graph, stage: int, checkpointed: Collection[int], kept: Sequence[int]) -> int:
     layout, model = graph.layout, graph.model
     stages, parts = len(graph.stages), len(graph.pieces) // len(graph.stages)
     ahead = float(stages - stage)
@@ -82,7 +94,6 @@ def activation_bytes(graph: Graph, stage: int, checkpointed: Collection[int]) ->
     ahead += 1 if layout.options.two_batch_overlap else 0
     hidden = graph.embedding[-1].output
     assert hidden is not None, "the embedding has an output"
-    kept = [saved_bytes(layer_saved(model, block, layout)) for block in model.blocks]
     total = saved_bytes(embedding_saved(layout)) if stage == 0 else 0
     total += saved_bytes(head_saved(model, layout)) if stage == len(graph.stages) - 1 else 0
     for layer in graph.stages[stage]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -172,7 +173,8 @@ def update_ops(model: Model, layout: Layout) -> tuple[Op, ...]:
     strategy = layout.strategy
     vocabulary = vocabulary_parameters(model, layout, first=True, last=strategy.pp == 1)
     reductions = _copies_reductions("vocabulary_gradient", vocabulary, layout, (), 1, 1)
-    experts = sum(routed_parameters(block, model.hidden_size) for block in model.layers)
+    kinds = Counter(model.layer_blocks).items()
+    experts = sum(count * routed_parameters(model.blocks[kind], model.hidden_size) for kind, count in kinds)
     dense = (model.num_parameters - experts) / (strategy.tp * strategy.pp * optimizer_shards(layout))
     local = dense + experts / strategy.gpus_per_instance
     after = tuple(op.name for op in reductions[-1:])

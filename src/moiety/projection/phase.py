@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.cost.memory import plan_memory
+from moiety.graph.graph import build_step_graph
 from moiety.projection.engine_step import engine_step_s
 from moiety.projection.queue import closed_loop_load, queue_wait_s
-from moiety.projection.step import time_step
+from moiety.projection.step import time_graph
 
 if TYPE_CHECKING:
+    from moiety.graph.graph import Graph
     from moiety.placement.placement import Placement
     from moiety.plan import MemoryPlan, Options, Schedule
     from moiety.projection.scenario import Scenario
@@ -44,36 +46,41 @@ class PoolCase:
         room = schedule.decode_sequences * schedule.num_microbatches * self.num_groups
         return room if self.in_flight is None else min(room, self.in_flight)
 
-    def step(
-        self, schedule: Schedule, *, training: bool, timing: Timing, checkpointed: frozenset[int] = frozenset()
-    ) -> StepOutcome:
-        """Return one step under `schedule`."""
-        return time_step(
+    def graph(self, schedule: Schedule, *, training: bool) -> Graph:
+        """Return what one micro-batch of a step under `schedule` must do."""
+        return build_step_graph(self.scenario.model, self.strategy, schedule, self.options, training=training)
+
+    def timed(self, graph: Graph, timing: Timing, checkpointed: frozenset[int] = frozenset()) -> StepOutcome:
+        """Return the step that does this."""
+        return time_graph(
             self.scenario,
-            self.strategy,
-            schedule,
-            self.options,
+            graph,
             self.placement,
-            training=training,
             first_rank=self.first_rank,
             timing=timing,
             checkpointed=checkpointed,
         )
+
+    def step(self, schedule: Schedule, *, timing: Timing) -> StepOutcome:
+        """Return one step of inference under `schedule`."""
+        return self.timed(self.graph(schedule, training=False), timing)
 
     def request_s(self, in_flight: int) -> float:
         """Return what the engine adds to the time to first token where so many requests are in flight."""
         engine = self.scenario.overheads
         return engine.request_overhead_s + in_flight * engine.concurrency_overhead_s
 
-    def memory(self, outcome: StepOutcome, cached_tokens: int, cached_sequences: int) -> MemoryPlan:
-        """Return the memory plan when one group caches that much."""
+    def memory(
+        self, graph: Graph, cached_tokens: int = 0, cached_sequences: int = 0, *, packed: bool = False
+    ) -> MemoryPlan:
+        """Return the memory plan when one group caches that much, of activations that are `packed` into an arena."""
         return plan_memory(
-            outcome.graph,
+            graph,
             cached_tokens=cached_tokens,
             cached_sequences=cached_sequences,
             device=self.scenario.cluster.device,
             engine=self.scenario.overheads,
-            packed=outcome.timeline is not None,
+            packed=packed,
         )
 
 
@@ -96,7 +103,7 @@ class PhaseOutcome:
 def prefill_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
     """Return a batch of prompts computed in one step; the first token comes at its end."""
     engine = case.scenario.overheads
-    outcome = case.step(schedule, training=False, timing=timing)
+    outcome = case.step(schedule, timing=timing)
     tokens = schedule.tokens_per_step
     sequences = max(math.ceil(tokens / schedule.prompt_tokens), 1)
     step_s = engine_step_s(engine, outcome.graph, outcome.step_s, 0)
@@ -104,7 +111,7 @@ def prefill_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> Phas
     return PhaseOutcome(
         schedule=schedule,
         outcome=outcome,
-        memory=case.memory(outcome, tokens, sequences),
+        memory=case.memory(outcome.graph, tokens, sequences, packed=outcome.timeline is not None),
         tokens_per_s=rate,
         step_s=step_s,
         ttft_s=engine.prefill_slowdown * step_s + case.request_s(sequences * case.num_groups),
@@ -117,7 +124,7 @@ def decode_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> Phase
     """Return one output token for every sequence in flight; steps follow each other without a gap."""
     engine = case.scenario.overheads
     workload = case.scenario.workload
-    outcome = case.step(schedule, training=False, timing=timing)
+    outcome = case.step(schedule, timing=timing)
     sequences = schedule.decode_sequences * schedule.num_microbatches
     tpot_s = engine_step_s(engine, outcome.graph, _token_period_s(outcome, schedule.num_microbatches), sequences)
     rate = case.served(schedule) / tpot_s
@@ -125,7 +132,7 @@ def decode_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> Phase
     return PhaseOutcome(
         schedule=schedule,
         outcome=outcome,
-        memory=case.memory(outcome, full, sequences),
+        memory=case.memory(outcome.graph, full, sequences, packed=outcome.timeline is not None),
         tokens_per_s=rate,
         step_s=tpot_s,
         ttft_s=None,
@@ -149,11 +156,11 @@ def mixed_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseO
     """
     workload = case.scenario.workload
     engine = case.scenario.overheads
-    outcome = case.step(schedule, training=False, timing=timing)
+    outcome = case.step(schedule, timing=timing)
     sequences = schedule.decode_sequences * schedule.num_microbatches
     tpot_s = engine_step_s(engine, outcome.graph, _token_period_s(outcome, schedule.num_microbatches), sequences)
     burst = _burst(workload.input_tokens, schedule)
-    busiest = case.step(burst, training=False, timing="folded" if timing == "simulated" else timing)
+    busiest = case.step(burst, timing="folded" if timing == "simulated" else timing)
     burst_s = engine_step_s(engine, busiest.graph, _token_period_s(busiest, schedule.num_microbatches), sequences)
     steps = workload.input_tokens / (burst.prefill_tokens * burst.num_microbatches)
     own_s = case.request_s(case.served(schedule)) + tpot_s / 2 + engine.prefill_slowdown * math.ceil(steps) * burst_s
@@ -167,7 +174,7 @@ def mixed_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseO
     return PhaseOutcome(
         schedule=schedule,
         outcome=outcome,
-        memory=case.memory(replace(busiest, timeline=outcome.timeline), full, sequences),
+        memory=case.memory(busiest.graph, full, sequences, packed=outcome.timeline is not None),
         tokens_per_s=rate,
         step_s=tpot_s,
         ttft_s=ttft_s,
@@ -182,13 +189,22 @@ def _burst(input_tokens: int, schedule: Schedule) -> Schedule:
     return schedule.model_copy(update={"prefill_tokens": max(chunk, schedule.prefill_tokens)})
 
 
-def training_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
-    """Return one optimizer step: forward and backward of every micro-batch, gradients, update."""
-    outcome = case.step(schedule, training=True, timing="estimated")
-    memory = case.memory(outcome, 0, 0)
-    checkpointed = frozenset(memory.checkpointed_layers)
-    if timing != "estimated" or (checkpointed and memory.fits):
-        outcome = case.step(schedule, training=True, timing=timing, checkpointed=checkpointed)
+def training_work(case: PoolCase, schedule: Schedule) -> tuple[Graph, MemoryPlan]:
+    """Return what an optimizer step must do and what memory that takes, which no time has to be known for."""
+    graph = case.graph(schedule, training=True)
+    return graph, case.memory(graph)
+
+
+def training_phase(
+    case: PoolCase, schedule: Schedule, *, timing: Timing, work: tuple[Graph, MemoryPlan] | None = None
+) -> PhaseOutcome:
+    """Return one optimizer step: forward and backward of every micro-batch, gradients, update.
+
+    `work` is what `training_work` says of it, where that is known.
+    """
+    graph, memory = work or training_work(case, schedule)
+    again = memory.checkpointed_layers if memory.fits or timing != "estimated" else ()
+    outcome = case.timed(graph, timing, frozenset(again))
     rate = schedule.tokens_per_step * case.num_groups / outcome.step_s
     return PhaseOutcome(
         schedule=schedule,

@@ -69,6 +69,23 @@ def time_step(  # noqa: PLR0913 - what decides a step
 ) -> StepOutcome:
     """Return the outcome of one step; `classes` replaces what the routing says of the ranks' loads (after a fault)."""
     graph = build_step_graph(scenario.model, strategy, schedule, options, training=training)
+    return time_graph(
+        scenario, graph, placement, first_rank=first_rank, timing=timing, checkpointed=checkpointed, classes=classes
+    )
+
+
+def time_graph(
+    scenario: Scenario,
+    graph: Graph,
+    placement: Placement | None,
+    *,
+    first_rank: int = 0,
+    timing: Timing = "simulated",
+    checkpointed: frozenset[int] = frozenset(),
+    classes: list[LoadClass] | None = None,
+) -> StepOutcome:
+    """Return the outcome of the step whose work is known already."""
+    strategy, schedule = graph.layout.strategy, graph.layout.schedule
     traffic = placement.traffic if placement is not None else None
     pricer = Pricer(graph, scenario.cluster, scenario.calibration, first_rank, traffic)
     classes = classes or load_classes(scenario, strategy, schedule, placement)

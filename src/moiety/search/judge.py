@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.plan import Pool
-from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase
+from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase, training_phase, training_work
 from moiety.projection.place import place
 from moiety.projection.project import project_pool
 from moiety.projection.schedule import schedules
@@ -15,7 +15,7 @@ from moiety.search.standing import standing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moiety.plan import Options, Phase, Projection
+    from moiety.plan import MemoryPlan, Options, Phase, Projection, Schedule
     from moiety.projection.scenario import Scenario
     from moiety.projection.step import Timing
     from moiety.strategy.strategy import Strategy
@@ -97,7 +97,7 @@ def judge(
                 refusal = outcome
                 continue
             if not outcome.memory.fits:
-                refusal = _does_not_fit(outcome)
+                refusal = _does_not_fit(outcome.memory)
                 continue
             pool, projection = pool_of(case, outcome, scenario.workload.kind)
             score = standing(scenario, projection)
@@ -159,7 +159,18 @@ def _outcomes(case: PoolCase, timing: Timing) -> Iterator[PhaseOutcome | Refused
     if not choices:
         yield Refused("every-group-has-work", _too_little_work(case.scenario, strategy))
     for schedule in choices:
-        yield PHASES[workload.kind](case, schedule, timing=timing)
+        if workload.kind == "training":
+            yield _trained(case, schedule, timing)
+        else:
+            yield PHASES[workload.kind](case, schedule, timing=timing)
+
+
+def _trained(case: PoolCase, schedule: Schedule, timing: Timing) -> PhaseOutcome | Refused:
+    """Return the outcome of training where that fits the memory; what does not (most of it) is not timed."""
+    work = training_work(case, schedule)
+    if not work[1].fits:
+        return _does_not_fit(work[1])
+    return training_phase(case, schedule, timing=timing, work=work)
 
 
 def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome | Refused:
@@ -175,7 +186,7 @@ def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome 
             continue
         outcome = PHASES["mixed"](case, choices[0], timing=timing)
         if not outcome.memory.fits:
-            return _does_not_fit(outcome)
+            return _does_not_fit(outcome.memory)
         assert outcome.ttft_s is not None, "serving has a time to first token"
         assert outcome.tpot_s is not None, "serving has a time per output token"
         needed = rate_per_s * (outcome.ttft_s + (workload.output_tokens - 1) * outcome.tpot_s)
@@ -188,8 +199,7 @@ def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome 
     )
 
 
-def _does_not_fit(outcome: PhaseOutcome) -> Refused:
-    memory = outcome.memory
+def _does_not_fit(memory: MemoryPlan) -> Refused:
     missing = memory.total_bytes - memory.capacity_bytes
     return Refused(
         "fits-the-memory",
