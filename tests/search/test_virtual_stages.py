@@ -15,7 +15,7 @@ from moiety.projection.project import evaluate
 from moiety.search.judge import Refused, judge
 from moiety.search.options import default_options
 from moiety.search.search import search
-from moiety.sim.step import interleaved_units
+from moiety.sim.units import interleaved_units
 from moiety.strategy.stages import held_layers, stage_layers
 from moiety.strategy.strategy import parse_strategy
 from moiety.verify.verify import verify_plan

@@ -11,8 +11,10 @@ import pytest
 
 from moiety.cost.price import Pricer
 from moiety.plan import Options, Phase, Schedule
-from moiety.sim.step import BULK_CHUNK_S, RankClass, stage_units
+from moiety.sim.op_list import BULK_CHUNK_S
+from moiety.sim.step import RankClass
 from moiety.sim.timeline import Timeline, merge, simulate_step
+from moiety.sim.units import stage_units
 from moiety.strategy.strategy import Strategy, parse_strategy
 from tests.scenarios import CALIBRATION, GQA, MLA, dense_model, graph_of, moe, schedule_of, small_model, tiered
 

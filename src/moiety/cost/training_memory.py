@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
@@ -12,7 +13,7 @@ from moiety.graph.training import dense_parameters, optimizer_shards, routed_par
 from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection
 
     from moiety.graph.graph import Graph
     from moiety.model.model import Block
@@ -64,11 +65,13 @@ def stored_activations(graph: Graph, stage: int, room_bytes: int) -> tuple[int, 
     With checkpointing on, as many layers as it takes to fit into `room_bytes` keep only their input; the first layers
     go first.
     """
-    layers = graph.stages[stage]
+    layers, kept, least = graph.stages[stage], _kept(graph), _input_bytes(graph)
+    saved = [0, *accumulate(kept[graph.block_of(layer)] - least for layer in layers)]
+    whole, ahead = _beside(graph, stage) + saved[-1] + least * len(layers), _ahead(graph, stage)
+    sizes = [math.ceil(ahead * (whole - each)) for each in saved]
     most = len(layers) if graph.layout.options.activation_checkpointing else 0
-    kept = _kept(graph)
-    number = bisect_left(range(most), -room_bytes, key=lambda count: -_stored(graph, stage, layers[:count], kept))
-    return _stored(graph, stage, layers[:number], kept), tuple(layers[:number])
+    number = bisect_left(range(most), -room_bytes, key=lambda count: -sizes[count])
+    return sizes[number], tuple(layers[:number])
 
 
 def activation_bytes(graph: Graph, stage: int, checkpointed: Collection[int]) -> int:
@@ -77,7 +80,9 @@ def activation_bytes(graph: Graph, stage: int, checkpointed: Collection[int]) ->
     It keeps those of as many micro-batches as there are stages from it to the last (1F1B), and of one more where two
     overlap. Stages of v parts in turns are ahead by twice their distance from the last and by p (v - 1) further parts.
     """
-    return _stored(graph, stage, checkpointed, _kept(graph))
+    kept, least = _kept(graph), _input_bytes(graph)
+    layers = (least if layer in checkpointed else kept[graph.block_of(layer)] for layer in graph.stages[stage])
+    return math.ceil(_ahead(graph, stage) * (_beside(graph, stage) + sum(layers)))
 
 
 def _kept(graph: Graph) -> list[int]:
@@ -85,17 +90,24 @@ def _kept(graph: Graph) -> list[int]:
     return [saved_bytes(layer_saved(graph.model, block, graph.layout)) for block in graph.model.blocks]
 
 
-def _stored(graph: Graph, stage: int, checkpointed: Collection[int], kept: Sequence[int]) -> int:
-    layout, model = graph.layout, graph.model
+def _input_bytes(graph: Graph) -> int:
+    hidden = graph.embedding[-1].output
+    assert hidden is not None, "the embedding has an output"
+    return hidden.size_bytes
+
+
+def _beside(graph: Graph, stage: int) -> int:
+    """Return the bytes that embedding and head keep of one micro-batch, on the stages that have them."""
+    total = saved_bytes(embedding_saved(graph.layout)) if stage == 0 else 0
+    return total + (saved_bytes(head_saved(graph.model, graph.layout)) if stage == len(graph.stages) - 1 else 0)
+
+
+def _ahead(graph: Graph, stage: int) -> float:
+    """Return of how many micro-batches a stage keeps activations at a time."""
+    layout = graph.layout
     stages, parts = len(graph.stages), len(graph.pieces) // len(graph.stages)
     ahead = float(stages - stage)
     if parts > 1:
         ahead = (2 * (stages - stage - 1) + stages * (parts - 1) + 1) / parts
     ahead += 1 if layout.options.two_batch_overlap else 0
-    hidden = graph.embedding[-1].output
-    assert hidden is not None, "the embedding has an output"
-    total = saved_bytes(embedding_saved(layout)) if stage == 0 else 0
-    total += saved_bytes(head_saved(model, layout)) if stage == len(graph.stages) - 1 else 0
-    for layer in graph.stages[stage]:
-        total += hidden.size_bytes if layer in checkpointed else kept[graph.block_of(layer)]
-    return math.ceil(min(ahead, layout.schedule.num_microbatches) * total)
+    return min(ahead, layout.schedule.num_microbatches)

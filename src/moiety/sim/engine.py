@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,8 +12,7 @@ if TYPE_CHECKING:
 _Entry = tuple[int, float, int]
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
+class Task(NamedTuple):
     """Work that holds all of `resources` for `duration_s` once all tasks in `after` (indices) are done."""
 
     name: str
@@ -164,17 +162,20 @@ class _Run:
                 entry = heapq.heappop(queue)
                 if self._started[entry[2]]:
                     continue
-                if not self._may_start(entry[2]):
+                if not self._may_start(entry[2], resource):
                     blocked.append(entry)
                 else:
                     self._begin(entry[2], now)
             for entry in blocked:
                 heapq.heappush(queue, entry)
 
-    def _may_start(self, index: int) -> bool:
-        """Say whether a task's resources are free and, where they keep an order, all wait for it next."""
+    def _may_start(self, index: int, free: int) -> bool:
+        """Say whether a task's resources are free, as `free` is, and, where they keep an order, wait for it next."""
         task = self._tasks[index]
-        if any(self._busy[each] for each in task.resources):
+        if len(task.resources) > 1 and any(self._busy[each] for each in task.resources):
             return False
-        ordered = self._launch is not None and task.priority == 0
-        return not ordered or all(self._lines[each][-1] == index for each in task.resources)
+        if self._launch is None or task.priority:
+            return True
+        if len(task.resources) > 1:
+            return all(self._lines[each][-1] == index for each in task.resources)
+        return self._lines[free][-1] == index

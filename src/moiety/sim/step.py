@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from moiety.cost.price import already_gathered
-from moiety.graph.op import Collective
 from moiety.sim.engine import Task
+from moiety.sim.op_list import FOREGROUND, OpList, op_list
+from moiety.sim.step_tasks import Place, StepTasks
+from moiety.sim.units import interleaved_units, stage_units
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from moiety.cost.price import OpPrice, PricedGraph
     from moiety.graph.graph import Graph
-
-BULK_CHUNK_S = 100e-6
-"""Longest time that a bulk transfer holds a link while something more urgent waits."""
-MAX_BULK_CHUNKS = 1_000
-"""Most chunks of one transfer: over a link too slow for its work they are longer, so that the step stays countable."""
-_FOREGROUND, _BULK = 0, 1
+    from moiety.sim.op_list import ListedOp
+    from moiety.sim.units import Unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,115 +28,6 @@ class RankClass:
     num_ranks: int
     prices: tuple[PricedGraph, ...]
     """Per layer of the model: its ops priced at this class's load in that layer (equal objects are shared)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Unit:
-    """A forward or backward pass of one micro-batch through one stage."""
-
-    direction: Literal["forward", "backward"]
-    microbatch: int
-    part: int = 0
-    """Which part of the stage's layers."""
-
-
-class Place(NamedTuple):
-    """Where a task stands among those of its stage."""
-
-    pair: int
-    """Number of the pair of units that overlap (of the unit, where none do)."""
-    member: int
-    """Which of the two units."""
-    transfers: int
-    """Foreground transfers of the unit that it comes behind, one after the other."""
-    exchanges: int
-    """Those of them that move tokens between attention groups: dispatch, combine and their kin."""
-    position: int
-    """Number of the op in its unit."""
-
-
-@dataclass(slots=True)
-class StepTasks:
-    """Tasks with what the timeline needs to know of each: parallel lists."""
-
-    num_stages: int
-    num_classes: int
-    num_tiers: int
-    tasks: list[Task] = field(default_factory=list[Task])
-    lanes: list[int] = field(default_factory=list[int])
-    """Stage x class that the task belongs to."""
-    layers: list[int] = field(default_factory=list[int])
-    """Layer of the model; -1 outside the layers."""
-    microbatches: list[int] = field(default_factory=list[int])
-    places: list[Place] = field(default_factory=list[Place])
-    overlaps: bool = False
-    """Whether two units of a stage run at a time."""
-
-    def launch_orders(self) -> list[list[int]]:
-        """Return the orders in which streams and links may be fed: for each, every task's number.
-
-        A stream does what it was given in the order it was given, so a faster machine is never slower under one order,
-        nor under the best of several that do not depend on the machine. Two units that overlap take turns at every
-        transfer, at exchanges only, or not at all.
-        """
-        keys = [[(place.pair, 0, place.member, place.position) for place in self.places]]
-        if self.overlaps:
-            keys.append([(place.pair, place.transfers, place.member, place.position) for place in self.places])
-            keys.append([(place.pair, place.exchanges, place.member, place.position) for place in self.places])
-        orders: list[list[int]] = []
-        for key in keys:
-            order = [0] * len(key)
-            for number, index in enumerate(sorted(range(len(key)), key=key.__getitem__)):
-                order[index] = number
-            orders.append(order)
-        return orders
-
-    def makespan_s(self, start_s: Sequence[float]) -> float:
-        """Return when the last task ends that starts at these times."""
-        return max((start + task.duration_s for start, task in zip(start_s, self.tasks, strict=True)), default=0.0)
-
-    def resource(self, lane: int, stream: int) -> int:
-        """Return the number of a lane's compute stream (0) or of its link on tier `stream - 1`."""
-        return lane * (1 + self.num_tiers) + stream
-
-    @property
-    def num_resources(self) -> int:
-        """Resources of all lanes."""
-        return self.num_stages * self.num_classes * (1 + self.num_tiers)
-
-
-def stage_units(stage: int, num_stages: int, num_microbatches: int, *, training: bool) -> list[Unit]:
-    """Return the order in which a stage works: forward only, or one-forward-one-backward (Narayanan et al. 2021)."""
-    forward = [Unit("forward", m) for m in range(num_microbatches)]
-    if not training:
-        return forward
-    backward = [Unit("backward", m) for m in range(num_microbatches)]
-    warm_up = min(num_stages - stage - 1, num_microbatches)
-    units = forward[:warm_up]
-    for index in range(num_microbatches - warm_up):
-        units += [forward[warm_up + index], backward[index]]
-    return units + backward[num_microbatches - warm_up :]
-
-
-def interleaved_units(stage: int, num_stages: int, num_microbatches: int, parts: int) -> list[Unit]:
-    """Return the order in which a stage trains whose layers are `parts` pieces of the model, in turns.
-
-    As Megatron-LM does (Narayanan et al. 2021, section 2.2): groups of as many micro-batches as there are stages go
-    through one part after the other; a stage is ahead by twice its distance from the last, and by a group for each
-    further part. Micro-batches are a multiple of the stages.
-    """
-    group = num_stages * parts
-    order = [
-        ((index % group) // num_stages, index // group * num_stages + index % num_stages)
-        for index in range(num_microbatches * parts)
-    ]
-    forward = [Unit("forward", microbatch, part) for part, microbatch in order]
-    backward = [Unit("backward", microbatch, parts - 1 - part) for part, microbatch in order]
-    warm_up = min(2 * (num_stages - stage - 1) + (parts - 1) * num_stages, len(order))
-    units = forward[:warm_up]
-    for index in range(len(order) - warm_up):
-        units += [forward[warm_up + index], backward[index]]
-    return units + backward[len(order) - warm_up :]
 
 
 class StepBuilder:
@@ -161,11 +49,14 @@ class StepBuilder:
         """The pair of units that is laid, and which of the two."""
         self._position = 0
         """Ops that the unit has behind it."""
-        self._behind: tuple[int, ...] = (0, 0)
+        self._behind = (0, 0)
         """Transfers, and exchanges among them, that the unit has behind it."""
-        self._place = Place(0, 0, 0, 0, 0)
         self._background: dict[int, tuple[int, ...]] = {}
         """Per stage: gradient reductions, which nothing but the update waits for."""
+        self._listed: dict[tuple[int, ...], tuple[OpList, object]] = {}
+        """By the lists' identities: what they come to, and themselves, so that no other list gets their identity."""
+        self._regathered: dict[int, tuple[tuple[OpPrice, ...], tuple[OpPrice, ...]]] = {}
+        """Likewise backward passes of layers whose parameters are there already."""
 
     def build(self) -> StepTasks:
         """Return the tasks of the step, in an order that respects their dependencies."""
@@ -249,7 +140,18 @@ class StepBuilder:
         backward = [c.prices[layer].backward[block] for c in self._classes]
         if layer not in self._checkpointed:
             return [backward]
-        return [forward, [already_gathered(each) for each in backward]]
+        return [forward, [self._gathered(each) for each in backward]]
+
+    def _gathered(self, backward: tuple[OpPrice, ...]) -> tuple[OpPrice, ...]:
+        if id(backward) not in self._regathered:
+            self._regathered[id(backward)] = already_gathered(backward), backward
+        return self._regathered[id(backward)][0]
+
+    def _list(self, per_class: Sequence[Sequence[OpPrice]]) -> OpList:
+        key = tuple(id(each) for each in per_class)
+        if key not in self._listed:
+            self._listed[key] = op_list(per_class, chunked=self._chunked), tuple(per_class)
+        return self._listed[key][0]
 
     def _lay(
         self,
@@ -266,110 +168,59 @@ class StepBuilder:
         classes: they start when the last class is ready and last as long as the slowest needs. Bulk transfers that
         nothing in the list uses go on in the background.
         """
-        ends: list[dict[str, tuple[int, ...]]] = [{} for _ in per_class]
-        used: list[set[str]] = [set() for _ in per_class]
-        depth: tuple[dict[str, int], dict[str, int]] = ({}, {})
-        for index, first in enumerate(per_class[0]):
-            op = first.op
-            behind = [max((made[name] for name in op.inputs if name in made), default=0) for made in depth]
-            self._place = Place(
-                *self._turn, self._behind[0] + behind[0], self._behind[1] + behind[1], self._position + index
-            )
-            foreground = op.is_communication and not _is_bulk(first)
-            depth[0][op.name] = behind[0] + foreground
-            depth[1][op.name] = behind[1] + (foreground and _is_exchange(first))
-            ready: list[tuple[int, ...]] = []
-            for which in range(len(per_class)):
-                used[which].update(() if _is_bulk(first) and not op.prefetch else op.inputs)
-                inputs = tuple(t for name in op.inputs if name != "input" for t in ends[which][name])
-                if op.prefetch:
-                    inputs = earlier
-                elif "input" in op.inputs or not op.inputs:
-                    inputs = (*inputs, *after)
-                ready.append(inputs)
-            prices = [ops[index] for ops in per_class]
-            joint = first.transfer is not None and first.transfer.pipelined and len(per_class) > 1
-            if joint:
-                slowest = max(prices, key=lambda each: each.seconds)
-                everyone = tuple(dict.fromkeys(t for inputs in ready for t in inputs))
-                gate = self._task("gate", 0.0, (), everyone, _FOREGROUND, stage, 0, -2, microbatch)
-                ready, prices = [(gate,)] * len(prices), [slowest] * len(prices)
-            for which, price in enumerate(prices):
-                ends[which][op.name] = self._lay_op(price, ready[which], stage, which, layer, microbatch)
-        self._position += len(per_class[0])
-        self._behind = tuple(
-            before + max(made.values(), default=0) for before, made in zip(self._behind, depth, strict=True)
-        )
-        unused = [
-            (name, tasks)
-            for which, by_name in enumerate(ends)
-            for name, tasks in by_name.items()
-            if name not in used[which]
-        ]
-        bulk = {price.op.name for price in per_class[0] if _is_bulk(price)}
-        background = tuple(task for name, tasks in unused if name in bulk for task in tasks)
+        listed = self._list(per_class)
+        made: list[list[tuple[int, ...]]] = [[] for _ in per_class]
+        """By class, in the order of the list: the tasks that end an op."""
+        pair, member = self._turn
+        transfers, exchanges = self._behind
+        for index, op in enumerate(listed.ops):
+            place = Place(pair, member, transfers + op.transfers, exchanges + op.exchanges, self._position + index)
+            ready = [_waits_for(op, ends, after, earlier) for ends in made]
+            if op.is_joint:
+                everyone = tuple(dict.fromkeys(task for waits in ready for task in waits))
+                lane = stage * self._out.num_classes
+                gate = self._out.add(Task("gate", 0.0, (), everyone, FOREGROUND), lane, -2, microbatch, place)
+                ready = [(gate,)] * len(ready)
+            for which, ends in enumerate(made):
+                lane = stage * self._out.num_classes + which
+                ends.append(self._lay_op(op, which, ready[which], lane, layer, microbatch, place))
+        self._position += len(listed.ops)
+        self._behind = transfers + listed.transfers, exchanges + listed.exchanges
+        background = tuple(task for ends in made for index in listed.background for task in ends[index])
         self._background[stage] = self._background.get(stage, ()) + background
-        return tuple(task for name, tasks in unused if name not in bulk for task in tasks) or after
+        return tuple(task for ends in made for index in listed.ends for task in ends[index]) or after
 
     def _lay_op(
-        self, price: OpPrice, after: tuple[int, ...], stage: int, which: int, layer: int, microbatch: int
-    ) -> tuple[int, ...]:
-        name, lane = price.op.name, stage * self._out.num_classes + which
-        transfer = price.transfer
-        if transfer is None:
-            resource = (self._out.resource(lane, 0),)
-            return (self._task(name, price.compute_s, resource, after, _FOREGROUND, stage, which, layer, microbatch),)
-        bulk = _is_bulk(price)
-        priority = _BULK if bulk else _FOREGROUND
-        busy = [tier for tier, seconds in enumerate(transfer.tier_seconds) if seconds > 0] or [0]
-        ends: tuple[int, ...] = ()
-        chain = after
-        for tier in busy:
-            seconds = transfer.tier_seconds[tier]
-            if tier == busy[-1]:
-                # the outermost link waits for the start-up, and for the tiers that work at the same time
-                seconds = (
-                    transfer.seconds if transfer.pipelined else transfer.seconds - sum(transfer.tier_seconds[:tier])
-                )
-            resource = (self._out.resource(lane, 1 + tier),)
-            pieces = min(max(math.ceil(seconds / BULK_CHUNK_S), 1), MAX_BULK_CHUNKS) if bulk and self._chunked else 1
-            head = after if transfer.pipelined else chain
-            for _ in range(pieces):
-                task = self._task(name, seconds / pieces, resource, head, priority, stage, which, layer, microbatch)
-                head = (task,)
-            chain = head
-            ends = (*ends, *head) if transfer.pipelined else head
-        return ends
-
-    def _task(  # noqa: PLR0913, PLR0917 - a task has this many parts
         self,
-        name: str,
-        seconds: float,
-        resources: tuple[int, ...],
-        after: tuple[int, ...],
-        priority: int,
-        stage: int,
+        op: ListedOp,
         which: int,
+        after: tuple[int, ...],
+        lane: int,
         layer: int,
         microbatch: int,
-    ) -> int:
-        out = self._out
-        out.tasks.append(Task(name, seconds, resources, after, priority))
-        out.lanes.append(stage * out.num_classes + which)
-        out.layers.append(layer)
-        out.microbatches.append(microbatch)
-        out.places.append(self._place)
-        return len(out.tasks) - 1
+        place: Place,
+    ) -> tuple[int, ...]:
+        """Append the tasks of an op and return those that end it."""
+        out, (legs, priority, is_parallel) = self._out, op.work[which]
+        ends, chain = (), after
+        for stream, seconds, chunks in legs:
+            resource = (out.resource(lane, stream),)
+            head = after if is_parallel else chain
+            for _ in range(chunks):
+                head = (out.add(Task(op.name, seconds, resource, head, priority), lane, layer, microbatch, place),)
+            chain = head
+            ends = (*ends, *head) if is_parallel else head
+        return ends
 
 
-def _is_bulk(price: OpPrice) -> bool:
-    work = price.op.work
-    return isinstance(work, Collective) and work.bulk
-
-
-def _is_exchange(price: OpPrice) -> bool:
-    work = price.op.work
-    return isinstance(work, Collective) and work.axis in {"stage", "attn_dp"}
+def _waits_for(
+    op: ListedOp, made: Sequence[tuple[int, ...]], after: tuple[int, ...], earlier: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the tasks that an op waits for, when `made` are those that end the ops before it."""
+    if op.is_prefetch:
+        return earlier
+    inputs = tuple(task for each in op.inputs for task in made[each])
+    return (*inputs, *after) if op.is_first else inputs
 
 
 def _all_prices(graphs: Sequence[PricedGraph]) -> Iterator[OpPrice]:

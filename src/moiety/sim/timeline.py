@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.sim.engine import run, tails_s
-from moiety.sim.step import RankClass, StepBuilder, StepTasks
+from moiety.sim.step import RankClass, StepBuilder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from moiety.sim.step_tasks import StepTasks
 
 
 @dataclass(frozen=True, slots=True)
