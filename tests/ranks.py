@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from tests.two_tier import Node
 
+PRELOADED = ["torch", "tests.ranks", "transformers.models.mixtral.modeling_mixtral", "moiety.runtime.model.load"]
+"""What every rank would import for seconds, and so gets from the process that it is forked from."""
 _CLONE_NEWNET = 0x4000_0000
 _PR_SET_PDEATHSIG = 1
 
@@ -97,7 +99,7 @@ def rank_outcomes(
 ) -> list[Outcome]:
     """Return what became of every rank; those of `without` are not waited for, and ended when all others have."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "tests.ranks"])
+    context.set_forkserver_preload(PRELOADED)
     store = None if nodes else TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     ranks_per_node = num_ranks // len(nodes) if nodes else num_ranks
     processes = []

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from moiety.runtime.job import Job
-from moiety.runtime.launch import launch
+from tests.ranks import run_ranks
+from tests.runtime.model.entry import run_on_cpu
 from tests.runtime.plans import plan_of
 
 if TYPE_CHECKING:
@@ -40,14 +40,10 @@ DIVISIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def run(cases: list[dict[str, Any]], tmp_path: Path, ranks: int = 4) -> list[list[dict[str, Any]]]:
-    """Return what each rank reports of each case, [cases][ranks]."""
-    listing = tmp_path / "cases.json"
-    listing.write_text(json.dumps(cases))
-    widest = next(case["plan"] for case in cases if case["plan"]["num_gpus"] == ranks)
-    job = Job(plan=widest, checkpoint=str(listing), entry="tests.runtime.model.entry:run_cases")
-    reports: Any = [report["rank"] for report in launch(job)]
-    return [[rank["cases"][number] for rank in reports] for number in range(len(cases))]
+def run(cases: list[dict[str, Any]], ranks: int = 4) -> list[list[Any]]:
+    """Return what each rank reports of each case, [cases][ranks], as JSON has it."""
+    reports: Any = json.loads(json.dumps(run_ranks(run_on_cpu, ranks, cases, timeout_s=600.0)))
+    return [[rank[number] for rank in reports] for number in range(len(cases))]
 
 
 def case(folder: Path, new: int = NEW, prompts: list[list[int]] | None = None, **division: Any) -> dict[str, Any]:  # noqa: ANN401

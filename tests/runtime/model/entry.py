@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed import TCPStore
 
 from moiety.plan import Plan
 from moiety.runtime.checkpoint.index import Checkpoint
@@ -21,31 +23,45 @@ from moiety.runtime.sampling import Sampling
 from moiety.runtime.seat import seat_of
 
 if TYPE_CHECKING:
+    from torch.distributed import Store
+
     from moiety.runtime.model.rank_model import RankModel
     from moiety.runtime.post import Post, Report
+    from tests.ranks import Place
 
 
 def run_cases(post: Post) -> Report:
-    """Run every case of the file that stands in the place of the checkpoint; report tokens and first logits."""
+    """Run every case of the file that stands in the place of the checkpoint; what a job on GPUs names."""
     cases = json.loads(Path(post.job.checkpoint).read_text())
+    return {"rank": {"cases": reports_of(cases, post.world.rank, post.store, device_of(post))}}
+
+
+def run_on_cpu(place: Place, cases: list[dict[str, Any]]) -> list[object]:
+    """Run every case in a rank of `tests.ranks`."""
+    store = TCPStore(place.store_host, place.store_port, is_master=place.has_store, timeout=timedelta(seconds=60))
+    return reports_of(cases, place.rank, store, torch.device("cpu"))
+
+
+def reports_of(cases: list[dict[str, Any]], rank: int, store: Store, device: torch.device) -> list[object]:
+    """Return tokens, first logits and figures of every case, None of those that this rank has no part in."""
     found: list[object] = []
     for number, case in enumerate(cases):
         plan = Plan.model_validate(case["plan"])
-        if post.world.rank >= plan.num_gpus:
+        if rank >= plan.num_gpus:
             found.append(None)
             continue
         network = Network(
-            rank=post.world.rank,
+            rank=rank,
             world_size=plan.num_gpus,
-            store=post.store,
+            store=store,
             tiers=plan.cluster.tiers,
-            device=device_of(post),
+            device=device,
             generation=number,
             timeout_s=60.0,
             transport=case.get("transport", "sockets"),
         )
         turns = Turns()
-        model = load_model(seat_of(plan, post.world.rank), Checkpoint.open(case["folder"]), network, turns=turns)
+        model = load_model(seat_of(plan, rank), Checkpoint.open(case["folder"]), network, turns=turns)
         limit = case.get("max_tokens_per_step", 8192)
         engine = Engine(model, network, turns, max_tokens_per_step=limit, min_overlapped_tokens=2)
         outputs = engine.generate(
@@ -63,7 +79,7 @@ def run_cases(post: Post) -> Report:
             }
         )
         network.close()
-    return {"rank": {"cases": found}}
+    return found
 
 
 @torch.no_grad()

@@ -47,7 +47,7 @@ def outcomes(half: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple
     cases |= {("half", name): case(half, dtype="bf16", **DIVISIONS[name]) for name in HALF}
     cases |= {("held", name): case(qwen, **division) for name, division in HELD.items()}
     cases |= {("counted", name): case(mixtral, **DIVISIONS[name]) for name in COUNTED}
-    return dict(zip(cases, run(list(cases.values()), folder), strict=True))
+    return dict(zip(cases, run(list(cases.values())), strict=True))
 
 
 def test_prompts_in_chunks_copies_and_tensor_parallelism_sample_the_same_tokens(

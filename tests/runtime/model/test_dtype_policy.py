@@ -43,7 +43,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
         plan = Plan.model_validate(one["plan"])
         plans.append(plan.model_copy(update={"options": plan.options.model_copy(update={"dtypes": policy})}))
         cases.append({**one, "plan": plans[-1].model_dump(mode="json")})
-    return dict(zip(POLICIES, zip(plans, run(cases, folder, ranks=2), strict=True), strict=True))
+    return dict(zip(POLICIES, zip(plans, run(cases, ranks=2), strict=True), strict=True))
 
 
 def test_weights_are_loaded_in_the_plans_formats(outcomes: Outcomes) -> None:

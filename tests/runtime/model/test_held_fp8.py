@@ -59,7 +59,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoin
 
 
 @pytest.fixture(scope="module")
-def outcomes(checkpoints: dict[str, Checkpoints], tmp_path_factory: pytest.TempPathFactory) -> Outcomes:
+def outcomes(checkpoints: dict[str, Checkpoints]) -> Outcomes:
     """Return what ranks do with both ways of saving; the same ranks take all, as starting takes long."""
     keys = [(name, "fp8", division) for name in KINDS for division in DIVIDED]
     keys += [(name, "plain", division) for name in KINDS if name != "qwen2_moe" for division in AS_QUANTISED]
@@ -67,7 +67,7 @@ def outcomes(checkpoints: dict[str, Checkpoints], tmp_path_factory: pytest.TempP
         case(getattr(checkpoints[name], saved), new=NEW, weights="fp8", **DIVISIONS[division])
         for name, saved, division in keys
     ]
-    ranks = run(cases, tmp_path_factory.mktemp("cases"))
+    ranks = run(cases)
     plans = [Plan.model_validate(each["plan"]) for each in cases]
     return dict(zip(keys, zip(plans, ranks, strict=True), strict=True))
 

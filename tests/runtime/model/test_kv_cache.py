@@ -42,9 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def outcomes(
-    folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> dict[tuple[str, Dtype, str], tuple[Plan, Ranks]]:
+def outcomes(folders: dict[str, Path]) -> dict[tuple[str, Dtype, str], tuple[Plan, Ranks]]:
     """Return the plan of every case and what the ranks report of it."""
     cases = {
         (name, kept, division): case(folders[name], kv_cache=kept, **DIVISIONS[division])
@@ -52,7 +50,7 @@ def outcomes(
         for kept in FORMATS
         for division in DIVISIONS
     }
-    reports = run(list(cases.values()), tmp_path_factory.mktemp("cases"), ranks=2)
+    reports = run(list(cases.values()), ranks=2)
     return {
         key: (Plan.model_validate(each["plan"]), ranks)
         for (key, each), ranks in zip(cases.items(), reports, strict=True)
