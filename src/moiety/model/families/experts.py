@@ -100,7 +100,10 @@ def late_layers(config: Config, *, default_dense: int) -> list[bool]:
     """
     layers = num_layers(config)
     if isinstance(config.values.get("moe_layer_freq"), list):
-        return [bool(flag) for flag in config.integers("moe_layer_freq", below=2, length=layers)]
+        flags = config.integers("moe_layer_freq", below=2, length=layers)
+        if not flags:
+            raise config.error(f"must have one entry for each of the {layers} layers, but is empty", "moe_layer_freq")
+        return [bool(flag) for flag in flags]
     first = config.integer("first_k_dense_replace", minimum=0, maximum=layers, default=min(default_dense, layers))
     frequency = config.integer("moe_layer_freq", maximum=MAX_LAYERS, default=1)
     return [index >= first and index % frequency == 0 for index in range(layers)]
