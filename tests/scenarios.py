@@ -37,12 +37,23 @@ MLA_DIRECT = MLA.model_copy(update={"q_lora_rank": None})
 LINEAR = LinearAttention(
     variant="gated_delta", num_key_heads=8, num_value_heads=16, key_head_dim=64, value_head_dim=64, conv_kernel_size=4
 )
+MAMBA = LinearAttention(
+    variant="mamba2",
+    num_key_heads=4,
+    num_value_heads=16,
+    key_head_dim=128,
+    value_head_dim=64,
+    conv_kernel_size=4,
+    conv_bias=True,
+    chunk_tokens=128,
+)
 ATTENTIONS: dict[str, Attention] = {
     "gqa": GQA,
     "windowed": WINDOWED,
     "mla": MLA,
     "mla without q rank": MLA_DIRECT,
     "linear": LINEAR,
+    "mamba": MAMBA,
 }
 
 
@@ -78,6 +89,24 @@ def small_model(
         vocab_size=32_000,
         blocks=tuple(blocks),
         layer_blocks=(1,) * dense_layers + (0,) * (num_layers - dense_layers),
+    )
+
+
+def hybrid_model() -> Model:
+    """Return a model whose layers are Mamba-2, attention, a network without a gate, or experts in a latent."""
+    latent = moe(shared=512).model_copy(update={"gated": False, "latent_size": 256})
+    network = DenseFeedForward(intermediate_size=2048, gated=False)
+    mixers = (MAMBA, GQA)
+    return Model(
+        name="hybrid",
+        architecture="test",
+        hidden_size=1024,
+        vocab_size=32_000,
+        blocks=(
+            *(Block(attention=each, feed_forward=None, num_norms=1) for each in mixers),
+            *(Block(attention=None, feed_forward=each, num_norms=1) for each in (network, latent)),
+        ),
+        layer_blocks=(0, 2, 0, 1, 3, 0, 3),
     )
 
 

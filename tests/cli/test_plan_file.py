@@ -33,7 +33,7 @@ def plans(draw: st.DrawFn) -> Plan:
     copies = draw(st.sampled_from((0, 0, 16))) if model.moe else 0
     legal = [c.strategy for c in enumerate_strategies(model, cluster.num_gpus, copies) if c.is_legal]
     strategy = draw(st.sampled_from(legal))
-    moe_layers = [i for i, block in enumerate(model.layers) if block.feed_forward.kind == "moe"]
+    moe_layers = [i for i, block in enumerate(model.layers) if block.moe is not None]
     placement, shares = None, None
     if model.moe is not None:
         experts = model.moe.num_experts

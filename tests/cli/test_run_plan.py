@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,9 @@ from tests.runtime.plans import CPU, cluster_of
 from tests.scenarios import (
     CALIBRATION,
     GQA,
+    LINEAR,
     LOADS,
+    MAMBA,
     evaluated,
     moe,
     prefill_load,
@@ -115,6 +118,25 @@ def test_another_exchange_is_predicted_anew() -> None:
     assert flat.projection is not None
     assert plan.projection is not None
     assert flat.projection.step_s > plan.projection.step_s
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        ({"attention": MAMBA}, "attention.variant = mamba2: a Mamba-2 layer is planned but not executed"),
+        ({"attention": LINEAR}, "attention.variant = gated_delta: linear attention is planned but not executed"),
+        ({"attention": None}, "attention = null: a layer without attention is planned but not executed"),
+        ({"feed_forward": None}, "feed_forward = null: a layer without a feed-forward part is planned but not"),
+        ({"feed_forward": moe().model_copy(update={"gated": False})}, "gated = false: a feed-forward part without"),
+        ({"feed_forward": moe().model_copy(update={"latent_size": 64})}, "latent_size = 64: a mixture of experts in a"),
+    ],
+)
+def test_a_layer_that_there_is_no_module_for_is_refused_by_name(layer: dict[str, object], message: str) -> None:
+    plan = served_plan()
+    block = plan.model.blocks[0].model_copy(update=layer)
+    model = plan.model.model_copy(update={"blocks": (block, *plan.model.blocks[1:])})
+    with pytest.raises(InputError, match=re.escape(message)):
+        check_runnable(plan.model_copy(update={"model": model}), "p.json")
 
 
 def test_a_plan_of_several_pools_is_refused() -> None:

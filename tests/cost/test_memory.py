@@ -15,7 +15,19 @@ from moiety.graph.graph import build_step_graph
 from moiety.model.catalog import catalog_models, load_catalog_model
 from moiety.plan import MemoryPlan, Options, Phase
 from moiety.strategy.strategy import Strategy
-from tests.scenarios import ATTENTIONS, CALIBRATION, GQA, LINEAR, MLA, WINDOWED, graph_of, moe, schedule_of, small_model
+from tests.scenarios import (
+    ATTENTIONS,
+    CALIBRATION,
+    GQA,
+    LINEAR,
+    MAMBA,
+    MLA,
+    WINDOWED,
+    graph_of,
+    moe,
+    schedule_of,
+    small_model,
+)
 
 if TYPE_CHECKING:
     from moiety.model.model import Model
@@ -79,13 +91,16 @@ def test_more_tokens_never_need_less(tokens: int, more: int, phase: Phase) -> No
 
 def test_a_window_caps_the_cache_and_a_state_does_not_grow() -> None:
     layers = range(6)
+    kinds = {"full": GQA, "window": WINDOWED, "linear": LINEAR, "mamba": MAMBA, "latent": MLA}
     cached = {
         name: [cache_bytes(graph_of(small_model(attention), Strategy()), layers, n, 10) for n in (1_000, 100_000)]
-        for name, attention in (("full", GQA), ("window", WINDOWED), ("linear", LINEAR), ("latent", MLA))
+        for name, attention in kinds.items()
     }
     assert cached["full"] == [6 * n * 2 * 4 * 64 * 2 for n in (1_000, 100_000)]
     assert cached["window"] == [6 * n * 2 * 4 * 64 * 2 for n in (1_000, 10 * 128)]
     assert cached["linear"] == [6 * 10 * LINEAR.state_elements() * 4] * 2
+    # 16 heads of 128 x 64, and the last three tokens of what the convolution sees: x, and B and C of four groups
+    assert cached["mamba"] == [6 * 10 * (16 * 128 * 64 + 3 * (16 * 64 + 2 * 4 * 128)) * 4] * 2
     assert cached["latent"] == [6 * n * (128 + 32) * 2 for n in (1_000, 100_000)]
 
 

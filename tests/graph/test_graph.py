@@ -19,11 +19,13 @@ from moiety.strategy.strategy import Strategy, parse_strategy
 from tests.scenarios import (
     ATTENTIONS,
     GQA,
+    MAMBA,
     MLA,
     MLA_DIRECT,
     WINDOWED,
     dense_model,
     graph_of,
+    hybrid_model,
     moe,
     schedule_of,
     small_model,
@@ -66,6 +68,54 @@ def test_products_of_all_gpus_are_two_flops_a_parameter_and_token(name: str, att
     # the latent attention's own norms are parameters of no product
     assert found == pytest.approx(2 * active * tokens, rel=2e-3)
     assert found <= 2 * active * tokens * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_products_of_a_hybrid_are_two_flops_a_parameter_and_token(name: str) -> None:
+    model = hybrid_model()
+    graph = graph_of(model, strategy_of(name))
+    found = layer_gemm_flops(graph, replicated=("router", "latent_down", "latent_up"))
+    active = sum(block.num_active_parameters(model.hidden_size) for block in model.layers)
+    tokens = graph.layout.tokens * graph.layout.strategy.attn_dp
+    # norms, short convolutions and decay constants are parameters of no product
+    assert found == pytest.approx(2 * active * tokens, rel=3e-3)
+    assert found <= 2 * active * tokens * (1 + 1e-12)
+
+
+def test_a_layer_of_one_part_begins_with_a_norm_and_ends_with_the_sum() -> None:
+    for ops in graph_of(hybrid_model(), strategy_of("ep4_tp1")).layers:
+        norms = [op for op in ops if op.name in {"input_norm", "post_norm"}]
+        assert [op.inputs for op in norms] == [("input",)]
+        assert ops[0] is norms[0]
+        assert ops[-1].name == "residual_add"
+        assert "input" in ops[-1].inputs
+
+
+def test_experts_in_a_latent_exchange_rows_of_its_width() -> None:
+    latent = next(part for block in hybrid_model().blocks if (part := block.moe) is not None)
+    rows: dict[int | None, list[float]] = {}
+    for size in (256, 512, None):
+        part = latent.model_copy(update={"latent_size": size})
+        ops = graph_of(small_model(GQA, part), strategy_of("ep4_tp2")).layers[0]
+        exchanges = [op for op in ops if op.name in {"dispatch", "combine"}]
+        rows[size] = [op.work.payload_bytes for op in exchanges if isinstance(op.work, Collective)]
+        before = "post_norm" if size is None else "latent_down"
+        assert before in exchanges[0].inputs
+    assert len(rows[None]) == 2
+    assert [2 * each for each in rows[256]] == rows[512]
+    assert [2 * each for each in rows[512]] == rows[None]
+
+
+def test_a_prompt_s_scan_moves_the_states_of_its_chunks() -> None:
+    def moved(chunk: int) -> float:
+        model = small_model(MAMBA.model_copy(update={"chunk_tokens": chunk}))
+        core = next(op for op in graph_of(model, strategy_of("tp1")).layers[0] if isinstance(op.work, AttentionCore))
+        return core.memory_bytes
+
+    state = MAMBA.num_value_heads * MAMBA.key_head_dim * MAMBA.value_head_dim * 4
+    tokens = graph_of(small_model(MAMBA), strategy_of("tp1")).layout.tokens
+    assert moved(128) - moved(0) == 4 * tokens / 128 * state
+    assert moved(128) - moved(0) == 2 * (moved(256) - moved(0))
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
@@ -182,7 +232,7 @@ def test_every_attention_core_reaches_the_output(attention: str, phase: Phase) -
     assert all(op.name in used for op in ops[:-1])
     cores = {op.name for op in ops if isinstance(op.work, AttentionCore)}
     assert set(next(op for op in ops if op.name == "o_proj").inputs) == cores
-    if phase == "mixed" and attention != "linear":
+    if phase == "mixed" and ATTENTIONS[attention].kind != "linear":
         assert cores == {"attention", "attention_decode"}
 
 

@@ -39,6 +39,8 @@ def random_config(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
         return {"model_type": model_type, "text_config": text, "vision_config": {}}
     layers = draw(st.integers(1, 6))
     config = draw(_shape(model_type, layers)) | draw(_optional(model_type, layers))
+    if model_type == "nemotron_h":
+        config |= draw(_hybrid(layers))
     config["model_type"] = model_type
     return config
 
@@ -69,7 +71,7 @@ def _shape(draw: st.DrawFn, model_type: str, layers: int) -> dict[str, Any]:
 def _experts(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     groups, size = draw(few), draw(few)
     chosen = draw(st.integers(1, groups))
-    of_deepseek = model_type in LATENT | {"glm4_moe"}
+    of_deepseek = model_type in LATENT | {"glm4_moe", "nemotron_h"}
     config: dict[str, Any] = {
         "n_routed_experts" if of_deepseek else "num_local_experts": groups * size,
         "num_experts_per_tok": draw(st.integers(1, chosen * size)),
@@ -81,6 +83,26 @@ def _experts(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     if model_type not in WIDTH_IS_EXPERTS:
         config["moe_intermediate_size"] = draw(width)
     return config
+
+
+@st.composite
+def _hybrid(draw: st.DrawFn, layers: int) -> dict[str, Any]:
+    """Return Mamba-2's keys and the kind of each layer, as a pattern or by name, old or new."""
+    groups = draw(few)
+    config: dict[str, Any] = {"n_groups": groups, "mamba_num_heads": groups * draw(few)}
+    if draw(st.booleans()):
+        config["hybrid_override_pattern"] = draw(st.text("ME*-", min_size=layers, max_size=layers))
+    else:
+        names = ("linear_attention", "full_attention", "mamba", "attention", "moe", "mlp")
+        config["layers_block_type"] = draw(st.lists(st.sampled_from(names), min_size=layers, max_size=layers))
+    optional: dict[str, st.SearchStrategy[Any]] = {
+        **dict.fromkeys(("mamba_head_dim", "ssm_state_size", "moe_latent_size"), width),
+        "moe_shared_expert_intermediate_size": width,
+        **dict.fromkeys(("use_bias", "use_conv_bias"), st.booleans()),
+        "conv_kernel": few,
+    }
+    taken = draw(st.sets(st.sampled_from(sorted(optional))))
+    return config | {key: draw(optional[key]) for key in sorted(taken)}
 
 
 @st.composite

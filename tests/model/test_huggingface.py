@@ -98,6 +98,7 @@ def test_a_missing_size_is_refused_by_name(key: str) -> None:
         ("deepseek-v3", {"num_experts_per_tok": 129}, "topk_group", "leave room for a token's 129 experts"),
         ("deepseek-v3", {"first_k_dense_replace": 62}, "first_k_dense_replace", "from 0 to 61"),
         ("deepseek-v3", {"moe_layer_freq": [1, 0]}, "moe_layer_freq", "each of the 61 layers, but has 2"),
+        ("deepseek-v3", {"moe_layer_freq": []}, "moe_layer_freq", "each of the 61 layers, but is empty"),
         ("deepseek-v3", {"num_nextn_predict_layers": -1}, "num_nextn_predict_layers", "from 0 to"),
         ("gpt-oss-20b", {"layer_types": ["full_attention"]}, "layer_types", "each of the 24 layers, but has 1"),
         ("gpt-oss-20b", {"layer_types": ["mamba"] * 24}, "layer_types", "full_attention, sliding_attention"),
@@ -228,6 +229,36 @@ def test_qwen3_next_has_softmax_attention_in_every_fourth_layer() -> None:
     layers = _read(_catalogue("qwen3-next-80b-a3b")).layers
     kinds = [type(layer.attention) for layer in layers]
     assert kinds == [LinearAttention, LinearAttention, LinearAttention, GroupedQueryAttention] * 12
+
+
+def test_nemotron_3_super_has_one_part_a_layer_and_experts_in_a_latent() -> None:
+    model = _read(_catalogue("nemotron-3-super-120b-a12b"))
+    letters = {"linear": "M", "gqa": "*"}
+    pattern = "".join("E" if each.attention is None else letters[each.attention.kind] for each in model.layers)
+    assert pattern == _catalogue("nemotron-3-super-120b-a12b")["hybrid_override_pattern"]
+    assert [layer.num_norms for layer in model.layers] == [1] * 88
+    experts = model.moe
+    assert experts is not None
+    assert (experts.latent_size, experts.gated, experts.row_size(model.hidden_size)) == (1024, False, 1024)
+    mixer = model.layers[0].attention
+    assert isinstance(mixer, LinearAttention)
+    # 128 heads of 64 inputs by 128 states, and three tokens of x, B and C for the convolution
+    assert mixer.state_elements() == 128 * 64 * 128 + 3 * (128 * 64 + 2 * 8 * 128)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hybrid_override_pattern": "MXE"}, "hybrid_override_pattern"),
+        ({"hybrid_override_pattern": "ME*"}, "num_hidden_layers = 52: must be the number of layers"),
+        ({"layers_block_type": ["mamba"]}, "must have one entry for each of the 52 layers"),
+        ({"layers_block_type": ["lstm"] * 52}, "must be a list of strings of"),
+        ({"n_groups": 7}, "n_groups = 7: must divide mamba_num_heads=64"),
+    ],
+)
+def test_an_impossible_hybrid_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        _read(_catalogue("nemotron-3-nano-30b-a3b", **changes))
 
 
 def test_minimax_m1_by_the_keys_of_its_own_repository() -> None:

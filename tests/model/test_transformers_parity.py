@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from moiety.model.catalog import catalog_model_text, catalog_models, load_catalog_model
 from moiety.model.families import FAMILIES
+from moiety.model.feed_forward import MoeFeedForward
 from moiety.model.huggingface import model_from_config
 from tests.model.configs import random_config
 from tests.model.oracle import built_parameters, configuration
 
 if TYPE_CHECKING:
-    from moiety.model.attention import Attention
+    from moiety.model.model import Block
 
 READ_AS_ANOTHER = {"minimax_m1", "minimax_text_01"}
 """Names of MiniMax's own repositories, whose configs `transformers` does not read."""
@@ -36,7 +37,7 @@ def test_any_legal_config_has_the_parameters_and_layers_of_transformers(model_ty
     assert model.num_parameters == built_parameters(config)
     expected = getattr(configuration(config), "layer_types", None)
     if expected is not None and model_type not in {"qwen2", "qwen3", "qwen2_moe"}:
-        assert [_kind(layer.attention) for layer in model.layers] == [kind.split("_")[0] for kind in expected]
+        assert [_kind(layer) for layer in model.layers] == [kind.split("_")[0] for kind in expected]
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "qwen2_moe"])
@@ -54,7 +55,10 @@ def test_qwen_windows_stand_where_transformers_has_them(
     assert windows == [in_force if kind == "sliding_attention" else None for kind in expected.layer_types]
 
 
-def _kind(attention: Attention) -> str:
+def _kind(layer: Block) -> str:
+    attention, part = layer.attention, layer.feed_forward
+    if attention is None:
+        return "moe" if isinstance(part, MoeFeedForward) else "mlp"
     if attention.kind == "linear":
         return "linear"
     if getattr(attention, "indexer", None) is not None:

@@ -33,6 +33,7 @@ DEPLOYMENTS: dict[str, tuple[str, str, tuple[Part, ...], dict[str, Any]]] = {
     "pipeline": ("deepseek-v3", "h200x32", (("tp4_dp2_ep8_pp4", 32, "prefill", PREFILL),), {"fused_kernels": False}),
     "pipeline-in-node": ("olmoe-1b-7b", "h100x8", (("tp2_pp4", 8, "prefill", PREFILL),), {}),
     "mixed": ("qwen3-next-80b-a3b", "h100x16", (("tp2_dp8_ep16", 16, "mixed", MIXED),), {}),
+    "hybrid": ("nemotron-3-nano-30b-a3b", "h100x8", (("tp2_dp4_ep8", 8, "mixed", MIXED),), {}),
     "redundant": ("olmoe-1b-7b", "h100x8", (("ep8", 8, "decode", DECODE),), {"redundant_experts": 8}),
     "training": (
         "olmoe-1b-7b",
@@ -93,7 +94,7 @@ def make_pool(
     placement = None
     if model.moe is not None:
         placement = place_linear(
-            layers=[layer for layer, block in enumerate(model.layers) if block.feed_forward.kind == "moe"],
+            layers=[layer for layer, block in enumerate(model.layers) if block.moe is not None],
             num_experts=model.moe.num_experts,
             redundant_experts=redundant,
             num_gpus=strategy.gpus_per_stage,

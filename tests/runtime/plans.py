@@ -91,7 +91,7 @@ def _placement(folder: Path, strategy: Strategy, num_nodes: int, redundant: int)
     assert model.moe is not None
     nodes = num_nodes if strategy.gpus_per_stage % num_nodes == 0 else 1
     return place_linear(
-        layers=[index for index, block in enumerate(model.layers) if block.feed_forward.kind == "moe"],
+        layers=[index for index, block in enumerate(model.layers) if block.moe is not None],
         num_experts=model.moe.num_experts,
         redundant_experts=redundant,
         num_gpus=strategy.gpus_per_stage,

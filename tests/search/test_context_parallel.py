@@ -43,8 +43,8 @@ def test_a_dense_model_is_divided_too() -> None:
     assert [each for each in verify_plan(plan, CALIBRATION) if each.severity == "error"] == []
 
 
-@pytest.mark.parametrize("attention", [name for name in ATTENTIONS if name != "linear"])
-def test_every_gpu_computes_an_equal_part_and_gets_all_keys(attention: str) -> None:
+@pytest.mark.parametrize("attention", list(ATTENTIONS))
+def test_every_gpu_computes_an_equal_part_and_gets_all_keys_or_states(attention: str) -> None:
     model = small_model(ATTENTIONS[attention], moe())
     whole, parts = (
         build_step_graph(model, Strategy(attn_dp=4, ep=4, cp=cp), SCHEDULE, Options(), training=True) for cp in (1, 4)
@@ -61,6 +61,19 @@ def test_every_gpu_computes_an_equal_part_and_gets_all_keys(attention: str) -> N
     assert [each.kind for each in gathers] == ["all_gather"] * len(model.blocks)
     assert [each.kind for each in returns] == ["reduce_scatter"] * len(model.blocks)
     assert all(back.payload_bytes == 2 * each.payload_bytes for each, back in zip(gathers, returns, strict=True))
+
+
+def test_states_are_gathered_whatever_the_length_and_with_what_the_delta_rule_does_to_them() -> None:
+    def gathered(attention: str, length: int) -> float:
+        schedule = SCHEDULE.model_copy(update={"prefill_tokens": length, "prompt_tokens": length})
+        strategy = Strategy(attn_dp=4, ep=4, cp=4)
+        graph = build_step_graph(small_model(ATTENTIONS[attention]), strategy, schedule, Options(), training=True)
+        works = [op.work for op in graph.layers[0] if isinstance(op.work, Collective) and op.work.axis == "cp"]
+        return works[0].payload_bytes
+
+    assert gathered("mamba", 4096) == gathered("mamba", 65_536) == 2 * 4 * 16 * 128 * 64 * 4
+    assert gathered("linear", 4096) == 2 * 4 * 16 * (64 * 64 + 64 * 64) * 4
+    assert gathered("gqa", 65_536) == 16 * gathered("gqa", 4096)
 
 
 def test_parts_of_sequences_keep_less_for_the_backward_pass() -> None:

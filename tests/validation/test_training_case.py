@@ -14,6 +14,7 @@ from moiety.validation.fit_training import MeasuredRun, fit_training
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 from moiety.validation.training_case import predict_training, training_run
+from tests.scenarios import hybrid_model
 
 ROW: dict[str, Any] = {
     "id": "t",
@@ -107,6 +108,19 @@ def test_a_graph_of_the_whole_step_leaves_no_launch() -> None:
     some = training_parts(replace(_run(), captured=frozenset({"attn", "moe_router"})), calibration_for("hopper"))
     assert parts.work.launches < some.work.launches < bare.work.launches
     assert replace(parts.work, launches=0.0) == replace(bare.work, launches=0.0)
+
+
+def test_graphs_of_mamba_layers_hold_those_and_no_attention() -> None:
+    run = replace(_run(), model=hybrid_model())
+    launches = {
+        captured: training_parts(replace(run, captured=frozenset(captured)), calibration_for("hopper")).work.launches
+        for captured in ((), ("mamba",), ("attn",), ("mamba", "attn"))
+    }
+    saved = {captured: launches[()] - left for captured, left in launches.items()}
+    # three Mamba-2 layers and one of attention, whose ops and kernels are as many
+    assert saved["mamba",] == pytest.approx(3 * saved["attn",])
+    assert saved["mamba", "attn"] == pytest.approx(saved["mamba",] + saved["attn",])
+    assert saved["attn",] > 0
 
 
 def test_an_exchange_beside_computation_costs_a_part_of_itself() -> None:

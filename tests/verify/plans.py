@@ -90,6 +90,13 @@ def mixed_plan() -> Plan:
 
 
 @cache
+def hybrid_plan() -> Plan:
+    """Return a plan of a model whose layers have one part each: Mamba-2, attention, or experts in a latent."""
+    workload = Workload(name="chats", kind="mixed", input_tokens=1024, output_tokens=256, concurrency=250)
+    return decided("nemotron-3-super-120b-a12b", "h200x8", workload, parse_strategy("ep4_tp2", 8))
+
+
+@cache
 def dense_plan() -> Plan:
     """Return a plan of a model without experts, under a rate of arrivals."""
     workload = Workload(name="visits", kind="mixed", input_tokens=512, output_tokens=128, request_rate_per_s=2.0)

@@ -25,6 +25,7 @@ from tests.verify.plans import (
     decided,
     decode_plan,
     dense_plan,
+    hybrid_plan,
     mixed_plan,
     reference_plan,
     small_plan,
@@ -43,6 +44,7 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "training": training_plan,
     "mixed": mixed_plan,
     "dense": dense_plan,
+    "hybrid": hybrid_plan,
 }
 
 

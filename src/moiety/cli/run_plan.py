@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moiety.calibration.engines import engine_calibration
+from moiety.cli.run_layers import check_layers
 from moiety.errors import InputError
 from moiety.machine.local_cluster import local_cluster
 from moiety.plan import Pool
@@ -94,6 +95,7 @@ def check_runnable(plan: Plan, source: str) -> None:
             rule = "context parallelism is planned but not executed"
             remedy = "pin a strategy without cp: moiety plan ... --strategy S"
             raise InputError(rule, source=source, field="pools[0].strategy.cp", value=pool.strategy.cp, remedy=remedy)
+    check_layers(plan.model, source)
 
 
 def with_exchange(plan: Plan, all_to_all: AllToAll, calibration: Calibration) -> Plan:

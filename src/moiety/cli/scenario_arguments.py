@@ -166,7 +166,7 @@ def load_routing(argument: str | None, model: Model) -> Routing | None:
     if moe is None:
         raise InputError("the model has no experts, so nothing is routed", field="--routing", value=argument)
     routing = read_routing(read_bytes(argument), source=argument, num_experts=moe.num_experts)
-    layers = [i for i, block in enumerate(model.layers) if block.feed_forward.kind == "moe"]
+    layers = [i for i, block in enumerate(model.layers) if block.moe is not None]
     if routing.num_layers == model.num_layers:
         topk = None if routing.topk is None else routing.topk[layers]
         routing = replace(routing, counts=routing.counts[:, layers], topk=topk)

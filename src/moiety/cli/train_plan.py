@@ -37,10 +37,6 @@ def check_trainable(plan: Plan, source: str) -> None:
         rule = f"gradients of sharded parameters are summed in {' or '.join(_FORMATS)}"
         remedy = "plan with --set dtypes.critical=fp32"
         raise InputError(rule, source=source, field="options.dtypes.critical", value=summed, remedy=remedy)
-    for index, layer in enumerate(plan.model.layers):
-        if layer.attention.kind == "linear":
-            rule = "linear attention is planned but not executed"
-            raise InputError(rule, source=source, field=f"model.layers[{index}].attention.kind", value="linear")
 
 
 def batch_of(plan: Plan, asked: int | None, row_tokens: int) -> int:

@@ -139,5 +139,5 @@ def _layer_step_s(scenario: Scenario, pool: Pool, plan: Plan) -> float:
         priced = pricer.priced_graph(load)
         ops = [each for layers in (priced.layers, priced.backward) for layer in layers for each in layer]
         seconds.append(sum(o.seconds for o in ops if isinstance(o.op.work, (Gemm, MemoryPass)) and o.op.work.experts))
-    kinds = sum(block.feed_forward.kind == "moe" for block in scenario.model.blocks)
+    kinds = sum(block.moe is not None for block in scenario.model.blocks)
     return (seconds[1] - seconds[0]) / kinds * pool.schedule.num_microbatches

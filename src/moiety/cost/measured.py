@@ -74,7 +74,7 @@ def _attention(phase: str, shape: AttentionShape, tables: KernelTables) -> float
 
 
 def _experts(work: Gemm, graph: Graph, moe: MoeFeedForward, tables: KernelTables, load: float) -> float | None:
-    """Return one product's part, by FLOPs, of the measured kernel that does all three of a mixture.
+    """Return one product's part, by FLOPs, of the measured kernel that does all three of a gated mixture.
 
     It was measured with every token of the group on the GPU, which leaves out those for other GPUs' experts. Where
     tokens are dispatched the GPU sees only its own, which is another kernel: the tables do not cover that.
@@ -82,6 +82,8 @@ def _experts(work: Gemm, graph: Graph, moe: MoeFeedForward, tables: KernelTables
     layout, hidden = graph.layout, graph.model.hidden_size
     name = _EXPERT_NAMES.get(work.weight_dtype)
     if name is None or layout.routes_tokens or layout.options.redundant_experts or not layout.options.fused_kernels:
+        return None
+    if not moe.gated or moe.latent_size is not None:
         return None
     strategy, inner = layout.strategy, moe.expert_intermediate_size
     key = ("moe", name, hidden, inner, moe.top_k, moe.num_experts, strategy.etp, strategy.ep)

@@ -44,7 +44,7 @@ def table_exchange(  # noqa: PLR0913 - the nouns that decide an exchange
         return None
     dtypes = layout.options.dtypes
     dtype = dtypes.dispatch if work.kind == "dispatch" else dtypes.combine
-    shape = (dtype, graph.model.hidden_size, moe.top_k, moe.num_experts)
+    shape = (dtype, moe.row_size(graph.model.hidden_size), moe.top_k, moe.num_experts)
     ranks = tuple(range(first_rank, first_rank + strategy.ep))
     keys = _keys(work.kind, "decode" if decode else "prefill", shape, ranks, cluster)
     seconds = next((each for key in keys if (each := tables.seconds(key, work.tokens)) is not None), None)

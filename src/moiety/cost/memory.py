@@ -122,6 +122,8 @@ def cache_bytes(graph: Graph, layers: Sequence[int], tokens: int, sequences: int
     total = 0.0
     for layer in layers:
         attention = graph.model.blocks[graph.block_of(layer)].attention
+        if attention is None:
+            continue
         if isinstance(attention, LinearAttention):
             total += sequences * attention.state_elements() / layout.strategy.tp * BYTES_PER_ELEMENT["fp32"]
             continue

@@ -97,8 +97,7 @@ class Pricer:
         )
 
     def _moe(self, block: int) -> MoeFeedForward | None:
-        part = self._graph.model.blocks[block].feed_forward
-        return part if part.kind == "moe" else None
+        return self._graph.model.blocks[block].moe
 
     def _prices(self, ops: Sequence[Op], moe: MoeFeedForward | None, load: float) -> tuple[OpPrice, ...]:
         return tuple(self._price(op, moe, load) for op in ops)

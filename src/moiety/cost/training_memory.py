@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.saved import embedding_saved, head_saved, layer_saved, saved_bytes
 from moiety.graph.training import dense_parameters, optimizer_shards, routed_parameters, vocabulary_parameters
-from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -51,10 +50,10 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
 
 def held_expert_parameters(block: Block, graph: Graph) -> float:
     """Return the parameters of a layer's routed experts on each GPU, copies of experts included."""
-    part, layout = block.feed_forward, graph.layout
-    if not isinstance(part, MoeFeedForward):
+    moe, layout = block.moe, graph.layout
+    if moe is None:
         return 0.0
-    copies = 1 + layout.options.redundant_experts / part.num_experts
+    copies = 1 + layout.options.redundant_experts / moe.num_experts
     routed = routed_parameters(block, graph.model.hidden_size)
     return routed * copies / (layout.strategy.ep * layout.strategy.etp)
 

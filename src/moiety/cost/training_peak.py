@@ -13,7 +13,6 @@ from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.feed_forward import expert_rows
 from moiety.graph.saved import head_saved, layer_saved, saved_bytes
 from moiety.graph.training import dense_parameters, optimizer_shards
-from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
     from moiety.graph.graph import Graph
@@ -91,13 +90,11 @@ def _experts_work(block: Block, graph: Graph) -> float:
     Of a token the gradient of the layer's output, of a row that came those of its sum, and for each of its experts
     those of the weighted output, of the output, and of the weight before it is added up.
     """
-    part, layout = block.feed_forward, graph.layout
-    if not isinstance(part, MoeFeedForward):
+    moe, layout, hidden = block.moe, graph.layout, graph.model.hidden_size
+    if moe is None:
         return 0.0
-    rows = (
-        3 * expert_rows(part, layout) + layout.stage_tokens * min(part.top_k, layout.strategy.ep) / layout.strategy.ep
-    )
-    return _FP32 * graph.model.hidden_size * (rows + layout.tokens)
+    rows = 3 * expert_rows(moe, layout) + layout.stage_tokens * min(moe.top_k, layout.strategy.ep) / layout.strategy.ep
+    return _FP32 * (moe.row_size(hidden) * rows + hidden * layout.tokens)
 
 
 def _update_bytes(graph: Graph, memory: MemoryPlan) -> int:
@@ -111,10 +108,10 @@ def _update_bytes(graph: Graph, memory: MemoryPlan) -> int:
     masters = memory.bytes_by_kind["gradients"] * _FP32 / element if element != _FP32 else 0.0
     largest = layout.share(model.vocab_size) * model.hidden_size
     before = 0
-    for part in (block.feed_forward for block in model.blocks):
-        if isinstance(part, MoeFeedForward):
-            slots = (part.num_experts + layout.options.redundant_experts) // strategy.ep
-            down = slots * part.expert_intermediate_size // strategy.etp * model.hidden_size
+    for moe in (block.moe for block in model.blocks):
+        if moe is not None:
+            slots = (moe.num_experts + layout.options.redundant_experts) // strategy.ep
+            down = slots * moe.expert_intermediate_size // strategy.etp * moe.row_size(model.hidden_size)
             if 2 * down > largest:
                 largest, before = 2 * down, down
     return int(masters + _FP32 * (2 * largest + before))

@@ -167,8 +167,8 @@ def _linear(attention: LinearAttention, hidden_size: int, layout: Layout) -> lis
     heads = layout.share(attention.num_value_heads)
     keys = layout.share(attention.num_key_heads) * attention.key_head_dim
     values = heads * attention.value_head_dim
-    # queries, keys, values and the output gate; the delta rule also takes a decay and a step per value head
-    emitted = 2 * keys + 2 * values + (2 * heads if attention.variant == "gated_delta" else 0)
+    # queries, keys, values, the output gate, and what each value head takes beside its vectors
+    emitted = 2 * keys + 2 * values + attention.head_scalars * heads
     act, schedule = layout.options.dtypes.activations, layout.schedule
     tokens = layout.tokens
     state = heads * attention.key_head_dim * attention.value_head_dim
@@ -177,16 +177,28 @@ def _linear(attention: LinearAttention, hidden_size: int, layout: Layout) -> lis
     prompts = math.ceil(schedule.prefill_tokens / schedule.prompt_tokens) if schedule.prefill_tokens else 0
     sequences = schedule.decode_sequences + prompts
     moved = 2 * sequences * state * BYTES_PER_ELEMENT["fp32"] + 2 * tokens * emitted * BYTES_PER_ELEMENT[act]
+    if attention.chunk_tokens:
+        # a chunk's own state is written, read to pass on what came before it, written with that, and read
+        moved += 4 * layout.prompt_tokens / attention.chunk_tokens * state * BYTES_PER_ELEMENT["fp32"]
     phase = "prefill" if schedule.prefill_tokens else "decode"
-    return [
-        gemm_op("qkvz_proj", "qkvz", tokens, emitted, hidden_size, "input_norm", layout),
-        Op(
-            "attention",
-            AttentionCore(phase, "linear", flops, moved, act),
-            ("qkvz_proj",),
-            Tensor("context", (tokens, values), act),
-        ),
-    ]
+    ops = [gemm_op("qkvz_proj", "qkvz", tokens, emitted, hidden_size, "input_norm", layout)]
+    if layout.strategy.cp > 1:
+        ops.append(_gathered_states(attention, prompts * heads, layout))
+    core = AttentionCore(phase, "linear", flops, moved, act)
+    return [*ops, Op("attention", core, (ops[-1].name,), Tensor("context", (tokens, values), act))]
+
+
+def _gathered_states(attention: LinearAttention, heads: int, layout: Layout) -> Op:
+    """Return what brings each GPU the states that all parts of the sequences make, `heads` of them a part.
+
+    A part starts from those before it (LASP-2, Sun et al. 2025); the delta rule also needs what each of them does to a
+    state. Every GPU has two parts of each sequence, as softmax attention deals them out.
+    """
+    elements = attention.key_head_dim * attention.value_head_dim
+    elements += attention.key_head_dim**2 if attention.variant == "gated_delta" else 0
+    gathered = Tensor("states", (2 * layout.strategy.cp, heads, elements), "fp32")
+    work = Collective("all_gather", "cp", gathered.size_bytes)
+    return Op("state_gather", work, ("qkvz_proj",), gathered)
 
 
 def _visible(sliding_window: int | None) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.attention import attention_ops
-from moiety.graph.feed_forward import feed_forward_ops
+from moiety.graph.feed_forward import feed_forward_ops, residual_add
 from moiety.graph.layout import Layout
 from moiety.graph.op import Collective, Gemm, MemoryPass, Op, Tensor
 from moiety.graph.training import backward_ops, held_dense_parameters, shards_dense, update_ops, vocabulary_gather
@@ -88,8 +88,12 @@ def build_step_graph(
 
 
 def _layer(model: Model, block: Block, layout: Layout) -> tuple[Op, ...]:
-    ops = attention_ops(block.attention, model.hidden_size, layout)
-    ops += feed_forward_ops(block.feed_forward, model.hidden_size, layout, ops[-1].name)
+    ops = [] if block.attention is None else attention_ops(block.attention, model.hidden_size, layout)
+    if block.feed_forward is None:
+        ops.append(residual_add((ops[-1].name,), model.hidden_size, layout))
+    else:
+        after = ops[-1].name if ops else None
+        ops += feed_forward_ops(block.feed_forward, model.hidden_size, layout, after)
     if shards_dense(layout):
         count = held_dense_parameters(ops, block, model.hidden_size)
         gathered = Tensor("dense_weights", (count,), layout.options.dtypes.weights)

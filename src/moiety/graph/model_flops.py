@@ -21,7 +21,8 @@ def model_flops_per_token(
     """
     head = model.hidden_size * model.vocab_size
     layers = model.num_active_parameters - head
-    scores = sum(attention_flops_per_token(block.attention, context_tokens) for block in model.layers)
+    attentions = (block.attention for block in model.layers if block.attention is not None)
+    scores = sum(attention_flops_per_token(each, context_tokens) for each in attentions)
     forward = 2.0 * layers + 2.0 * head * emitted_share + scores
     return 3 * forward if training else forward
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _FP32, _INDEX, _FLAG = 4.0, 8.0, 1.0
 """Bytes of an element, of an index, of a truth value."""
-_FP32_ROUTERS = frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe"})
+_FP32_ROUTERS = frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "nemotron_h"})
 """Architectures whose routers transformers computes in FP32 (`hidden_states.type(torch.float32)` in their modules)."""
 _FP32_NORMS = frozenset({"gpt_oss"})
 """Architectures whose norms are rounded after their weight, not before it (`(self.weight * hidden_states).to(...)`)."""
@@ -51,17 +51,18 @@ def saved_bytes(tensors: list[Saved]) -> int:
 
 def layer_saved(model: Model, block: Block, layout: Layout) -> list[Saved]:
     """Return what a layer keeps; the first tensor is its input in FP32."""
-    hidden = model.hidden_size
-    return [
-        *_norm("input_norm", hidden, model, layout),
-        *_attention_saved(block.attention, model, layout),
-        *_norm("post_norm", hidden, model, layout),
-        *(
-            _gated("dense", layout.tokens, layout.share(block.feed_forward.intermediate_size), layout)
-            if isinstance(block.feed_forward, DenseFeedForward)
-            else _moe_saved(block.feed_forward, model, layout)
-        ),
-    ]
+    hidden, part = model.hidden_size, block.feed_forward
+    found: list[Saved] = []
+    if block.attention is not None:
+        found += _norm("input_norm", hidden, model, layout)
+        found += _attention_saved(block.attention, model, layout)
+    if part is not None:
+        found += _norm("post_norm", hidden, model, layout)
+    if isinstance(part, DenseFeedForward):
+        found += _network("dense", layout.tokens, layout.share(part.intermediate_size), layout, gated=part.gated)
+    elif part is not None:
+        found += _moe_saved(part, model, layout)
+    return found
 
 
 def embedding_saved(layout: Layout) -> list[Saved]:
@@ -175,7 +176,9 @@ def _moe_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Saved
     act, tokens = _activation_bytes(layout), layout.tokens
     found = _router_saved(part, model, layout)
     if part.shared_intermediate_size:
-        found += _gated("shared", tokens, layout.share(part.shared_intermediate_size), layout)
+        found += _network("shared", tokens, layout.share(part.shared_intermediate_size), layout, gated=part.gated)
+    if part.latent_size is not None:
+        found.append(Saved("routed_sum", (tokens, part.latent_size), act))
     if part.shared_gate:
         found += [Saved("shared_gate", (tokens, 1), act), Saved("shared_out", (tokens, model.hidden_size), act)]
     if layout.routes_tokens:
@@ -202,22 +205,27 @@ def _router_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Sa
 def _experts_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Saved]:
     """Return what the routed experts keep of an equal share of the tokens' rows: places, products, weighted outputs."""
     rows = expert_rows(part, layout)
-    width = part.expert_intermediate_size // layout.strategy.etp
+    width, row = part.expert_intermediate_size // layout.strategy.etp, part.row_size(model.hidden_size)
+    clamped = model.architecture in _CLAMPED_GATES
     return [
         Saved("expert_places", (rows, 3 if part.expert_bias else 2), _INDEX),
-        Saved("expert_in", (rows, model.hidden_size), _activation_bytes(layout)),
-        *_gated("expert", rows, width, layout, clamped=model.architecture in _CLAMPED_GATES),
-        Saved("expert_out", (rows, model.hidden_size), _FP32),
+        Saved("expert_in", (rows, row), _activation_bytes(layout)),
+        *_network("expert", rows, width, layout, gated=part.gated, clamped=clamped),
+        Saved("expert_out", (rows, row), _FP32),
         Saved("expert_weights", (rows, 1), _FP32),
     ]
 
 
-def _gated(prefix: str, rows: float, width: int, layout: Layout, *, clamped: bool = False) -> list[Saved]:
-    """Return what a gated network keeps between its products: gate and up, the activated gate, what they make.
+def _network(
+    prefix: str, rows: float, width: int, layout: Layout, *, gated: bool, clamped: bool = False
+) -> list[Saved]:
+    """Return what a network keeps between its products: gate and up, the activated gate, what they make.
 
-    A clamped gate (gpt-oss) keeps its clamped halves and its sigmoid beside them.
+    A clamped gate (gpt-oss) keeps its clamped halves and its sigmoid beside them; a squared ReLU without a gate keeps
+    the ReLU and its square.
     """
-    names = ("gate", "up", "activated", "product", *(("clamped_gate", "clamped_up", "sigmoid") if clamped else ()))
+    names = ("gate", "up", "activated", "product") if gated else ("activated", "product")
+    names = (*names, *(("clamped_gate", "clamped_up", "sigmoid") if clamped else ()))
     return [Saved(f"{prefix}_{name}", (rows, width), _activation_bytes(layout)) for name in names]
 
 

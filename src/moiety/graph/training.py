@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass, Op, Tensor
-from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +29,8 @@ _ADAM_BYTES_MOVED = 6 * 4 + 2 + 2
 
 def routed_parameters(block: Block, hidden_size: int) -> int:
     """Return the parameters of a layer's routed experts, 0 for a dense layer."""
-    part = block.feed_forward
-    return part.num_experts * part.expert_parameters(hidden_size) if isinstance(part, MoeFeedForward) else 0
+    moe = block.moe
+    return 0 if moe is None else moe.num_experts * moe.expert_parameters(hidden_size)
 
 
 def dense_parameters(block: Block, hidden_size: int) -> int:
@@ -134,7 +133,8 @@ def _gradient_reductions(
         element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
         work = Collective("all_reduce", "instance", routed * element * share, bulk=True)
         output = _gradient("expert_gradient", routed, layout)
-        ops.append(Op("expert_gradient_all_reduce", work, ("expert_gate_up.backward",), output))
+        first = next(op.name for op in forward if isinstance(op.work, Gemm) and op.work.experts)
+        ops.append(Op("expert_gradient_all_reduce", work, (f"{first}.backward",), output))
     return ops
 
 

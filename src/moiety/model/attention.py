@@ -101,15 +101,30 @@ class MultiHeadLatentAttention(Record):
 
 
 class LinearAttention(Record):
-    """Attention with a state of fixed size instead of a growing cache (gated delta net, lightning attention)."""
+    """Attention with a state of fixed size instead of a growing cache (gated delta net, lightning attention, Mamba-2).
+
+    Mamba-2 is one by the duality of Dao and Gu 2024 (arXiv 2405.21060): its groups' C and B are queries and keys of the
+    state's size, its heads' inputs are the values.
+    """
 
     kind: Literal["linear"] = "linear"
-    variant: Literal["gated_delta", "lightning"]
+    variant: Literal["gated_delta", "lightning", "mamba2"]
     num_key_heads: Count
     num_value_heads: Count
     key_head_dim: Count
     value_head_dim: Count
     conv_kernel_size: int = Field(default=0, ge=0)
+    conv_bias: bool = False
+    """The convolution has a bias (Mamba-2's `use_conv_bias`)."""
+    projection_bias: bool = False
+    """Input and output projections have a bias (Mamba-2's `use_bias`)."""
+    chunk_tokens: int = Field(default=0, ge=0, le=2**40)
+    """Tokens after which the kernels of a prompt put the state into memory (Mamba-2's `chunk_size`); 0: they do not."""
+
+    @property
+    def head_scalars(self) -> int:
+        """What the input projection emits for each value head beside its vectors: decay and step, or Mamba-2's step."""
+        return {"gated_delta": 2, "lightning": 0, "mamba2": 1}[self.variant]
 
     def num_parameters(self, hidden_size: int) -> int:
         """Return the number of parameters of this attention, its input norm excluded."""
@@ -118,10 +133,15 @@ class LinearAttention(Record):
         if self.variant == "lightning":
             # qkv, output gate and output projections, and a norm over the values
             return hidden_size * (2 * keys + values) + 2 * hidden_size * values + values
-        # qkvz and ba projections, depthwise convolution over qkv, dt_bias and A_log per value head, gated norm, output
-        count = hidden_size * (2 * keys + 2 * values) + hidden_size * 2 * self.num_value_heads
-        count += (2 * keys + values) * self.conv_kernel_size + 2 * self.num_value_heads + self.value_head_dim
-        return count + values * hidden_size
+        # the projection of queries, keys, values, gate and scalars, depthwise convolution over all but the gate, output
+        emitted = 2 * keys + 2 * values + self.head_scalars * self.num_value_heads
+        count = hidden_size * (emitted + values)
+        count += (2 * keys + values) * (self.conv_kernel_size + int(self.conv_bias))
+        count += (emitted + hidden_size) * int(self.projection_bias)
+        # dt_bias and A_log of each value head and a gated norm over one; Mamba-2: D too, and a norm over all
+        if self.variant == "mamba2":
+            return count + 3 * self.num_value_heads + values
+        return count + 2 * self.num_value_heads + self.value_head_dim
 
     def cache_elements_per_token(self) -> int:
         """Return 0: the state does not grow with the tokens."""

@@ -1,4 +1,4 @@
-"""The two kinds of feed-forward part a layer can have: dense, or a mixture of experts."""
+"""The two kinds of feed-forward part that a layer can have: dense, or a mixture of experts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ from moiety.model.attention import Count
 from moiety.records import Record
 
 
+def _network_parameters(width: int, intermediate_size: int, *, gated: bool, bias: bool) -> int:
+    """Return the parameters of up and down projections, with a gate projection beside if gated."""
+    into = 2 if gated else 1
+    return (into + 1) * width * intermediate_size + (into * intermediate_size + width if bias else 0)
+
+
 class DenseFeedForward(Record):
-    """A gated feed-forward network (SwiGLU and its kin): gate, up and down projections."""
+    """A feed-forward network: gate (SwiGLU and its kin), up and down projections."""
 
     kind: Literal["dense"] = "dense"
     intermediate_size: Count
     bias: bool = False
-    """Each of the three projections has a bias (`mlp_bias`)."""
+    """Each projection has a bias (`mlp_bias`)."""
+    gated: bool = True
+    """Whether there is a gate projection; without one the activation is of the up projection alone (squared ReLU)."""
 
     def num_parameters(self, hidden_size: int) -> int:
         """Return the number of parameters, the layer's norm excluded."""
-        bias = 2 * self.intermediate_size + hidden_size if self.bias else 0
-        return 3 * hidden_size * self.intermediate_size + bias
+        return _network_parameters(hidden_size, self.intermediate_size, gated=self.gated, bias=self.bias)
 
     def num_active_parameters(self, hidden_size: int) -> int:
         """Return the number of parameters that one token uses."""
@@ -29,7 +36,7 @@ class DenseFeedForward(Record):
 
 
 class MoeFeedForward(Record):
-    """A router that sends each token to `top_k` of `num_experts` gated experts, beside shared experts if any."""
+    """A router that sends each token to `top_k` of `num_experts` experts, beside shared experts if any."""
 
     kind: Literal["moe"] = "moe"
     num_experts: Count
@@ -40,11 +47,16 @@ class MoeFeedForward(Record):
     shared_gate: bool = False
     """The shared experts' output is scaled by a learned gate per token (Qwen2-MoE)."""
     shared_bias: bool = False
-    """Each projection of the shared experts has a bias (`mlp_bias` of DeepSeek-V2)."""
+    """Each projection of the shared experts has a bias (`mlp_bias` of DeepSeek-V2), and those of the latent."""
     router_bias: bool = False
     """The router has a trained bias parameter (gpt-oss); DeepSeek's correction bias is a buffer, not a parameter."""
     expert_bias: bool = False
     """Every expert projection has a bias (gpt-oss)."""
+    gated: bool = True
+    """Whether routed and shared experts have a gate projection, as in `DenseFeedForward`."""
+    latent_size: Count | None = None
+    """Width of the rows that routed experts work on, projected down before dispatch and up after combine (LatentMoE,
+    Nemotron 3 Super, arXiv 2604.12374); None: the model's own."""
     num_groups: Count = 1
     """Groups that the experts are divided into for group-limited routing."""
     top_k_groups: Count = 1
@@ -63,18 +75,30 @@ class MoeFeedForward(Record):
             raise ValueError(msg)
         return self
 
+    def row_size(self, hidden_size: int) -> int:
+        """Return the width of the rows that routed experts take, and give back: the latent's, else the model's."""
+        return self.latent_size or hidden_size
+
     def expert_parameters(self, hidden_size: int) -> int:
         """Return the number of parameters of one routed expert."""
-        bias = 2 * self.expert_intermediate_size + hidden_size if self.expert_bias else 0
-        return 3 * hidden_size * self.expert_intermediate_size + bias
+        width = self.row_size(hidden_size)
+        return _network_parameters(width, self.expert_intermediate_size, gated=self.gated, bias=self.expert_bias)
+
+    def latent_parameters(self, hidden_size: int) -> int:
+        """Return the number of parameters of the projections to and from the latent."""
+        if self.latent_size is None:
+            return 0
+        bias = self.latent_size + hidden_size if self.shared_bias else 0
+        return 2 * hidden_size * self.latent_size + bias
 
     def shared_parameters(self, hidden_size: int) -> int:
-        """Return the number of parameters of the router, the shared experts and their gate: what every rank keeps."""
+        """Return the parameters of router, shared experts with their gate, and latent: what every rank keeps."""
         router = hidden_size * self.num_experts + (self.num_experts if self.router_bias else 0)
-        shared = 3 * hidden_size * self.shared_intermediate_size + (hidden_size if self.shared_gate else 0)
-        if self.shared_bias and self.shared_intermediate_size:
-            shared += 2 * self.shared_intermediate_size + hidden_size
-        return router + shared
+        shared = hidden_size if self.shared_gate else 0
+        if self.shared_intermediate_size:
+            width = self.shared_intermediate_size
+            shared += _network_parameters(hidden_size, width, gated=self.gated, bias=self.shared_bias)
+        return router + shared + self.latent_parameters(hidden_size)
 
     def num_parameters(self, hidden_size: int) -> int:
         """Return the number of parameters, the layer's norm excluded."""

@@ -14,24 +14,34 @@ from moiety.records import DerivedRecord, Record
 
 
 class Block(Record):
-    """One kind of layer: attention, then a feed-forward part, each behind a norm."""
+    """One kind of layer: attention, then a feed-forward part, each behind a norm; in some hybrids only one of them."""
 
-    attention: Attention
-    feed_forward: FeedForward
+    attention: Attention | None
+    feed_forward: FeedForward | None
     num_norms: int = Field(default=2, ge=0)
     """Norm vectors of `hidden_size` in the layer, those inside the attention excluded."""
 
+    @model_validator(mode="after")
+    def _has_a_part(self) -> Self:
+        if self.attention is None and self.feed_forward is None:
+            msg = "a layer has attention, a feed-forward part, or both"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def moe(self) -> MoeFeedForward | None:
+        """The mixture of experts of the layer, if it has one."""
+        return self.feed_forward if isinstance(self.feed_forward, MoeFeedForward) else None
+
     def num_parameters(self, hidden_size: int) -> int:
         """Return the number of parameters of one such layer."""
-        return (
-            self.attention.num_parameters(hidden_size)
-            + self.feed_forward.num_parameters(hidden_size)
-            + self.num_norms * hidden_size
-        )
+        parts = (part.num_parameters(hidden_size) for part in (self.attention, self.feed_forward) if part is not None)
+        return sum(parts) + self.num_norms * hidden_size
 
     def num_active_parameters(self, hidden_size: int) -> int:
         """Return the number of parameters of one such layer that one token uses."""
-        inactive = self.feed_forward.num_parameters(hidden_size) - self.feed_forward.num_active_parameters(hidden_size)
+        moe = self.moe
+        inactive = 0 if moe is None else moe.num_parameters(hidden_size) - moe.num_active_parameters(hidden_size)
         return self.num_parameters(hidden_size) - inactive
 
 
@@ -82,12 +92,12 @@ class Model(DerivedRecord):
     @property
     def num_moe_layers(self) -> int:
         """Number of layers whose feed-forward part is a mixture of experts."""
-        return sum(isinstance(block.feed_forward, MoeFeedForward) for block in self.layers)
+        return sum(block.moe is not None for block in self.layers)
 
     @property
     def moe(self) -> MoeFeedForward | None:
         """The mixture of experts of the first MoE layer, None for a dense model."""
-        return next((b.feed_forward for b in self.layers if isinstance(b.feed_forward, MoeFeedForward)), None)
+        return next((block.moe for block in self.layers if block.moe is not None), None)
 
     @property
     def head_parameters(self) -> int:

@@ -15,7 +15,7 @@ MAP_KEY = "physical_to_logical_map"
 
 def moe_layers(model: Model) -> tuple[int, ...]:
     """Return the index of each layer of the model that has experts."""
-    return tuple(at for at, block in enumerate(model.layers) if block.feed_forward.kind == "moe")
+    return tuple(at for at, block in enumerate(model.layers) if block.moe is not None)
 
 
 def moe_rows(num_rows: int, model: Model, source: str) -> list[int]:

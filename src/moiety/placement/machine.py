@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moiety.dtypes import BYTES_PER_ELEMENT
-from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
     from moiety.cluster.cluster import Cluster
@@ -50,12 +49,8 @@ def most_slots(model: Model, cluster: Cluster, expert_bytes: float) -> int:
     Beside the experts each GPU holds an equal part of all other weights; caches, activations and what an engine keeps
     come on top, so this many is needed to fit but not enough.
     """
-    parts = [block.feed_forward for block in model.layers]
-    experts = sum(
-        part.num_experts * part.expert_parameters(model.hidden_size)
-        for part in parts
-        if isinstance(part, MoeFeedForward)
-    )
+    mixtures = [block.moe for block in model.layers if block.moe is not None]
+    experts = sum(each.num_experts * each.expert_parameters(model.hidden_size) for each in mixtures)
     others = (model.num_parameters - experts) * BYTES_PER_ELEMENT[model.weight_dtype]
     room = cluster.device.memory_bytes - others / cluster.num_gpus
     return max(int(room // (expert_bytes * model.num_moe_layers)), 0) * cluster.num_gpus

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from moiety.model.feed_forward import MoeFeedForward
 from moiety.placement.load import rank_loads, zipf_share
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def load_classes(
         return [LoadClass("all", strategy.ep, (1.0,) * model.num_layers)]
     per_rank = _expected_loads(scenario, placement)
     rows = schedule.tokens_per_microbatch * strategy.attn_dp / strategy.cp * moe.top_k / strategy.ep
-    return classes_of(per_rank, [isinstance(b.feed_forward, MoeFeedForward) for b in model.layers], rows)
+    return classes_of(per_rank, [b.moe is not None for b in model.layers], rows)
 
 
 def classes_of(per_rank: Sequence[tuple[float, ...]], is_moe: Sequence[bool], rows: float) -> list[LoadClass]:

@@ -126,7 +126,7 @@ def stage_shape(
     widths = _widths(cluster, strategy, first_rank)
     in_one = all(width % strategy.etp == 0 for width in widths)
     return StageShape(
-        layers=tuple(i for i, block in enumerate(scenario.model.layers) if block.feed_forward.kind == "moe"),
+        layers=tuple(i for i, block in enumerate(scenario.model.layers) if block.moe is not None),
         num_experts=moe.num_experts,
         num_slots=moe.num_experts + options.redundant_experts,
         num_gpus=stage,

@@ -11,7 +11,6 @@ from moiety.cost.memory import cache_bytes, layer_weight_bytes
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
 from moiety.graph.op import Collective
-from moiety.model.feed_forward import MoeFeedForward
 from moiety.plan import Schedule
 from moiety.projection.scenario import Scenario
 from moiety.projection.step import time_step
@@ -80,7 +79,7 @@ class ServingPool:
         )
         outcome = time_step(scenario, strategy, schedule, self.options, None, timing="estimated")
         release, blocks = self.release, Counter(model.layer_blocks)
-        mixtures = sum(n for b, n in blocks.items() if isinstance(model.blocks[b].feed_forward, MoeFeedForward))
+        mixtures = sum(n for b, n in blocks.items() if model.blocks[b].moe is not None)
         return (
             outcome.step_s * release.kernel_slowdown
             + num_kernels(outcome.graph) * (release.eager_gap_s if schedule.prefill_tokens else release.op_gap_s)

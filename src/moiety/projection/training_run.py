@@ -149,10 +149,10 @@ def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
 
 
 def _block_work(run: TrainingRun, priced: PricedGraph, block: int) -> LayerWork:
-    part, rate = run.model.blocks[block].feed_forward, run.cluster.device.memory_bandwidth_bytes_per_s
+    kind, rate = run.model.blocks[block], run.cluster.device.memory_bandwidth_bytes_per_s
     forward = priced.layers[block]
-    prices = (*forward, *recomputed_work(forward, part, run.recomputed), *priced.backward[block])
-    return layer_work(prices, part, run.strategy, run.captured, rate)
+    prices = (*forward, *recomputed_work(forward, kind, run.recomputed), *priced.backward[block])
+    return layer_work(prices, kind, run.strategy, run.captured, rate)
 
 
 def _handed_over(run: TrainingRun, boundary: tuple[OpPrice, ...]) -> LayerWork:

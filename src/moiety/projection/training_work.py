@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING, Literal
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass
+from moiety.model.attention import LinearAttention
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from moiety.cost.price import OpPrice
     from moiety.graph.op import Op
-    from moiety.model.feed_forward import FeedForward
+    from moiety.model.model import Block
     from moiety.strategy.strategy import Strategy
 
-Captured = Literal["full", "attn", "mlp", "moe_router", "moe_preprocess", "moe"]
+Captured = Literal["full", "attn", "mamba", "mlp", "moe_router", "moe_preprocess", "moe"]
 """Parts of a step that CUDA graphs may hold, as Megatron-LM's `--cuda-graph-scope` names them; `full`: all of it."""
 Recomputed = Literal["nothing", "moe", "layers"]
 """What runs again before its backward pass: nothing, the feed-forward part of layers with experts, whole layers."""
@@ -25,7 +26,9 @@ _CAST_COPIES = 2
 """A narrow operand is written twice, by row for one product and by column for the other (Transformer Engine)."""
 _SEQUENCE_PARALLEL = frozenset({"input_norm", "post_norm", "residual_add"})
 """Passes that tensor parallelism divides over the tokens (`--sequence-parallel`, Korthikanti et al. 2022)."""
-_FEED_FORWARD = ("post_norm", "router", "dispatch", "expert_", "combine", "shared_", "dense_", "ffn_", "residual_add")
+_FEED_FORWARD = (
+    *("post_norm", "router", "dispatch", "expert_", "combine", "shared_", "dense_", "latent_", "ffn_", "residual_add"),
+)
 """How the names of a feed-forward part's ops begin (`graph/feed_forward.py`)."""
 _GRADIENT_BYTES = 4
 """A weight's gradient in BF16, read and written again in every micro-batch as it adds up."""
@@ -65,28 +68,28 @@ def total(works: Iterable[LayerWork]) -> LayerWork:
 
 def layer_work(
     prices: Iterable[OpPrice],
-    part: FeedForward | None,
+    block: Block | None,
     strategy: Strategy,
     captured: Collection[Captured],
     bytes_per_s: float,
 ) -> LayerWork:
-    """Return the work of the priced ops of a layer; of what is no layer's (`part` None), nothing is captured.
+    """Return the work of the priced ops of a layer; of what is no layer's (`block` None), nothing is captured.
 
     `bytes_per_s` is the memory's bandwidth.
     """
-    return total(_op_work(price, part, strategy, captured, bytes_per_s) for price in prices)
+    return total(_op_work(price, block, strategy, captured, bytes_per_s) for price in prices)
 
 
-def recomputed_work(forward: tuple[OpPrice, ...], part: FeedForward, recomputed: Recomputed) -> tuple[OpPrice, ...]:
+def recomputed_work(forward: tuple[OpPrice, ...], block: Block, recomputed: Recomputed) -> tuple[OpPrice, ...]:
     """Return the forward ops of a layer that run again."""
-    if recomputed == "nothing" or (recomputed == "moe" and part.kind != "moe"):
+    if recomputed == "nothing" or (recomputed == "moe" and block.moe is None):
         return ()
     return tuple(each for each in forward if recomputed == "layers" or _is_after_attention(each.op))
 
 
 def _op_work(
     price: OpPrice,
-    part: FeedForward | None,
+    block: Block | None,
     strategy: Strategy,
     captured: Collection[Captured],
     bytes_per_s: float,
@@ -94,7 +97,7 @@ def _op_work(
     op, work, seconds = price.op, price.op.work, price.seconds
     if isinstance(work, Collective) and work.bulk:
         return LayerWork(gradients_s=seconds)
-    launches = 0.0 if _is_captured(op, part, captured) else _launches(op, part, strategy)
+    launches = 0.0 if _is_captured(op, block, captured) else _launches(op, block, strategy)
     if isinstance(work, Collective):
         if work.axis in {"tp", "cp"}:
             return LayerWork(background_s=seconds, launches=launches)
@@ -130,7 +133,7 @@ def _cast_bytes(op: Op, work: Gemm) -> float:
     return work.m * width * (BYTES_PER_ELEMENT[work.activation_dtype] + narrow)
 
 
-def _launches(op: Op, part: FeedForward | None, strategy: Strategy) -> float:
+def _launches(op: Op, block: Block | None, strategy: Strategy) -> float:
     """Return the kernels of an op: a grouped product is one for each expert, a narrow one casts its operand first."""
     work, backward = op.work, _is_backward(op)
     if isinstance(work, Collective):
@@ -139,23 +142,23 @@ def _launches(op: Op, part: FeedForward | None, strategy: Strategy) -> float:
         return 3 if backward else 1
     if isinstance(work, MemoryPass):
         return 2 if backward else 1
-    experts = part.num_experts / strategy.ep if work.experts and part is not None and part.kind == "moe" else 1
+    moe = block.moe if block is not None and work.experts else None
+    experts = moe.num_experts / strategy.ep if moe is not None else 1
     return experts * (2 if backward else 1) * (2 if _is_narrow(work) else 1)
 
 
-def _is_captured(op: Op, part: FeedForward | None, captured: Collection[Captured]) -> bool:
+def _is_captured(op: Op, block: Block | None, captured: Collection[Captured]) -> bool:
     """Return whether a graph holds an op: those of the experts, of what comes before them, or of the attention."""
-    if "full" in captured:
-        return part is not None
+    if block is None or "full" in captured:
+        return block is not None
     work = op.work
-    if part is None:
-        return False
     exchanged = isinstance(work, Collective) and work.kind in {"dispatch", "combine"}
     if exchanged or (isinstance(work, Gemm | MemoryPass) and work.experts):
         return "moe" in captured
-    if not _is_after_attention(op):
-        return "attn" in captured
-    return ("moe_router" if part.kind == "moe" else "mlp") in captured
+    if block.feed_forward is None or not _is_after_attention(op):
+        is_mamba = isinstance(block.attention, LinearAttention) and block.attention.variant == "mamba2"
+        return ("mamba" if is_mamba else "attn") in captured
+    return ("mlp" if block.moe is None else "moe_router") in captured
 
 
 def _is_after_attention(op: Op) -> bool:

@@ -25,8 +25,7 @@ def prompt_cache_bytes(plan: Plan) -> float:
     tokens = plan.workload.input_tokens
     element = CACHE_BYTES_PER_ELEMENT[plan.options.dtypes.kv_cache]
     total = 0.0
-    for block in plan.model.layers:
-        attention = block.attention
+    for attention in (block.attention for block in plan.model.layers if block.attention is not None):
         total += tokens * attention.cache_elements_per_token() * element
         if isinstance(attention, LinearAttention):
             total += attention.state_elements() * BYTES_PER_ELEMENT["fp32"]

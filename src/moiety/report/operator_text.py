@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass, Op, Tensor
 from moiety.model.attention import GroupedQueryAttention, MultiHeadLatentAttention
-from moiety.model.feed_forward import MoeFeedForward
 from moiety.units import format_si
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from moiety.cluster.cluster import Cluster
+    from moiety.model.attention import Attention
     from moiety.model.model import Block
 
 _WANTED = {
@@ -74,15 +74,19 @@ def tier_text(cluster: Cluster, tier: int) -> str:
 
 
 def block_title(block: Block) -> str:
-    """Return the name of a kind of layer, e.g. `GQA + MoE layer`."""
-    attention = block.attention
+    """Return the name of a kind of layer, e.g. `GQA + MoE layer`, or of its only part."""
+    parts = [] if block.attention is None else [_attention_title(block.attention)]
+    if block.feed_forward is not None:
+        parts.append("dense" if block.moe is None else "MoE")
+    return f"{' + '.join(parts)} layer"
+
+
+def _attention_title(attention: Attention) -> str:
     if isinstance(attention, GroupedQueryAttention):
-        name = "GQA" if attention.sliding_window is None else f"GQA (window {attention.sliding_window})"
-    elif isinstance(attention, MultiHeadLatentAttention):
-        name = "MLA"
-    else:
-        name = "linear attention"
-    return f"{name} + {'MoE' if isinstance(block.feed_forward, MoeFeedForward) else 'dense'} layer"
+        return "GQA" if attention.sliding_window is None else f"GQA (window {attention.sliding_window})"
+    if isinstance(attention, MultiHeadLatentAttention):
+        return "MLA"
+    return "Mamba-2" if attention.variant == "mamba2" else "linear attention"
 
 
 def part_text(part: int, parts: int) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.model.attention import GroupedQueryAttention, LinearAttention
-from moiety.model.feed_forward import DenseFeedForward, MoeFeedForward
+from moiety.model.feed_forward import DenseFeedForward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,8 +69,7 @@ def _dense_has_no_experts(model: Model, strategy: Strategy, _redundant: int) -> 
 
 
 def _heads_divide(model: Model, strategy: Strategy, _redundant: int) -> str | None:
-    for block in model.blocks:
-        attention = block.attention
+    for attention in (block.attention for block in model.blocks if block.attention is not None):
         heads = attention.num_value_heads if isinstance(attention, LinearAttention) else attention.num_heads
         wrong = _not_dividing("tp", strategy.tp, "num_attention_heads", heads)
         if wrong:
@@ -96,10 +95,7 @@ def _kv_heads_divide(model: Model, strategy: Strategy, _redundant: int) -> str |
 
 
 def _expert_width_divides(model: Model, strategy: Strategy, _redundant: int) -> str | None:
-    for block in model.blocks:
-        part = block.feed_forward
-        if not isinstance(part, MoeFeedForward):
-            continue
+    for part in (block.moe for block in model.blocks if block.moe is not None):
         wrong = _not_dividing("etp", strategy.etp, "expert intermediate size", part.expert_intermediate_size)
         if wrong:
             return wrong
@@ -114,8 +110,7 @@ def _expert_width_divides(model: Model, strategy: Strategy, _redundant: int) -> 
 
 
 def _dense_width_divides(model: Model, strategy: Strategy, _redundant: int) -> str | None:
-    for block in model.blocks:
-        part = block.feed_forward
+    for part in (block.feed_forward for block in model.blocks if block.feed_forward is not None):
         width = part.intermediate_size if isinstance(part, DenseFeedForward) else part.shared_intermediate_size
         wrong = _not_dividing("tp", strategy.tp, "intermediate size", width)
         if wrong:

@@ -85,7 +85,7 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
         offered=offered,
         running=running,
         chunks=work.input_tokens / chunk if computes_prompts else 0.0,
-        mixtures=sum(n for b, n in blocks.items() if isinstance(pool.model.blocks[b].feed_forward, MoeFeedForward)),
+        mixtures=sum(n for b, n in blocks.items() if pool.model.blocks[b].moe is not None),
     )
 
 
@@ -100,7 +100,7 @@ def _step(pool: ServingPool, prefill_tokens: int, sequences: int, context: int) 
     graph = build_step_graph(pool.model, pool.strategy, schedule, pool.options, training=False)
     terms: list[tuple[float, ...]] = []
     for ops, count, block in _parts(graph):
-        moe = graph.model.blocks[block].feed_forward if block is not None else None
+        moe = graph.model.blocks[block].moe if block is not None else None
         terms += [(count, *_term(op, pool, moe, decode=prefill_tokens == 0)) for op in ops]
     return StepTerms(np.array(terms, dtype=np.float64), num_kernels(graph))
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from moiety.calibration.catalog import calibration_for
 from moiety.calibration.engines import engine_calibration
-from moiety.model.feed_forward import MoeFeedForward
 from moiety.plan import DtypePolicy, Options, Schedule
 from moiety.projection.engine_step import engine_step_s
 from moiety.projection.load import LoadClass
@@ -54,7 +53,7 @@ def predict_phase(row: SystemRow) -> dict[str, float]:
     schedule, engine = _schedule(row), _engine(row)
     scenario = Scenario(model, cluster, _workload(row), engine, _calibration(engine, cluster))
     load = _REAL_LOAD if "default expert distribution" in row.notes else 1.0
-    mixture = [isinstance(block.feed_forward, MoeFeedForward) for block in model.layers]
+    mixture = [block.moe is not None for block in model.layers]
     classes = [LoadClass("all", ranks, tuple(load if each else 1.0 for each in mixture))]
     options = Options(
         two_batch_overlap=False,

@@ -31,6 +31,10 @@ _MODELS = {
     "llama3_8b": "llama-3.1-8b",
     "llama3_70b": "llama-3.1-70b",
     "llama3.1_405b": "llama-3.1-405b",
+    "nemotron_3_nano": "nemotron-3-nano-30b-a3b",
+    "nemotron_3_super": "nemotron-3-super-120b-a12b",
+    "nemotron_3_ultra": "nemotron-3-ultra-550b-a55b",
+    "nemotron_3_5_lightning": "nemotron-3.5-lightning-30b-a3b",
     "qwen3_30b_a3b": "qwen3-30b-a3b",
     "qwen3_235b_a22b": "qwen3-235b-a22b",
 }

@@ -32,13 +32,16 @@ def score_flops(attention: Attention, context_tokens: float) -> float:
 
 def layer_flops(block: Block, hidden_size: int, context_tokens: float) -> float:
     """Return the FLOPs of one token in one layer, forward: 2 per parameter that it meets, and its scores."""
-    part = block.feed_forward
-    met = block.attention.num_parameters(hidden_size) + block.num_norms * hidden_size
+    part, scores = block.feed_forward, 0.0
+    met = block.num_norms * hidden_size
+    if block.attention is not None:
+        met += block.attention.num_parameters(hidden_size)
+        scores = score_flops(block.attention, context_tokens)
     if isinstance(part, MoeFeedForward):
         met += part.top_k * part.expert_parameters(hidden_size) + part.shared_parameters(hidden_size)
-    else:
+    elif part is not None:
         met += part.num_parameters(hidden_size)
-    return 2 * met + score_flops(block.attention, context_tokens)
+    return 2 * met + scores
 
 
 def pool_flops_per_token(plan: Plan, pool: Pool) -> float:
@@ -73,14 +76,24 @@ def attention_weights(attention: Attention, hidden_size: int, tp: int) -> float:
             queries = hidden_size * attention.q_lora_rank + attention.q_lora_rank * attention.num_heads * width / tp
         up = attention.kv_lora_rank * attention.num_heads * (attention.qk_nope_head_dim + attention.v_head_dim) / tp
         return latent + queries + up + attention.num_heads * attention.v_head_dim * hidden_size / tp
-    return attention.num_parameters(hidden_size) / tp
+    keys = max(attention.num_key_heads / tp, 1) * attention.key_head_dim
+    values = attention.num_value_heads * attention.value_head_dim / tp
+    scalars = {"gated_delta": 2, "lightning": 0, "mamba2": 1}[attention.variant] * attention.num_value_heads / tp
+    return hidden_size * (2 * keys + 3 * values + scalars)
 
 
 def dense_weights(block: Block, hidden_size: int, tp: int) -> float:
     """Return a layer's weights on each GPU without the routed experts and their router."""
     part = block.feed_forward
-    width = part.shared_intermediate_size if isinstance(part, MoeFeedForward) else part.intermediate_size
-    return attention_weights(block.attention, hidden_size, tp) + 3 * hidden_size * width / tp
+    held = 0.0 if block.attention is None else attention_weights(block.attention, hidden_size, tp)
+    if part is None:
+        return held
+    matrices = 3 if part.gated else 2
+    if isinstance(part, MoeFeedForward):
+        # every GPU projects its tokens' rows to the latent and back
+        latent = 2 * hidden_size * (part.latent_size or 0)
+        return held + matrices * hidden_size * part.shared_intermediate_size / tp + latent
+    return held + matrices * hidden_size * part.intermediate_size / tp
 
 
 def router_weights(block: Block, hidden_size: int) -> int:
@@ -94,7 +107,8 @@ def expert_weights(block: Block, hidden_size: int, slots: float, etp: int) -> fl
     part = block.feed_forward
     if not isinstance(part, MoeFeedForward):
         return 0.0
-    return slots * 3 * hidden_size * part.expert_intermediate_size / etp
+    matrices = 3 if part.gated else 2
+    return slots * matrices * (part.latent_size or hidden_size) * part.expert_intermediate_size / etp
 
 
 def cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtype: Dtype) -> float:
@@ -105,7 +119,7 @@ def cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtype: Dtype
         return 2 * max(attention.num_kv_heads / tp, 1) * attention.head_dim * element * kept
     if isinstance(attention, MultiHeadLatentAttention):
         return (attention.kv_lora_rank + attention.qk_rope_head_dim) * element * tokens
-    return attention.state_elements() / tp * BYTES_PER_ELEMENT["fp32"] * sequences
+    return 0.0 if attention is None else attention.state_elements() / tp * BYTES_PER_ELEMENT["fp32"] * sequences
 
 
 def distinct_shares(num_experts: int, top_k: int, shares: int) -> float:

@@ -12,6 +12,7 @@ from moiety.model.families.gpt_oss import gpt_oss
 from moiety.model.families.llama4 import llama4
 from moiety.model.families.minimax import minimax, minimax_m2
 from moiety.model.families.mixtral import granitemoe, mixtral, olmoe
+from moiety.model.families.nemotron_h import nemotron_h
 from moiety.model.families.qwen_moe import qwen2_moe, qwen3_moe
 from moiety.model.families.qwen_next import qwen3_5, qwen3_5_moe, qwen3_next
 from moiety.model.model import Block
@@ -35,6 +36,7 @@ FAMILIES: dict[str, LayerReader] = {
     "minimax_text_01": minimax,
     "mistral": mistral,
     "mixtral": mixtral,
+    "nemotron_h": nemotron_h,
     "olmoe": olmoe,
     "qwen2": qwen2,
     "qwen2_moe": qwen2_moe,

@@ -66,8 +66,8 @@ def generic(config: Config) -> list[Block]:
 def described(blocks: list[Block]) -> str:
     """Say in a few words as what the layers were read."""
     kinds = {"gqa": "grouped-query", "mla": "latent", "linear": "gated delta"}
-    attentions = " and ".join(dict.fromkeys(kinds[block.attention.kind] for block in blocks))
-    sparse = sum(block.feed_forward.kind == "moe" for block in blocks)
+    attentions = " and ".join(dict.fromkeys(kinds[block.attention.kind] for block in blocks if block.attention))
+    sparse = sum(block.moe is not None for block in blocks)
     return f"{attentions} attention, {sparse} sparse and {len(blocks) - sparse} dense gated feed-forward layers"
 
 

@@ -57,7 +57,7 @@ class KvCache:
     def for_seat(cls, seat: Seat, num_slots: int, capacity: int) -> KvCache:
         """Return an empty cache of the rank's layers in the plan's format; InputError for one that it cannot have."""
         attentions = {index: seat.plan.model.layers[index].attention for index in seat.layers}
-        latent = [index for index, each in attentions.items() if each.kind == "mla"]
+        latent = [index for index, each in attentions.items() if each is not None and each.kind == "mla"]
         windows = {
             index: each.sliding_window
             for index, each in attentions.items()

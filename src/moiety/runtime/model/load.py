@@ -142,8 +142,9 @@ def _fill_layer(loading: Loading, index: int, layer: Any) -> None:  # noqa: ANN4
     """Read the rank's slices of a layer and put its parallel modules in place."""
     seat, plan_layer = loading.seat, loading.seat.plan.model.layers[index]
     prefix = f"{loading.skeleton.prefix()}layers.{index}."
-    loading.fill(layer, prefix, plan_layer.attention)
     attention = plan_layer.attention
+    assert attention is not None, "a plan that is run has attention in every layer"
+    loading.fill(layer, prefix, attention)
     if seat.strategy.tp == 1:
         return
     module: Any = layer.self_attn
@@ -154,7 +155,7 @@ def _fill_layer(loading: Loading, index: int, layer: Any) -> None:  # noqa: ANN4
     ops = ("o_proj", "attn_all_reduce")
     module.o_proj = _summed(loading, module.o_proj, index, loading.tp, ops)
     block = layer.mlp
-    if plan_layer.feed_forward.kind == "dense":
+    if plan_layer.moe is None:
         block.down_proj = _summed(loading, block.down_proj, index, loading.tp, ("dense_down", "ffn_all_reduce"))
         return
     for shared in ("shared_expert", "shared_experts"):

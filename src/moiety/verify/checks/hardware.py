@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from moiety.dtypes import Dtype
+    from moiety.model.attention import Attention
     from moiety.model.model import Block
     from moiety.plan import Pool
     from moiety.strategy.strategy import Axis, Strategy
@@ -140,7 +141,23 @@ def _broken(inspection: Inspection, pool: Pool) -> Iterator[str]:
 
 
 def _broken_by_block(block: Block, strategy: Strategy, redundant_experts: int) -> Iterator[str]:
-    attention, part = block.attention, block.feed_forward
+    if block.attention is not None:
+        yield from _broken_by_attention(block.attention, strategy)
+    part = block.feed_forward
+    if part is None:
+        return
+    dense = part.intermediate_size if isinstance(part, DenseFeedForward) else part.shared_intermediate_size
+    if dense % strategy.tp:
+        yield f"width {dense} over tp {strategy.tp}"
+    if isinstance(part, MoeFeedForward):
+        slots = part.num_experts + redundant_experts
+        if slots % strategy.ep:
+            yield f"{slots} expert slots over ep {strategy.ep}"
+        if part.expert_intermediate_size % strategy.etp:
+            yield f"expert width {part.expert_intermediate_size} over etp {strategy.etp}"
+
+
+def _broken_by_attention(attention: Attention, strategy: Strategy) -> Iterator[str]:
     heads = attention.num_value_heads if isinstance(attention, LinearAttention) else attention.num_heads
     if heads % strategy.tp:
         yield f"{heads} heads over tp {strategy.tp}"
@@ -152,15 +169,6 @@ def _broken_by_block(block: Block, strategy: Strategy, redundant_experts: int) -
         few, many = sorted((attention.num_key_heads, strategy.tp))
         if many % few:
             yield f"{attention.num_key_heads} key heads over tp {strategy.tp}"
-    dense = part.intermediate_size if isinstance(part, DenseFeedForward) else part.shared_intermediate_size
-    if dense % strategy.tp:
-        yield f"width {dense} over tp {strategy.tp}"
-    if isinstance(part, MoeFeedForward):
-        slots = part.num_experts + redundant_experts
-        if slots % strategy.ep:
-            yield f"{slots} expert slots over ep {strategy.ep}"
-        if part.expert_intermediate_size % strategy.etp:
-            yield f"expert width {part.expert_intermediate_size} over etp {strategy.etp}"
 
 
 def module_division(inspection: Inspection) -> Iterator[Finding]:

@@ -215,7 +215,7 @@ def _exchange_buffers(inspection: Inspection, pool: Pool) -> float:
     dtypes = plan.options.dtypes
     wire = rows * ROW_BYTES_PER_ELEMENT[dtypes.dispatch] + tokens * ROW_BYTES_PER_ELEMENT[dtypes.combine]
     in_flight = 2 if plan.options.two_batch_overlap and pool.schedule.num_microbatches > 1 else 1
-    return in_flight * wire * plan.model.hidden_size
+    return in_flight * wire * moe.row_size(plan.model.hidden_size)
 
 
 def _burst_tokens(inspection: Inspection, pool: Pool) -> int:
@@ -236,7 +236,7 @@ def _training_state(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
         for i in held_layers(model.num_layers, strategy.pp, plan.options.virtual_stages)[memory.stage]
     ]
     total_parameters = sum(block.num_parameters(model.hidden_size) for block in blocks)
-    mixtures = [part for part in (block.feed_forward for block in blocks) if part.kind == "moe"]
+    mixtures = [block.moe for block in blocks if block.moe is not None]
     once = sum(part.num_experts * part.expert_parameters(model.hidden_size) for part in mixtures)
     copies = sum(plan.options.redundant_experts * part.expert_parameters(model.hidden_size) for part in mixtures)
     tables = _tables(inspection, pool, memory) * model.vocab_size * model.hidden_size

@@ -202,7 +202,7 @@ def cross_node_bytes(inspection: Inspection) -> Iterator[Finding]:
         nodes = stage // node
         dtypes = plan.options.dtypes
         sent, back = ROW_BYTES_PER_ELEMENT[dtypes.dispatch], ROW_BYTES_PER_ELEMENT[dtypes.combine]
-        row = plan.model.hidden_size * (sent + back) * plan.model.num_moe_layers
+        row = moe.row_size(plan.model.hidden_size) * (sent + back) * plan.model.num_moe_layers
         remote = (1 - 1 / nodes) * row
         if reach is None:
             least = distinct_shares(moe.num_experts, moe.top_k, nodes) * remote

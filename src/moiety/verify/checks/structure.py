@@ -20,9 +20,7 @@ _MOST_MICROBATCHES = 64
 def placement_shape(inspection: Inspection) -> Iterator[Finding]:
     """Check that the map has a row for each MoE layer, a slot for each expert and copy, and the strategy's mesh."""
     plan = inspection.plan
-    moe_layers = [
-        i for i, kind in enumerate(plan.model.layer_blocks) if plan.model.blocks[kind].feed_forward.kind == "moe"
-    ]
+    moe_layers = [i for i, kind in enumerate(plan.model.layer_blocks) if plan.model.blocks[kind].moe is not None]
     for pool in plan.pools:
         subject, placement, moe = inspection.name_of(pool), pool.placement, plan.model.moe
         if moe is None or placement is None:

@@ -140,9 +140,8 @@ def _routed_share(case: AuditCase) -> float:
     for kind in model.layer_blocks:
         block = model.blocks[kind]
         total += layer_flops(block, model.hidden_size, context)
-        part = block.feed_forward
-        if part.kind == "moe":
-            routed += 2 * part.top_k * part.expert_parameters(model.hidden_size)
+        if block.moe is not None:
+            routed += 2 * block.moe.top_k * block.moe.expert_parameters(model.hidden_size)
     return routed / total
 
 
