@@ -9,8 +9,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from moiety.control.apply import apply
-from moiety.control.events import DeviceReading, ExpertCounts
+from moiety.control.events import DeviceReading, ExpertCounts, RequestMetrics
 from moiety.control.metrics import metrics_text
+from moiety.control.policy import Policy
 from moiety.control.working import working_map
 from tests.control.deployments import beats, deployment, lose, started
 
@@ -48,6 +49,13 @@ def test_balance_loads_and_watts_are_those_that_were_told() -> None:
         assert found["moiety_balancedness", str(layer)] == pytest.approx(loads.mean() / loads.max())
         shares = [found["moiety_expert_load", str(expert), str(layer)] for expert in range(16)]
         assert shares == pytest.approx(row / row.sum())
+
+
+def test_what_is_asked_for_and_what_waits_is_shown_once_it_was_told() -> None:
+    assert ("moiety_demand_tokens_per_second",) not in read(started(deployment()))
+    found = read(apply(RequestMetrics(1.0, 200.0, backlog_tokens=600.0), started(deployment())))
+    assert found["moiety_backlog_tokens",] == 600.0
+    assert found["moiety_demand_tokens_per_second",] == 200.0 + 600.0 / Policy().drain_s
 
 
 def test_a_recovery_and_its_moves_are_counted() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -25,12 +27,14 @@ PROMPTS = [[5, 9, 11], [7] * 30, [3], [100, 2, 50, 4]]
 LONG, SHORT = 120, 4
 LOAD = ("--concurrency", "4", "--input-tokens", "16", "--output-tokens", "16")
 """What the plan takes a node to do: little, so that few clients are much."""
+MUCH = ("--concurrency", "64", "--input-tokens", "16", "--output-tokens", "16")
+"""The same for many rows: what a node does with the two that it is given is far below that."""
 NODES = ["working", "working", "parked", "parked"]
 
 
-def planned(folder: Path, checkpoint: Path) -> Path:
+def planned(folder: Path, checkpoint: Path, load: tuple[str, ...] = LOAD) -> Path:
     division = ("--cluster", "local:2x2", "--strategy", "tp1_dp4_ep4")
-    done = moiety("plan", checkpoint, *division, *LOAD, "--quiet", "--out", folder)
+    done = moiety("plan", checkpoint, *division, *load, "--quiet", "--out", folder)
     assert done.code == 0, done.err
     return folder
 
@@ -43,6 +47,7 @@ class Crowd:
     """Clients that ask again and again, until they are told to end."""
 
     def __init__(self, server: Server, expected: list[list[int]], num_clients: int) -> None:
+        self.answers = 0
         self.wrong: list[list[int]] = []
         self._is_over = threading.Event()
         self._server, self._expected = server, expected
@@ -56,6 +61,7 @@ class Crowd:
             tokens = self._server.complete(PROMPTS[index], LONG)
             if tokens != self._expected[index]:
                 self.wrong.append(tokens)
+            self.answers += 1
 
     def end(self) -> None:
         """Let the last answers be the last."""
@@ -86,6 +92,32 @@ def test_nodes_follow_the_traffic_and_no_token_changes(tmp_path: Path) -> None:
         awaited(lambda: statuses(server) == NODES, within_s=120.0)
         assert server.complete(PROMPTS[1], SHORT) == expected[1][:SHORT]
         assert server.metric("moiety_recoveries_total") == 0, "nobody was lost"
+
+
+def test_nodes_grow_by_what_waits_though_no_more_can_be_served(tmp_path: Path) -> None:
+    checkpoint = save_checkpoint("qwen3_moe", tmp_path / "qwen3")
+    expected = [greedy_continuation(reference_model(checkpoint), prompt, LONG) for prompt in PROMPTS]
+    plan = planned(tmp_path / "plan", checkpoint, MUCH)
+    few_rows = ("--max-sequences", "1", "--max-waiting", "300")
+    with served(plan, checkpoint, "--scale-nodes", "1", "--window", "0.25", *few_rows) as server:
+        busy = Crowd(server, expected, 2)
+        awaited(lambda: statuses(server) == NODES, within_s=120.0)
+        answers = busy.answers
+        awaited(lambda: busy.answers >= answers + 4, within_s=120.0)
+        assert statuses(server) == NODES, "the node's two rows are full, and that is no reason for another node"
+        with ExitStack() as queue:
+
+            def grows() -> bool:
+                """Have more wait, of whom nothing is served for now, and say whether nodes have come for that."""
+                body = {"prompt": [3], "n": 20, "max_tokens": LONG, "stream": True}
+                client = queue.enter_context(server.client)
+                queue.enter_context(client.stream("POST", "/v1/completions", json=body))
+                time.sleep(0.25)
+                return statuses(server) == ["working"] * 4
+
+            awaited(grows, within_s=180.0)
+            assert server.metric("moiety_backlog_tokens") > 0
+        busy.end()
 
 
 def test_where_fewer_nodes_cannot_hold_the_model_it_is_refused_by_name(tmp_path: Path) -> None:

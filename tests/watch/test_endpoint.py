@@ -41,7 +41,7 @@ def test_counters_are_read_by_name_and_what_is_no_number_is_left_out(kind: str) 
     assert isinstance(after, Scrape)
     found = request_metrics(before, Scrape(before.time_s + 2.0, after.counters))
     assert found is not None
-    assert (found.demand_tokens_per_s, found.tpot_s) == (300.0, pytest.approx(0.04))
+    assert (found.served_tokens_per_s, found.tpot_s) == (300.0, pytest.approx(0.04))
     assert balancedness(before, after) == (0.8 if kind == "sglang" else None)
     prompts = request_metrics(before, after, (f"{kind}:prompt_tokens_total",), at_s=7.0)
     assert prompts is not None

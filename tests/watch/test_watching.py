@@ -151,6 +151,28 @@ def test_instances_follow_the_demand_and_more_than_there_are_is_a_new_plan() -> 
     assert kinds(rounds)[-1] == "over"
 
 
+@pytest.mark.parametrize("queued", [False, True])
+def test_requests_that_wait_call_for_instances_though_no_more_is_served(queued: bool) -> None:
+    of = site(instances=2, tokens_per_s_per_node=RATE)
+    watch, rounds = started(of), []
+    for at in range(24):
+        now, ended = 60.0 * at, 300.0 * at  # each of 100 tokens
+        waiting = 50.0 * (at - 19) if queued and at >= 20 else 0.0
+        own = {("vllm:request_generation_tokens_sum", ()): 100 * ended}
+        own |= {("vllm:request_generation_tokens_count", ()): ended}
+        reading = Scrape(1e9 + now, {("vllm:generation_tokens_total", ()): 500.0 * now, **own}, waiting)
+        still = Scrape(1e9 + now, {("vllm:generation_tokens_total", ()): 0.0}, 0.0)
+        watch, done = next_round(watch, of, seen(1e9 + now, {URLS[0]: reading, URLS[1]: still}))
+        assert done.served_tokens_per_s in {None, 500.0}
+        rounds.append(done)
+    assert kinds(rounds).count("drain") == 1
+    assert kinds(rounds).count("start") == queued
+    if queued:
+        (start,) = (each for done in rounds for each in done.advice if each.kind == "start")
+        assert start.figures["backlog_tokens"] > 0
+        assert start.figures["demand_tokens_per_s"] > 0.85 * RATE
+
+
 def test_what_one_silent_instance_served_is_not_taken_for_a_fall_of_the_demand() -> None:
     of = site(instances=2, tokens_per_s_per_node=RATE)
     watch, _ = demanded(of, [1200.0] * 8, silent={1: {5, 6}})

@@ -202,6 +202,8 @@ def _sections(done: Round, site: Site) -> Iterator[RenderableType]:
     rows = [
         ("instances that answer", f"{done.answering} of {len(site.instances)}"),
         ("demand", known(done.demand_tokens_per_s, ",.1f", " tokens/s")),
+        ("of it served", known(done.served_tokens_per_s, ",.1f", " tokens/s")),
+        ("waiting", known(done.backlog_tokens, ",.0f", " tokens")),
         ("time per output token", known(done.tpot_s, ".4f", " s")),
         ("dumps read", f"{done.dumps_read}, {done.windows} windows known"),
         ("slots changed in the file", f"{done.moves:,}"),

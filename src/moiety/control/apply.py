@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moiety.control.demand import demand_tokens_per_s
 from moiety.control.drift import observed_drift
 from moiety.control.events import (
     DeviceReading,
@@ -154,12 +155,22 @@ def _device_reading(event: DeviceReading, state: State) -> State:
 
 
 def _request_metrics(event: RequestMetrics, state: State) -> State:
-    demand = event.demand_tokens_per_s
-    demands = state.demands
-    if np.isfinite(demand) and demand >= 0:
-        demands = (*demands, demand)[-_KEPT_DEMANDS:]
     tpot = event.tpot_s if event.tpot_s is not None and np.isfinite(event.tpot_s) else state.tpot_s
-    return replace(state, demands=demands, tpot_s=tpot)
+    after = replace(state, tpot_s=tpot)
+    served, backlog = event.served_tokens_per_s, event.backlog_tokens
+    if not _is_amount(served):
+        return after
+    if backlog is None or not _is_amount(backlog):
+        return replace(after, demands=(*state.demands, served)[-_KEPT_DEMANDS:])
+    since_s = 0.0 if state.backlog_s is None else event.time_s - state.backlog_s
+    before, drain_s = state.backlog_tokens, state.policy.drain_s
+    demand = demand_tokens_per_s(served, backlog, before=before, since_s=since_s, drain_s=drain_s)
+    demands = (*state.demands, demand)[-_KEPT_DEMANDS:]
+    return replace(after, demands=demands, backlog_tokens=backlog, backlog_s=event.time_s)
+
+
+def _is_amount(value: float) -> bool:
+    return bool(np.isfinite(value)) and value >= 0
 
 
 def _moved(event: Moved, state: State) -> State:

@@ -95,8 +95,11 @@ class RequestMetrics:
     """What users saw since the last report."""
 
     time_s: float
-    demand_tokens_per_s: float
+    served_tokens_per_s: float
+    """Or asked for, where all that is asked for is known."""
     tpot_s: float | None = None
+    backlog_tokens: float | None = 0.0
+    """Tokens that requests which wait for room will ask for; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ class _StateCollector(Collector):
         """Give the metrics."""
         yield from _counters(self._state)
         yield from _gauges(self._state)
+        yield from demand_gauges(self._state)
         yield _ranks(self._state)
         yield from _paces(self._state)
         yield _power(self._state)
@@ -61,6 +62,15 @@ def _gauges(state: State) -> Iterator[Metric]:
         ("moiety_standing_back", "1 while this controller decides nothing.", int(state.standing_back)),
     ):
         yield GaugeMetricFamily(name, text, value=value)
+
+
+def demand_gauges(state: State) -> Iterator[Metric]:
+    """Give what was asked for by the last report of requests, if there was one."""
+    if state.demands:
+        text = "Tokens a second that nodes have to do: served, come to wait, and waiting."
+        yield GaugeMetricFamily("moiety_demand_tokens_per_second", text, value=state.demands[-1])
+        text = "Tokens that requests which wait for room will ask for."
+        yield GaugeMetricFamily("moiety_backlog_tokens", text, value=state.backlog_tokens)
 
 
 def _ranks(state: State) -> Metric:

@@ -127,6 +127,8 @@ class Policy:
     """That stay, however little is asked for."""
     scale_patience: int = 10
     """Reports of requests over which the demand must stay that low."""
+    drain_s: float = 60.0
+    """In which what waits for room is to be done, beside what comes meanwhile."""
     # Clocks
     most_slowdown: float = 0.035
     """Of the step, for the sake of power."""

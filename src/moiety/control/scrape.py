@@ -1,4 +1,4 @@
-"""What serving engines say of their requests in Prometheus' text format, as an event; counters only, by differences."""
+"""What serving engines say of their requests in Prometheus' text format, as an event; counters by differences."""
 
 from __future__ import annotations
 
@@ -25,42 +25,63 @@ TIME_PER_TOKEN = (
     "sglang:time_per_output_token_seconds",  # likewise
 )
 """Histograms, the first that an engine has."""
+WAITING = ("vllm:num_requests_waiting", "sglang:num_queue_reqs")
+FINISHED = {
+    "vllm:generation_tokens_total": ("vllm:request_generation_tokens_sum", "vllm:request_generation_tokens_count"),
+    "vllm:prompt_tokens_total": ("vllm:request_prompt_tokens_sum", "vllm:request_prompt_tokens_count"),
+    "sglang:generation_tokens_total": ("sglang:generation_tokens_total", "sglang:num_requests_total"),
+    "sglang:prompt_tokens_total": ("sglang:prompt_tokens_total", "sglang:num_requests_total"),
+}
+"""By what is counted: the same tokens of requests that are over, and how many these are. SGLang counts both at the end
+of a request."""
 
+_COPIES = frozenset({"tp_rank", "pp_rank", "moe_ep_rank"})
+"""Labels of SGLang's ranks that share one queue: with `--enable-metrics-for-all-schedulers` each of them shows it."""
 _PARTS = ("sum", "count")
 _Series = tuple[str, tuple[tuple[str, str], ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Scrape:
-    """Counters of one reading, by name and labels; without those that are not numbers."""
+    """One reading, without what is not a number."""
 
     time_s: float
     counters: Mapping[_Series, float]
+    """By name and labels."""
+    waiting: float | None = None
+    """Requests that wait for room; None where that is not shown."""
 
 
 def read_scrape(text: str, *, time_s: float, source: str) -> Scrape:
-    """Return the counters that are known by name; raise InputError for what is not Prometheus' text format."""
+    """Return what is known by name; raise InputError for what is not Prometheus' text format."""
     names = {*GENERATED, *PROMPT, *(f"{name}_{part}" for name in (*TIME_PER_TOKEN, BALANCEDNESS) for part in _PARTS)}
+    names |= {name for pair in FINISHED.values() for name in pair}
     found: dict[_Series, float] = {}
+    queues: dict[_Series, float] = {}
     try:
         for family in text_string_to_metric_families(text):
             for sample in family.samples:
-                if sample.name in names and math.isfinite(sample.value):
+                if not math.isfinite(sample.value):
+                    continue
+                if sample.name in names:
                     found[sample.name, tuple(sorted(sample.labels.items()))] = sample.value
+                elif sample.name in WAITING:
+                    own = (each for each in sample.labels.items() if each[0] not in _COPIES)
+                    queue = sample.name, tuple(sorted(own))
+                    queues[queue] = max(sample.value, queues.get(queue, 0.0))
     except (ValueError, IndexError, KeyError) as error:
         rule = f"is not Prometheus' text format: {str(error)[:80]}"
         raise InputError(rule, source=source, remedy="name the engine's /metrics") from None
-    return Scrape(time_s, found)
+    return Scrape(time_s, found, sum(queues.values()) if queues else None)
 
 
 def request_metrics(
     before: Scrape, after: Scrape, counted: Sequence[str] = GENERATED, *, at_s: float | None = None
 ) -> RequestMetrics | None:
-    """Return tokens a second, those that `counted` names, and the mean time per token, between two readings.
+    """Return tokens a second, those that `counted` names, the mean time per token, and what waits at the end.
 
     It is stamped with `at_s`, else with the time of the second. None where no engine counted tokens in both. A counter
-    that has fallen was reset: what it shows has come since. A series that was not there before says nothing yet. What
-    waiting requests will need is not seen: the demand is what was served.
+    that has fallen was reset: what it shows has come since. A series that was not there before says nothing yet.
     """
     elapsed_s = after.time_s - before.time_s
     tokens = [_increase(before, after, name) for name in counted]
@@ -69,7 +90,8 @@ def request_metrics(
         return None
     means = (_mean(before, after, name) for name in TIME_PER_TOKEN)
     tpot_s = next((mean for mean in means if mean is not None), None)
-    return RequestMetrics(after.time_s if at_s is None else at_s, sum(known) / elapsed_s, tpot_s)
+    backlog = _backlog_tokens(before, after, counted)
+    return RequestMetrics(after.time_s if at_s is None else at_s, sum(known) / elapsed_s, tpot_s, backlog)
 
 
 def balancedness(before: Scrape, after: Scrape) -> float | None:
@@ -80,6 +102,22 @@ def balancedness(before: Scrape, after: Scrape) -> float | None:
 def restarted(before: Scrape, after: Scrape) -> bool:
     """Return whether a counter has fallen: the engine has started anew in between."""
     return any(value < before.counters.get(series, value) for series, value in after.counters.items())
+
+
+def _backlog_tokens(before: Scrape, after: Scrape, counted: Sequence[str]) -> float | None:
+    """Return the requests that wait, times the tokens of one: the mean of those that ended since, else of all before.
+
+    None where the requests are not shown, or none has ended yet.
+    """
+    if not after.waiting:
+        return after.waiting
+    nothing = Scrape(before.time_s, dict.fromkeys(after.counters, 0.0))
+    for since in (before, nothing):
+        for name in counted:
+            tokens, number = (_increase(since, after, each) for each in FINISHED[name])
+            if tokens and number:
+                return after.waiting * tokens / number
+    return None
 
 
 def _mean(before: Scrape, after: Scrape, name: str) -> float | None:

@@ -115,7 +115,11 @@ class State:
     asked_s: float
     """When they were asked for."""
     demands: tuple[float, ...]
-    """Tokens a second of the last reports, the newest last."""
+    """Tokens a second of the last reports (`demand.py`), the newest last."""
+    backlog_tokens: float
+    """That waited for room by the last report ..."""
+    backlog_s: float | None
+    """... which came at this time; None before the first."""
     tpot_s: float | None
     speed_placed: Loads
     """Speed of each rank when all layers were last placed by it, [ranks]; 0 for one without experts."""
@@ -181,6 +185,8 @@ def initial_state(
         asked=(),
         asked_s=time_s,
         demands=(),
+        backlog_tokens=0.0,
+        backlog_s=None,
         tpot_s=None,
         speed_placed=np.ones(ranks),
         limit=None,

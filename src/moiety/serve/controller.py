@@ -10,7 +10,7 @@ import numpy as np
 from moiety.control.apply import apply
 from moiety.control.commands import AbortStep, Admit, Drain, Fence, MoveExperts, Park, Refuse, ScaleUp
 from moiety.control.decide import settle
-from moiety.control.events import Exited, ExpertCounts, Issued, Joined, Parted, RequestMetrics
+from moiety.control.events import Exited, ExpertCounts, Issued, Joined, Parted
 from moiety.control.health import slowness
 from moiety.control.metrics import metrics_text
 from moiety.control.state import Status, begun_anew, initial_state, wanted_map
@@ -18,6 +18,7 @@ from moiety.runtime.elastic import events as crew_events
 from moiety.runtime.elastic.replan import CoverageLostError
 from moiety.runtime.serving.order import StepAnswer
 from moiety.serve.pace import Pace, step_times
+from moiety.serve.traffic import Backlog, Traffic
 from moiety.serve.translation import done_moves, heartbeats, positions, slot_moves, told, whole_map
 from moiety.serve.window import Window
 
@@ -43,6 +44,9 @@ class Controller:
 
     def __init__(self, of: LookedAfter, policy: Policy, note: Callable[[str], None]) -> None:
         self._of, self._policy, self._note = of, policy, note
+        self.backlog = Backlog()
+        """What waits for room, as the event loop says."""
+        self._traffic = Traffic(self.backlog)
         self._state: State | None = None
         self._is_founded = False
         """Whether the crew has declared its first generation."""
@@ -52,9 +56,6 @@ class Controller:
         self._is_in: set[int] = set()
         """Homes that have a process that can be declared."""
         self._window = Window(time.monotonic())
-        self._served_from_s: float | None = None
-        """Since when tokens are counted that the core has not been told of; None while no steps are taken."""
-        self._served_tokens = 0.0
         self._pace = Pace(0, 0.0)
         self._num_windows = 0
         """Windows whose counts the core has heard."""
@@ -120,9 +121,9 @@ class Controller:
         heard: list[float] = self._state.ranks.beat_s.tolist()
         for beat in heartbeats(crew.signs(), self._of, homes, heard):
             self._tell(beat)
-        if self._served_from_s is not None and now_s - self._served_from_s >= self._policy.window_s:
-            self._tell(RequestMetrics(now_s, self._served_tokens / (now_s - self._served_from_s)))
-            self._served_from_s, self._served_tokens = now_s, 0.0
+        requests = self._traffic.metrics(self._policy.window_s, now_s)
+        if requests is not None:
+            self._tell(requests)
         self._state, commands = settle(self._state, now_s)
         if commands:
             self._carry_out(commands, crew, homes)
@@ -148,7 +149,7 @@ class Controller:
         """Take in one event of the crew; `homes` are those of the generation in force, by rank."""
         if isinstance(event, crew_events.Declared):
             self._window, self._pace = Window(now_s), Pace(event.plan.num_gpus, now_s)
-            self._served_from_s = None
+            self._traffic.pause()
             if not self._is_founded:
                 self._found(event, now_s)
             return
@@ -157,13 +158,13 @@ class Controller:
         if isinstance(event, (crew_events.Ready, crew_events.Switched)):
             self._losses.clear()
             if isinstance(event, crew_events.Ready):
-                self._served_from_s, self._served_tokens = now_s, 0.0
+                self._traffic.begin(now_s)
             if event.generation == self._state.epoch:
                 self._report_moves(event.plan, homes, now_s)
         elif isinstance(event, crew_events.Said):
             answer = StepAnswer.model_validate(event.payload)
             strategy = crew.plan.pools[0].strategy
-            self._served_tokens += len(answer.tokens) / strategy.tp
+            self._traffic.served(len(answer.tokens) / strategy.tp)
             if event.generation == self._state.epoch:
                 self._time(event.rank, answer, strategy, homes, now_s)
             self._count(answer, strategy, now_s)

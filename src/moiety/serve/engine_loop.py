@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from moiety.errors import MoietyError
 from moiety.runtime.serving.ranks import RanksLostError
 from moiety.serve.journal import MOST_LOSSES
+from moiety.serve.scheduler import QueueFullError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from moiety.serve.journal import Entry
     from moiety.serve.metrics import Metrics
     from moiety.serve.scheduler import Scheduler
+    from moiety.serve.traffic import Backlog
 
 State = Literal["starting", "ready", "recovering", "refusing", "draining", "failed"]
 
@@ -28,8 +30,16 @@ class NotServingError(Exception):
 class EngineLoop:
     """Sequences in, tokens out, as long as there are ranks; everything in one event loop."""
 
-    def __init__(self, ranks: Ranks, scheduler: Scheduler, metrics: Metrics, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        ranks: Ranks,
+        scheduler: Scheduler,
+        metrics: Metrics,
+        backlog: Backlog,
+        note: Callable[[str], None],
+    ) -> None:
         self._ranks, self._scheduler, self._metrics, self._note = ranks, scheduler, metrics, note
+        self._backlog = backlog
         self._state: State = "starting"
         self._is_draining = False
         self._woken = asyncio.Event()
@@ -53,7 +63,12 @@ class EngineLoop:
         """
         if self.state not in {"ready", "recovering"}:
             raise NotServingError(self._ranks.refusal or f"the server is {self.state}")
-        self._scheduler.admit(entries)
+        try:
+            self._scheduler.admit(entries)
+        except QueueFullError:
+            self._backlog.refused(entries)
+            raise
+        self._backlog.waits(self._scheduler.without_room())
         self._metrics.submitted(entries)
         self._woken.set()
 
@@ -107,7 +122,15 @@ class EngineLoop:
             tokens = await self._ranks.step(step.order)
             now_s = time.monotonic()
             self._metrics.stepped(now_s - began_s)
-            self._metrics.accepted(self._scheduler.accept(step, tokens, now_s))
+            self._take(self._scheduler.accept(step, tokens, now_s))
+
+    def _take(self, entries: Sequence[Entry]) -> None:
+        """Take note of sequences that have got a token, and of who still waits for a place."""
+        self._metrics.accepted(entries)
+        for each in entries:
+            if each.finish_reason is not None:
+                self._backlog.ended(each)
+        self._backlog.waits(self._scheduler.without_room())
 
     async def _idle(self) -> None:
         """Wait until there may be something to do; raise RanksLostError where the generation ends meanwhile."""

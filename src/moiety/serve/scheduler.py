@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from moiety.runtime.serving.order import Row, StepOrder
@@ -75,6 +76,10 @@ class Scheduler:
         """Share of the cache's rows that are taken."""
         rows = self._num_slots * len(self._groups)
         return self.num_running / rows if rows else 0.0
+
+    def without_room(self) -> list[Entry]:
+        """Return the sequences that wait and will not have a row of the cache in the next step."""
+        return list(islice(self._waiting, sum(len(group.free) for group in self._groups), None))
 
     def begin(self, groups: Sequence[int | None]) -> None:
         """Go on with the attention groups of the next ranks.

@@ -114,7 +114,7 @@ async def _serve(
     )
     budget = RestartBudget(settings.max_restarts)
     async with Ranks(job, budget, controller, output_folder=settings.rank_output) as ranks:
-        engine = EngineLoop(ranks, scheduler, metrics, note)
+        engine = EngineLoop(ranks, scheduler, metrics, controller.backlog, note)
         http = _Http(
             uvicorn.Config(
                 app_of(engine, controller, served, metrics, settings.api_key),

@@ -141,6 +141,7 @@ def _load_figures(fleet: State) -> dict[str, Figure]:
     rate = fleet.deployment.tokens_per_s_per_node or 0.0
     return {
         "demand_tokens_per_s": round(fleet.demands[-1], 3),
+        "backlog_tokens": round(fleet.backlog_tokens, 3),
         "tokens_per_s_per_instance": round(rate, 3),
         "working_instances": int(fleet.ranks.working.sum()),
     }

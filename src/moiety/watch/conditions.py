@@ -67,6 +67,7 @@ def _beyond(fleet: State, site: Site, told: Collection[str]) -> Iterator[tuple[s
         if needed > len(site.instances) * (_OVER if "capacity" in told else 1.0):
             figures: dict[str, Figure] = {
                 "demand_tokens_per_s": round(fleet.demands[-1], 3),
+                "backlog_tokens": round(fleet.backlog_tokens, 3),
                 "tokens_per_s_per_instance": round(rate, 3),
                 "instances_needed": math.ceil(needed),
                 "instances_known": len(site.instances),

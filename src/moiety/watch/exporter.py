@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from moiety.control.metrics import metrics_text
+from moiety.control.metrics import demand_gauges, metrics_text
 from moiety.control.state import Status
 from moiety.errors import InputError
 
@@ -50,9 +50,7 @@ class _Collector(Collector):
         for status in Status:
             family.add_metric([status.name.lower()], float((fleet.ranks.status == status).sum()))
         yield family
-        if fleet.demands:
-            text = "Tokens served a second by all instances, between the last two rounds."
-            yield GaugeMetricFamily("moiety_demand_tokens_per_second", text, value=fleet.demands[-1])
+        yield from demand_gauges(fleet)
 
 
 @contextmanager

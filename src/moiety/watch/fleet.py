@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def next_fleet(
-    watch: Watch, site: Site, answering: Sequence[bool], demand: RequestMetrics | None, now: float
+    watch: Watch, site: Site, answering: Sequence[bool], requests: RequestMetrics | None, now: float
 ) -> tuple[State | None, frozenset[int], tuple[Command, ...]]:
     """Return the state of the instances, those drained ones that are silent, and what is to be done."""
     fleet = watch.fleet
@@ -39,7 +39,7 @@ def next_fleet(
             away.discard(at)
         elif status != Status.PARKED:
             fleet = apply(Heartbeat(now, at, fleet.epoch, 0, waiting=False), fleet)
-    fleet = apply(Timer(now) if demand is None else demand, fleet)
+    fleet = apply(Timer(now) if requests is None else requests, fleet)
     fleet, commands = at_rest(fleet, now)
     return fleet, frozenset(away), commands
 
@@ -47,9 +47,9 @@ def next_fleet(
 def request_figures(
     watch: Watch, site: Site, seen: Seen, answering: Sequence[bool], now: float
 ) -> tuple[RequestMetrics | None, float | None]:
-    """Return the demand and SGLang's balancedness over all instances since the last round.
+    """Return what users saw and SGLang's balancedness over all instances since the last round.
 
-    There is no demand while an instance that should work is not heard: what it serves is not seen.
+    There is nothing of the former while an instance that should work is not heard: what it serves is not seen.
     """
     pairs = [(before, after) for before, after in pairs_of(watch, seen).values()]
     balances = [each for each in (balancedness(*pair) for pair in pairs) if each is not None]
@@ -61,10 +61,12 @@ def request_figures(
     found = [each for each in (request_metrics(*pair, site.counted, at_s=now) for pair in pairs) if each is not None]
     if not found:
         return None, measured
-    timed = [(each.demand_tokens_per_s, each.tpot_s) for each in found if each.tpot_s is not None]
+    timed = [(each.served_tokens_per_s, each.tpot_s) for each in found if each.tpot_s is not None]
     weight = sum(tokens for tokens, _ in timed)
     tpot_s = sum(tokens * tpot for tokens, tpot in timed) / weight if weight > 0 else None
-    return RequestMetrics(now, sum(each.demand_tokens_per_s for each in found), tpot_s), measured
+    queued = [each.backlog_tokens for each in found if each.backlog_tokens is not None]
+    backlog = sum(queued) if queued else None
+    return RequestMetrics(now, sum(each.served_tokens_per_s for each in found), tpot_s, backlog), measured
 
 
 def pairs_of(watch: Watch, seen: Seen) -> dict[str, tuple[Scrape, Scrape]]:

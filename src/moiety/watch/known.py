@@ -74,6 +74,9 @@ class Round:
     answering: int
     """Instances that answered."""
     demand_tokens_per_s: float | None
+    served_tokens_per_s: float | None
+    backlog_tokens: float | None
+    """That waiting requests will ask for."""
     tpot_s: float | None
     measured_balance: float | None
     """SGLang's own figure."""

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, NDArray[Any]]
 
-VERSION = 1
+VERSION = 2
 REMEDY = "remove the file to begin anew"
 _GIVEN = frozenset({"deployment", "policy"})
 """Of a state: what the plan and the options say, and no file."""
@@ -44,7 +44,9 @@ def watch_bytes(watch: Watch, site: Site) -> bytes:
     for name, state in (("experts", watch.experts), ("fleet", watch.fleet)):
         about[name] = None if state is None else _taken_apart(state, name, arrays)
     about |= {name: sorted(getattr(watch, name)) for name in _MARKS}
-    about["scrapes"] = {url: [each.time_s, list(each.counters.items())] for url, each in watch.scrapes.items()}
+    about["scrapes"] = {
+        url: [each.time_s, list(each.counters.items()), each.waiting] for url, each in watch.scrapes.items()
+    }
     about["away"], about["advice"] = sorted(watch.away), [asdict(each) for each in watch.advice]
     about |= {name: getattr(watch, name) for name in ("time_s", "clock_s", "conditions", "given")}
     text = json.dumps(about, allow_nan=False)
@@ -104,8 +106,8 @@ def _put_together(about: Mapping[str, Any], arrays: Arrays, site: Site) -> Watch
     )
 
 
-def _scrape(time_s: float, counters: Iterable[list[Any]]) -> Scrape:
-    return Scrape(time_s, {_tuples(series): value for series, value in counters})
+def _scrape(time_s: float, counters: Iterable[list[Any]], waiting: float | None) -> Scrape:
+    return Scrape(time_s, {_tuples(series): value for series, value in counters}, waiting)
 
 
 def _taken_apart(record: object, prefix: str, arrays: Arrays) -> dict[str, object]:

@@ -39,8 +39,8 @@ def next_round(watch: Watch, site: Site, seen: Seen) -> tuple[Watch, Round]:
     elapsed_s = 0.0 if watch.time_s is None else seen.time_s - watch.time_s
     now = watch.clock_s + min(max(elapsed_s, 0.0), _LONGEST_STEP * site.interval_s)
     answering = [all(isinstance(seen.readings[url], Scrape) for url in urls) for urls in site.instances]
-    demand, measured = request_figures(watch, site, seen, answering, now)
-    fleet, away, commands = next_fleet(watch, site, answering, demand, now)
+    requests, measured = request_figures(watch, site, seen, answering, now)
+    fleet, away, commands = next_fleet(watch, site, answering, requests, now)
     experts, in_force = _next_experts(watch, seen, now), _in_force(watch, seen)
     read = {url: each for url, each in seen.readings.items() if isinstance(each, Scrape)}
     after = replace(
@@ -61,7 +61,7 @@ def next_round(watch: Watch, site: Site, seen: Seen) -> tuple[Watch, Round]:
         advice.insert(0, placement_advice(experts, watch.placement, in_force, site))
         after = replace(after, previous=watch.placement)
     after, told = _with_advice(after, watch, advice, conditions_of(after, site, seen))
-    return after, _round(after, seen, answering, demand, measured, moves, told)
+    return after, _round(after, seen, answering, requests, measured, moves, told)
 
 
 def _next_experts(watch: Watch, seen: Seen, now: float) -> State:
@@ -112,7 +112,7 @@ def _round(
     after: Watch,
     seen: Seen,
     answering: Sequence[bool],
-    demand: RequestMetrics | None,
+    requests: RequestMetrics | None,
     measured: float | None,
     moves: int,
     told: tuple[Advice, ...],
@@ -125,8 +125,10 @@ def _round(
         time_s=seen.time_s,
         unread=unread | {mark.name: why for mark, why in seen.dumps.broken.items()},
         answering=sum(answering),
-        demand_tokens_per_s=None if demand is None else demand.demand_tokens_per_s,
-        tpot_s=None if demand is None else demand.tpot_s,
+        demand_tokens_per_s=after.fleet.demands[-1] if requests is not None and after.fleet is not None else None,
+        served_tokens_per_s=None if requests is None else requests.served_tokens_per_s,
+        backlog_tokens=None if requests is None else requests.backlog_tokens,
+        tpot_s=None if requests is None else requests.tpot_s,
         measured_balance=measured,
         windows=windows,
         dumps_read=len(seen.dumps.read),

@@ -1,0 +1,83 @@
+"""Traffic: what was served and what waits for room, as the control plane hears of it at the end of each window."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from moiety.control.events import RequestMetrics
+from moiety.serve.api_error import RETRY_AFTER_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from moiety.serve.journal import Entry
+
+_KEPT = 1 - 1 / 256
+"""Of what is known of answers, with each one that ends: the last few hundred count."""
+
+
+class Backlog:
+    """Sequences that there is no room for, in tokens; the event loop tells it of them, and any thread reads it."""
+
+    def __init__(self) -> None:
+        self.waiting_tokens = 0.0
+        """Of those that wait now."""
+        self.refused_tokens = 0.0
+        """Of those that were refused since the server began."""
+        self._took, self._might_have = 0.0, 0.0
+        """Tokens of answers that have ended, and those that were asked for at most."""
+
+    def waits(self, entries: Iterable[Entry]) -> None:
+        """Hear which sequences wait for room now."""
+        self.waiting_tokens = self._expected(entries)
+
+    def refused(self, entries: Iterable[Entry]) -> None:
+        """Hear of sequences that may not even wait."""
+        self.refused_tokens += self._expected(entries)
+
+    def ended(self, entry: Entry) -> None:
+        """Learn from an answer that has come to its end."""
+        self._took = self._took * _KEPT + len(entry.accepted)
+        self._might_have = self._might_have * _KEPT + entry.max_tokens
+
+    def _expected(self, entries: Iterable[Entry]) -> float:
+        """Return the tokens that sequences still ask for: of what they may get at most the share that others took."""
+        share = self._took / self._might_have if self._might_have else 1.0
+        return share * sum(each.max_tokens - len(each.accepted) for each in entries)
+
+
+class Traffic:
+    """Counts what is served from one window to the next; in the crew's thread."""
+
+    def __init__(self, backlog: Backlog) -> None:
+        self._backlog = backlog
+        self._since_s: float | None = None
+        """When the window began; None while no steps are taken."""
+        self._tokens = 0.0
+        self._refused_before = 0.0
+
+    def begin(self, now_s: float) -> None:
+        """Begin a window: ranks take steps."""
+        self._since_s, self._tokens, self._refused_before = now_s, 0.0, self._backlog.refused_tokens
+
+    def pause(self) -> None:
+        """Give the window up: ranks meet, and take no steps."""
+        self._since_s = None
+
+    def served(self, tokens: float) -> None:
+        """Count tokens of a step."""
+        self._tokens += tokens
+
+    def metrics(self, window_s: float, now_s: float) -> RequestMetrics | None:
+        """Return what users saw in a window, if one is over; the next one begins then.
+
+        Who is refused comes again after `RETRY_AFTER_S`, as it is told: by Little's law so many wait outside as are
+        refused in that time.
+        """
+        if self._since_s is None or now_s - self._since_s < window_s:
+            return None
+        elapsed_s, waiting = now_s - self._since_s, self._backlog.waiting_tokens
+        outside = (self._backlog.refused_tokens - self._refused_before) / elapsed_s * RETRY_AFTER_S
+        found = RequestMetrics(now_s, self._tokens / elapsed_s, backlog_tokens=waiting + outside)
+        self.begin(now_s)
+        return found
