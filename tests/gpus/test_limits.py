@@ -37,6 +37,38 @@ def test_a_cap_is_put_back_to_what_it_was_whatever_ends_the_block(machine: FakeM
     assert not (machine.state.parent / "limits.json").exists()
 
 
+CHANGE = """
+from pathlib import Path
+from moiety.gpus.journal import Journal
+from moiety.gpus.limits import Limit, holding
+from moiety.gpus.nvml import GpuError, open_gpus
+
+with open_gpus() as gpus, holding(gpus, [0, 1], Journal(Path("limits.json"))) as holder:
+    for limit in (Limit("power", 500), Limit("power", 400), Limit("clock", 1.2e9)):
+        try:
+            holder.set(limit)
+        except GpuError as error:
+            print(error.code)
+        print([gpus.power_range(index).now_w for index in range(2)])
+"""
+
+
+def test_a_limit_in_place_of_another_is_put_back_to_what_was_there_first_and_so_is_what_is_refused(
+    machine: FakeMachine,
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", CHANGE],
+        cwd=machine.state.parent,
+        env=machine.env(FAKE_NVML_REFUSES="nvmlDeviceSetGpuLockedClocks:4"),
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.stdout == "[500.0, 500.0]\n[400.0, 400.0]\nNO_PERMISSION\n[650.0, 650.0]\n", done.stderr
+    assert [gpu.limit_mw for gpu in machine.gpus()] == [650_000, 650_000]
+    assert not (machine.state.parent / "limits.json").exists()
+
+
 def test_a_cap_beyond_what_the_gpu_takes_is_refused(machine: FakeMachine) -> None:
     done = subprocess.run(
         [sys.executable, "-c", HOLD.format(watts=900, end="")],

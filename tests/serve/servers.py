@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import subprocess
@@ -21,7 +22,7 @@ from tests.runtime.checkpoints import save_checkpoint
 
 if TYPE_CHECKING:
     import signal
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).parents[2]
 START_S = 240.0
@@ -78,7 +79,12 @@ class Server:
 
 @contextlib.contextmanager
 def served(
-    plan: Path, checkpoint: Path, *arguments: str, key: str | None = None, module: str = "moiety"
+    plan: Path,
+    checkpoint: Path,
+    *arguments: str,
+    key: str | None = None,
+    module: str = "moiety",
+    env: Mapping[str, str] = os.environ,
 ) -> Iterator[Server]:
     """Serve a plan at any free port during the block; a server that is still there at its end is killed.
 
@@ -86,7 +92,7 @@ def served(
     """
     command = [sys.executable, "-m", module, "serve", str(plan), "--checkpoint", str(checkpoint), "--port", "0"]
     paths = (str(ROOT), os.environ.get("PYTHONPATH", ""))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    environment = {**env, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     environment |= {"MOIETY_API_KEY": key} if key else {}
     process = subprocess.Popen(
         [*command, *arguments], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -123,6 +129,15 @@ def planned(folder: Path, checkpoint: Path, cluster: str, strategy: str) -> Path
         *("plan", checkpoint, "--cluster", cluster, "--strategy", strategy, *load, "--quiet", "--out", folder)
     )
     assert done.code == 0, done.err
+    return folder
+
+
+def with_latency_limit(folder: Path, tpot_s: float | None) -> Path:
+    """Give the plan in a folder another limit on the time per token; return the folder."""
+    (file,) = folder.glob("*_deployment_method.json")
+    document = json.loads(file.read_text())
+    document["workload"]["slo"]["tpot_s"] = tpot_s
+    file.write_text(json.dumps(document))
     return folder
 
 

@@ -15,7 +15,7 @@ from tests.chaos.streams import Stream
 from tests.cli.command import moiety
 from tests.runtime.checkpoints import greedy_continuation, reference_model, save_checkpoint
 from tests.runtime.launched import is_gone
-from tests.serve.servers import awaited, served
+from tests.serve.servers import awaited, served, with_latency_limit
 from tests.serve.tight import tightened
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def test_nodes_follow_the_traffic_and_no_token_changes(tmp_path: Path) -> None:
 def test_nodes_grow_by_what_waits_though_no_more_can_be_served(tmp_path: Path) -> None:
     checkpoint = save_checkpoint("qwen3_moe", tmp_path / "qwen3")
     expected = [greedy_continuation(reference_model(checkpoint), prompt, LONG) for prompt in PROMPTS]
-    plan = planned(tmp_path / "plan", checkpoint, MUCH)
+    plan = with_latency_limit(planned(tmp_path / "plan", checkpoint, MUCH), None)
     few_rows = ("--max-sequences", "1", "--max-waiting", "300")
     with served(plan, checkpoint, "--scale-nodes", "1", "--window", "0.25", *few_rows) as server:
         busy = Crowd(server, expected, 2)

@@ -151,12 +151,10 @@ def _journal(path: str | None) -> Journal:
 
 def _limit(chosen: LimitChoice, indices: tuple[int, ...]) -> Limit:
     """Return what the control plane's command sets on a GPU."""
-    from moiety.control.commands import LockClock
     from moiety.control.energy import limit_command
-    from moiety.gpus.limits import Limit
+    from moiety.serve.clocks import limit_of
 
-    command = limit_command(chosen.point, chosen.phase, indices)
-    return Limit("clock", command.clock_hz) if isinstance(command, LockClock) else Limit("power", command.power_w)
+    return limit_of(limit_command(chosen.point, chosen.phase, indices))
 
 
 def _choices(plan: str, slowdown: float | None) -> list[LimitChoice]:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from moiety.cli.control_power import JournalOption  # noqa: TC001 - typer reads it when the program runs
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 from moiety.cli.rank_options import (  # typer reads them when the program runs
     CheckpointOption,  # noqa: TC001
@@ -81,6 +82,15 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    clocks: Annotated[
+        bool,
+        typer.Option(
+            "--clocks",
+            help="Set the clock or power cap that is decided on this machine's GPUs, as root; restored at the end. "
+            "Else it is only shown.",
+        ),
+    ] = False,
+    journal: JournalOption = None,
     dispatch: DispatchOption = None,
     transport: TransportOption = "sockets",
     fold: FoldOption = None,
@@ -99,6 +109,7 @@ def serve(
     check_libraries("serve")
     check_server_libraries()
     from moiety.cli.json_text import json_text
+    from moiety.gpus.journal import Journal
     from moiety.runtime.world import world_of
     from moiety.serve.server import Settings
     from moiety.serve.server import serve as serve_until_drained
@@ -130,6 +141,7 @@ def serve(
         balance=balance,
         window_s=window,
         scale_nodes=scale_nodes,
+        limits=(Journal() if journal is None else Journal(Path(journal))) if clocks else None,
         rank_output=None if rank_output is None else Path(rank_output),
     )
     name = prepared.served.names[0]

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 _ROOM = 0.95
 """Of the limit on the time per token: what a lower clock must leave, so that it is not taken back at once."""
-_CLOCKED: frozenset[Phase] = frozenset({"decode", "mixed"})
+CLOCKED: frozenset[Phase] = frozenset({"decode", "mixed"})
+"""Phases whose clock is locked; the others run into a power cap."""
 
 
 def choose_limit(state: State, now: float) -> tuple[Command, ...]:  # noqa: ARG001 - every rule takes the time
@@ -27,7 +28,7 @@ def choose_limit(state: State, now: float) -> tuple[Command, ...]:  # noqa: ARG0
     points = deployment.clock_points
     if not points:
         return ()
-    clocked = deployment.phase in _CLOCKED
+    clocked = deployment.phase in CLOCKED
     best = best_point(
         points,
         state.policy.most_slowdown,
@@ -43,7 +44,7 @@ def choose_limit(state: State, now: float) -> tuple[Command, ...]:  # noqa: ARG0
 
 def limit_command(point: ClockPoint, phase: Phase, ranks: tuple[int, ...]) -> LockClock | CapPower:
     """Return the command that has ranks work at a point: locked clocks for decoding, caps for what runs into them."""
-    return LockClock(ranks, point.clock_hz) if phase in _CLOCKED else CapPower(ranks, point.power_w)
+    return LockClock(ranks, point.clock_hz) if phase in CLOCKED else CapPower(ranks, point.power_w)
 
 
 @dataclass(frozen=True, slots=True)

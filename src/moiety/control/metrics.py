@@ -9,6 +9,7 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from moiety.control.energy import CLOCKED
 from moiety.control.health import slowness
 from moiety.control.state import Status
 from moiety.control.working import is_covered, relative_loads, working_map, working_problem
@@ -40,6 +41,7 @@ class _StateCollector(Collector):
         yield _ranks(self._state)
         yield from _paces(self._state)
         yield _power(self._state)
+        yield from _limit(self._state)
         yield _loads(self._state)
         if is_covered(self._state) and len(self._state.forecast.history):
             yield _balance(self._state)
@@ -100,6 +102,16 @@ def _power(state: State) -> Metric:
         if np.isfinite(watts):
             family.add_metric([str(rank)], watts)
     return family
+
+
+def _limit(state: State) -> Iterator[Metric]:
+    """Give what clock, or what power, was decided last; whoever carries it out says whether it is set."""
+    if state.limit is not None and state.deployment.phase in CLOCKED:
+        yield GaugeMetricFamily("moiety_chosen_clock_hertz", "SM clock decided for the ranks' GPUs.", value=state.limit)
+    elif state.limit is not None:
+        yield GaugeMetricFamily(
+            "moiety_chosen_power_watts", "Power cap decided for the ranks' GPUs.", value=state.limit
+        )
 
 
 def _loads(state: State) -> Metric:

@@ -205,6 +205,10 @@ def wanted_map(state: State) -> SlotMap:
 
 
 def begun_anew(state: State, slot_map: SlotMap, *, time_s: float) -> State:
-    """Return the state when all ranks have been started anew, under a later epoch; what was counted goes on."""
+    """Return the state when all ranks have been started anew, under a later epoch.
+
+    What was counted goes on, and the limit that was set is still set.
+    """
     fresh = initial_state(state.deployment, state.policy, slot_map, time_s=time_s, epoch=state.epoch + 1)
-    return replace(fresh, recoveries=state.recoveries, moves=state.moves, zombie_words=state.zombie_words)
+    kept = ("recoveries", "moves", "zombie_words", "limit")
+    return replace(fresh, **{name: getattr(state, name) for name in kept})

@@ -25,29 +25,60 @@ class Limit:
     value: float
 
 
-@contextmanager
-def held(gpus: Gpus, indices: Sequence[int], limit: Limit, journal: Journal) -> Generator[None]:
-    """Hold a limit on some GPUs while the block runs.
+class Holder:
+    """Some GPUs whose limits are one run's to set; `holding` makes it."""
 
-    Raises InputError for a limit that a GPU does not offer, and GpuError where the driver refuses; then whatever was
-    set is restored, and where that fails too the journal keeps it.
+    def __init__(self, gpus: Gpus, indices: Sequence[int], journal: Journal) -> None:
+        self._gpus, self.indices, self._journal = gpus, tuple(indices), journal
+
+    def check(self, limit: Limit) -> None:
+        """Raise InputError where a GPU does not offer a limit."""
+        for index in self.indices:
+            _check(self._gpus, index, limit)
+
+    def set(self, limit: Limit) -> None:
+        """Set a limit on all of them, in place of one of its kind that was set before.
+
+        Raises InputError for a limit that a GPU does not offer, before any is set, and GpuError where the driver
+        refuses; then whatever was set is restored, and where that fails too the journal keeps it.
+        """
+        self.check(limit)
+        before = self._journal.read()
+        known = {(each.uuid, each.kind) for each in before}
+        fresh = [index for index in self.indices if (self._gpus.uuids[index], limit.kind) not in known]
+        changed = (*before, *(_before(self._gpus, index, limit) for index in fresh))
+        self._journal.write(changed)
+        for done, index in enumerate(self.indices):
+            try:
+                _set(self._gpus, index, limit)
+            except GpuError:
+                untouched = {self._gpus.uuids[each] for each in self.indices[done:] if each in fresh}
+                kept = (each for each in changed if each.kind != limit.kind or each.uuid not in untouched)
+                self._journal.write(tuple(kept))  # what was refused is as it was
+                _restore(self._gpus, self._journal)
+                raise
+
+
+@contextmanager
+def holding(gpus: Gpus, indices: Sequence[int], journal: Journal) -> Generator[Holder]:
+    """Give the right to set limits on some GPUs while the block runs; at its end they are restored.
+
+    Raises InputError while another run has it, GpuError where limits cannot be restored.
     """
     with journal.owned():
         _restore(gpus, journal)  # what a run that crashed has left
-        for index in indices:
-            _check(gpus, index, limit)
-        changed = tuple(_before(gpus, index, limit) for index in indices)
-        journal.write(changed)
         try:
-            for done, index in enumerate(indices):
-                try:
-                    _set(gpus, index, limit)
-                except GpuError:
-                    journal.write(changed[:done])  # what was refused is as it was
-                    raise
-            yield
+            yield Holder(gpus, indices, journal)
         finally:
             _restore(gpus, journal)
+
+
+@contextmanager
+def held(gpus: Gpus, indices: Sequence[int], limit: Limit, journal: Journal) -> Generator[None]:
+    """Hold a limit on some GPUs while the block runs; raises as `Holder.set` does."""
+    with holding(gpus, indices, journal) as holder:
+        holder.set(limit)
+        yield
 
 
 def restore(gpus: Gpus, journal: Journal) -> tuple[Changed, ...]:

@@ -109,11 +109,11 @@ class Api:
         return JSONResponse({"object": "list", "data": [{**model, "max_model_len": self._served.capacity}]})
 
     async def health(self) -> Response:
-        """Say whether requests are taken: 200, or 503."""
+        """Say whether requests are taken: 200, or 503; and what clock or power was chosen, and whether it is set."""
         takes_requests = self._engine.state in {"ready", "recovering"}
-        return JSONResponse(
-            {"status": self._engine.state, "epoch": self._controller.epoch}, 200 if takes_requests else 503
-        )
+        limit = self._controller.clocks.document()
+        found = {"status": self._engine.state, "epoch": self._controller.epoch, "limit": limit}
+        return JSONResponse(found, 200 if takes_requests else 503)
 
     async def ranks(self) -> Response:
         """Say which ranks there are."""

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moiety.control.apply import apply
-from moiety.control.commands import AbortStep, Admit, Drain, Fence, MoveExperts, Park, Refuse, ScaleUp
+from moiety.control.commands import (
+    AbortStep,
+    Admit,
+    CapPower,
+    Drain,
+    Fence,
+    LockClock,
+    MoveExperts,
+    Park,
+    Refuse,
+    ScaleUp,
+)
 from moiety.control.decide import settle
 from moiety.control.events import Exited, ExpertCounts, Issued, Joined, Parted
 from moiety.control.health import slowness
@@ -18,7 +29,7 @@ from moiety.runtime.elastic import events as crew_events
 from moiety.runtime.elastic.replan import CoverageLostError
 from moiety.runtime.serving.order import StepAnswer
 from moiety.serve.pace import Pace, step_times
-from moiety.serve.traffic import Backlog, Traffic
+from moiety.serve.traffic import Traffic, Users
 from moiety.serve.translation import done_moves, heartbeats, positions, slot_moves, told, whole_map
 from moiety.serve.window import Window
 
@@ -32,6 +43,7 @@ if TYPE_CHECKING:
     from moiety.placement.problem import SlotMap
     from moiety.plan import Plan
     from moiety.runtime.elastic.crew import Crew
+    from moiety.serve.clocks import Clocks
     from moiety.serve.looked_after import LookedAfter
     from moiety.strategy.strategy import Strategy
 
@@ -42,11 +54,11 @@ _MEETINGS = (Fence, AbortStep, Admit, Drain, Park)
 class Controller:
     """Leads the crews of `Ranks` (see `Lead`); nothing but the core decides, and nothing is known but its state."""
 
-    def __init__(self, of: LookedAfter, policy: Policy, note: Callable[[str], None]) -> None:
-        self._of, self._policy, self._note = of, policy, note
-        self.backlog = Backlog()
-        """What waits for room, as the event loop says."""
-        self._traffic = Traffic(self.backlog)
+    def __init__(self, of: LookedAfter, policy: Policy, clocks: Clocks, note: Callable[[str], None]) -> None:
+        self._of, self._policy, self.clocks, self._note = of, policy, clocks, note
+        self.users = Users()
+        """What users see, as the event loop says."""
+        self._traffic = Traffic(self.users)
         self._state: State | None = None
         self._is_founded = False
         """Whether the crew has declared its first generation."""
@@ -225,12 +237,10 @@ class Controller:
         assert state is not None, "it has decided"
         meets = any(isinstance(each, _MEETINGS) for each in commands)
         for each in commands:
-            if isinstance(each, Fence):
-                self._fence(each, crew)
-            elif isinstance(each, MoveExperts) and not meets and not state.refused:
+            if isinstance(each, MoveExperts) and not meets and not state.refused:
                 self._move(each, crew, homes)
-            elif isinstance(each, ScaleUp):
-                self._call(each, crew)
+            else:
+                self._carry_out_alone(each, crew)
         for words in filter(None, map(told, commands)):
             self._note(words)
         if not state.ranks.members.any():
@@ -244,6 +254,15 @@ class Controller:
         if meets:
             self._meet(crew)
             self._dismiss([rank for each in commands if isinstance(each, Park) for rank in each.ranks], crew)
+
+    def _carry_out_alone(self, command: Command, crew: Crew) -> None:
+        """Have done what needs no meeting, and goes before one."""
+        if isinstance(command, Fence):
+            self._fence(command, crew)
+        elif isinstance(command, ScaleUp):
+            self._call(command, crew)
+        elif isinstance(command, (LockClock, CapPower)):
+            self.clocks.follow(command)
 
     def _fence(self, command: Fence, crew: Crew) -> None:
         for rank in command.failed:

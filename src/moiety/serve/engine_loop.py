@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from moiety.serve.journal import Entry
     from moiety.serve.metrics import Metrics
     from moiety.serve.scheduler import Scheduler
-    from moiety.serve.traffic import Backlog
+    from moiety.serve.traffic import Users
 
 State = Literal["starting", "ready", "recovering", "refusing", "draining", "failed"]
 
@@ -35,11 +35,11 @@ class EngineLoop:
         ranks: Ranks,
         scheduler: Scheduler,
         metrics: Metrics,
-        backlog: Backlog,
+        users: Users,
         note: Callable[[str], None],
     ) -> None:
         self._ranks, self._scheduler, self._metrics, self._note = ranks, scheduler, metrics, note
-        self._backlog = backlog
+        self._users = users
         self._state: State = "starting"
         self._is_draining = False
         self._woken = asyncio.Event()
@@ -66,9 +66,9 @@ class EngineLoop:
         try:
             self._scheduler.admit(entries)
         except QueueFullError:
-            self._backlog.refused(entries)
+            self._users.refused(entries)
             raise
-        self._backlog.waits(self._scheduler.without_room())
+        self._users.waits(self._scheduler.without_room())
         self._metrics.submitted(entries)
         self._woken.set()
 
@@ -128,9 +128,8 @@ class EngineLoop:
         """Take note of sequences that have got a token, and of who still waits for a place."""
         self._metrics.accepted(entries)
         for each in entries:
-            if each.finish_reason is not None:
-                self._backlog.ended(each)
-        self._backlog.waits(self._scheduler.without_room())
+            self._users.got(each)
+        self._users.waits(self._scheduler.without_room())
 
     async def _idle(self) -> None:
         """Wait until there may be something to do; raise RanksLostError where the generation ends meanwhile."""

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.control.deployment import deployment_of, slot_map_of
+from moiety.control.deployment import clock_points, deployment_of, slot_map_of
 from moiety.control.policy import Deployment, Policy, members_alone
 from moiety.errors import InputError
 from moiety.health import Patience
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
+    from moiety.control.policy import ClockPoint
     from moiety.placement.problem import SlotMap
     from moiety.plan import Plan
 
@@ -44,8 +45,8 @@ def looked_after(plan: Plan, calibration: Calibration, *, least_nodes: int | Non
     """Return what is looked after: experts too, where whole groups of ranks that share them can go on without others.
 
     Plans with pipeline stages or instances, or of one group, are folded onto the ranks that are left, their experts
-    dealt out anew: there only who works is decided. Clocks are not: a server has its machine as it is. Nodes are where
-    `least_nodes` says how many stay; raises InputError where so few cannot be.
+    dealt out anew: there only who works is decided, and clocks. Nodes are where `least_nodes` says how many stay;
+    raises InputError where so few cannot be.
     """
     pool = plan.pools[0]
     strategy = pool.strategy
@@ -55,13 +56,25 @@ def looked_after(plan: Plan, calibration: Calibration, *, least_nodes: int | Non
         if least_nodes is not None:
             rule = "nodes are given up only where whole groups of ranks share the experts, without pipelines"
             raise InputError(rule, source=plan.name, field="--scale-nodes", value=least_nodes, remedy="leave it out")
-        return LookedAfter(members_alone(ranks), np.zeros((0, ranks), dtype=np.int64))
-    found = replace(deployment_of(plan, calibration), clock_points=())
+        limits = {"clock_points": _clock_points(plan, calibration), "tpot_limit_s": plan.workload.slo.tpot_s}
+        alone = replace(members_alone(ranks), phase=pool.role, **limits)
+        return LookedAfter(alone, np.zeros((0, ranks), dtype=np.int64))
+    found = deployment_of(plan, calibration)
+    if not _has_gpus(plan):
+        found = replace(found, clock_points=())
     if least_nodes is None:
         found = replace(found, tokens_per_s_per_node=None)
     else:
         _check_nodes(found, least_nodes, plan.name)
     return LookedAfter(found, slot_map_of(pool))
+
+
+def _has_gpus(plan: Plan) -> bool:
+    return plan.cluster.device.architecture != "cpu"
+
+
+def _clock_points(plan: Plan, calibration: Calibration) -> tuple[ClockPoint, ...]:
+    return clock_points(plan, plan.pools[0], calibration) if _has_gpus(plan) else ()
 
 
 def _check_nodes(of: Deployment, least: int, source: str) -> None:

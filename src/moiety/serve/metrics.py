@@ -58,6 +58,11 @@ class Metrics:
         self._waiting.set_function(waiting)
         self._usage.set_function(usage)
 
+    def watch_limits(self, are_set: Callable[[], float]) -> None:
+        """Read whenever the metrics are asked for whether the clock or power that was decided is set on GPUs."""
+        text = "1 while the clock or power that was decided is set on this machine's GPUs."
+        Gauge("moiety_limits_set", text, registry=self._registry).set_function(are_set)
+
     def submitted(self, entries: Iterable[Entry]) -> None:
         """Count admitted prompts."""
         self._prompt.inc(sum(len(each.prompt) for each in entries))

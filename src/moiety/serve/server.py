@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from moiety.errors import InputError
 from moiety.runtime.serving.ranks import Ranks
 from moiety.runtime.serving.restart_budget import RestartBudget
 from moiety.serve.app import app_of
+from moiety.serve.clocks import Clocks, clocks_of_gpus
 from moiety.serve.connection import Connection
 from moiety.serve.controller import Controller
 from moiety.serve.engine_loop import EngineLoop
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moiety.calibration.calibration import Calibration
+    from moiety.gpus.journal import Journal
     from moiety.runtime.job import Job
     from moiety.serve.intake import Served
 
@@ -52,6 +54,8 @@ class Settings:
     """Between two counts of what the experts were asked for."""
     scale_nodes: int | None
     """Nodes that stay when little is asked for; None: all do."""
+    limits: Journal | None
+    """Where changed clocks and power caps of this machine's GPUs are noted; None: none is changed."""
     rank_output: Path | None
 
 
@@ -63,7 +67,7 @@ def serve(
     ready: Callable[[str], None],
     note: Callable[[str], None],
 ) -> None:
-    """Serve until a signal asks for the end and the last answer is given.
+    """Serve until a signal asks for the end and the last answer is given; then GPUs' limits are as they were.
 
     `ready` gets the server's address when it takes requests, `note` a line for whoever looks after it. Raises
     InputError where the address cannot be had, RankFailedError where the ranks fail for good, and leaves with 128 plus
@@ -71,8 +75,13 @@ def serve(
     """
     least = settings.scale_nodes
     policy = policy_of(window_s=settings.window_s, balance=settings.balance, least_nodes=least)
-    controller = Controller(looked_after(job.plan, calibration, least_nodes=least), policy, note)
-    with listening_on(settings.host, settings.port) as listener:
+    of = looked_after(job.plan, calibration, least_nodes=least)
+    limits = settings.limits
+    with (
+        listening_on(settings.host, settings.port) as listener,
+        nullcontext(Clocks(None, note)) if limits is None else clocks_of_gpus(of.deployment, limits, note) as clocks,
+    ):
+        controller = Controller(of, policy, clocks, note)
         asyncio.run(_serve(job, controller, served, settings, listener, ready, note))
 
 
@@ -109,12 +118,13 @@ async def _serve(
 ) -> None:
     assert job.serving is not None, "the job says how many sequences there is room for"
     metrics = Metrics()
+    metrics.watch_limits(lambda: controller.clocks.is_set)
     scheduler = Scheduler(
         num_slots=job.serving.num_slots, prefill_chunk=settings.prefill_chunk, max_waiting=settings.max_waiting
     )
     budget = RestartBudget(settings.max_restarts)
     async with Ranks(job, budget, controller, output_folder=settings.rank_output) as ranks:
-        engine = EngineLoop(ranks, scheduler, metrics, controller.backlog, note)
+        engine = EngineLoop(ranks, scheduler, metrics, controller.users, note)
         http = _Http(
             uvicorn.Config(
                 app_of(engine, controller, served, metrics, settings.api_key),
@@ -156,7 +166,9 @@ class _Signals:
     def obeyed(self) -> Generator[None]:
         """Obey signals during the block."""
         loop = asyncio.get_running_loop()
-        numbers = (signal.SIGTERM, signal.SIGINT)
+        numbers = [signal.SIGTERM, signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as `nohup` has it
+            numbers.append(signal.SIGHUP)
         for number in numbers:
             loop.add_signal_handler(number, self._hear, number)
         try:

@@ -16,14 +16,16 @@ _KEPT = 1 - 1 / 256
 """Of what is known of answers, with each one that ends: the last few hundred count."""
 
 
-class Backlog:
-    """Sequences that there is no room for, in tokens; the event loop tells it of them, and any thread reads it."""
+class Users:
+    """What users see: how fast tokens come, who waits, who is refused. The event loop tells it, any thread reads it."""
 
     def __init__(self) -> None:
         self.waiting_tokens = 0.0
         """Of those that wait now."""
         self.refused_tokens = 0.0
         """Of those that were refused since the server began."""
+        self.gaps: tuple[float, int] = (0.0, 0)
+        """Seconds from one token of a sequence to the next, and how many such gaps, since the server began."""
         self._took, self._might_have = 0.0, 0.0
         """Tokens of answers that have ended, and those that were asked for at most."""
 
@@ -35,10 +37,14 @@ class Backlog:
         """Hear of sequences that may not even wait."""
         self.refused_tokens += self._expected(entries)
 
-    def ended(self, entry: Entry) -> None:
-        """Learn from an answer that has come to its end."""
-        self._took = self._took * _KEPT + len(entry.accepted)
-        self._might_have = self._might_have * _KEPT + entry.max_tokens
+    def got(self, entry: Entry) -> None:
+        """Hear of a sequence that has just got a token; learn from it where that was its last."""
+        if len(entry.accepted) > 1:
+            seconds, number = self.gaps
+            self.gaps = seconds + entry.gap_s, number + 1
+        if entry.finish_reason is not None:
+            self._took = self._took * _KEPT + len(entry.accepted)
+            self._might_have = self._might_have * _KEPT + entry.max_tokens
 
     def _expected(self, entries: Iterable[Entry]) -> float:
         """Return the tokens that sequences still ask for: of what they may get at most the share that others took."""
@@ -49,16 +55,18 @@ class Backlog:
 class Traffic:
     """Counts what is served from one window to the next; in the crew's thread."""
 
-    def __init__(self, backlog: Backlog) -> None:
-        self._backlog = backlog
+    def __init__(self, users: Users) -> None:
+        self._users = users
         self._since_s: float | None = None
         """When the window began; None while no steps are taken."""
         self._tokens = 0.0
         self._refused_before = 0.0
+        self._gaps_before: tuple[float, int] = (0.0, 0)
 
     def begin(self, now_s: float) -> None:
         """Begin a window: ranks take steps."""
-        self._since_s, self._tokens, self._refused_before = now_s, 0.0, self._backlog.refused_tokens
+        self._since_s, self._tokens = now_s, 0.0
+        self._refused_before, self._gaps_before = self._users.refused_tokens, self._users.gaps
 
     def pause(self) -> None:
         """Give the window up: ranks meet, and take no steps."""
@@ -76,8 +84,16 @@ class Traffic:
         """
         if self._since_s is None or now_s - self._since_s < window_s:
             return None
-        elapsed_s, waiting = now_s - self._since_s, self._backlog.waiting_tokens
-        outside = (self._backlog.refused_tokens - self._refused_before) / elapsed_s * RETRY_AFTER_S
-        found = RequestMetrics(now_s, self._tokens / elapsed_s, backlog_tokens=waiting + outside)
+        elapsed_s = now_s - self._since_s
+        outside = (self._users.refused_tokens - self._refused_before) / elapsed_s * RETRY_AFTER_S
+        backlog = self._users.waiting_tokens + outside
+        found = RequestMetrics(now_s, self._tokens / elapsed_s, self._tpot_s(backlog), backlog)
         self.begin(now_s)
         return found
+
+    def _tpot_s(self, backlog: float) -> float | None:
+        """Return the mean time per token; 0 where nobody asked for any, so that nobody was kept waiting."""
+        seconds, number = (now - before for now, before in zip(self._users.gaps, self._gaps_before, strict=True))
+        if number:
+            return seconds / number
+        return None if self._tokens or backlog else 0.0

@@ -1,0 +1,81 @@
+"""Clocks and power caps as they are decided: set on this machine's GPUs where that was asked for, else only told of."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from moiety.control.commands import CapPower, LockClock
+from moiety.errors import InputError, MoietyError
+from moiety.gpus.limits import Limit, holding
+from moiety.gpus.nvml import open_gpus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from moiety.control.policy import Deployment
+    from moiety.gpus.journal import Journal
+    from moiety.gpus.limits import Holder
+
+_DRY = "nothing is set without --clocks"
+
+
+class Clocks:
+    """Follows what is decided; without a `holder` of GPUs nothing is set."""
+
+    def __init__(self, holder: Holder | None, note: Callable[[str], None]) -> None:
+        self._holder, self._note = holder, note
+        self._limit: Limit | None = None
+        """What was decided last."""
+        self._why_not: str | None = None if holder is not None else _DRY
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the GPUs are limited as was decided."""
+        return self._limit is not None and self._why_not is None
+
+    def follow(self, command: LockClock | CapPower) -> None:
+        """Set what was decided; where the driver refuses, it is said, and everything is as before the server."""
+        self._limit = limit_of(command)
+        if self._holder is None:
+            return
+        try:
+            self._holder.set(self._limit)
+        except MoietyError as error:
+            self._why_not = str(error)
+            self._note(f"no clock or power is set: {error}")
+        else:
+            self._why_not = None
+
+    def document(self) -> dict[str, object] | None:
+        """Return what was decided last, as `GET /health` shows it; None before anything was."""
+        if self._limit is None:
+            return None
+        unit = "hz" if self._limit.kind == "clock" else "w"
+        found: dict[str, object] = {"kind": self._limit.kind, f"value_{unit}": self._limit.value, "is_set": self.is_set}
+        return found if self._why_not is None else {**found, "why_not": self._why_not}
+
+
+def limit_of(command: LockClock | CapPower) -> Limit:
+    """Return what a command sets on a GPU."""
+    return Limit("clock", command.clock_hz) if isinstance(command, LockClock) else Limit("power", command.power_w)
+
+
+@contextmanager
+def clocks_of_gpus(deployment: Deployment, journal: Journal, note: Callable[[str], None]) -> Generator[Clocks]:
+    """Give clocks that are set on all GPUs of this machine; at the end of the block they are restored.
+
+    Raises GpuError where there is no driver, InputError where the plan is for CPUs or for other GPUs than there are,
+    or another run holds their limits.
+    """
+    if not deployment.clock_points:
+        raise InputError("the plan is for CPUs, whose clocks are left alone", field="--clocks", remedy="leave it out")
+    highest = Limit("clock", deployment.clock_points[0].clock_hz)
+    with open_gpus() as gpus:
+        if not len(gpus):
+            raise InputError(
+                "this machine has no GPU whose clock could be set", field="--clocks", remedy="leave it out"
+            )
+        with holding(gpus, range(len(gpus)), journal) as holder:
+            holder.check(highest)
+            yield Clocks(holder, note)
