@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from moiety.control.apply import apply
 from moiety.control.commands import AbortStep, Admit, Fence, MoveExperts, Refuse, StandBack
 from moiety.control.decide import decide, settle
-from moiety.control.events import Exited, Heartbeat, Joined, Moved, Parted, StepTimes, Timer
+from moiety.control.events import Exited, Heartbeat, Joined, Moved, Parted, StepTimes, Timer, Unfit
 from moiety.control.metrics import metrics_text
 from moiety.control.policy import Policy, members_alone
 from moiety.control.state import Status, begun_anew, initial_state
@@ -206,6 +206,24 @@ def test_lost_moves_are_asked_for_again_and_twice_is_as_good_as_once() -> None:
         twice = apply(Moved(late, twice.epoch, *move[:4]), twice)
     assert np.array_equal(twice.slot_map, state.slot_map)
     assert twice.moves == state.moves
+
+
+def test_moves_that_do_not_fit_what_ranks_hold_are_given_up_as_a_whole_and_decided_anew() -> None:
+    state = apply(Exited(10.0, 3), beats(started(deployment(), 24), 10.0))
+    state, _ = settle(state, 10.0)
+    state = apply(Moved(10.0, state.epoch, *state.pending[0][:4]), state)
+    assert state.pending
+    late, _ = settle(apply(Unfit(10.0, state.epoch - 1, "of before"), state), 10.0)
+    assert late.pending == state.pending, "a word about an older epoch is ignored"
+    state, given = settle(apply(Unfit(10.0, state.epoch, "rank 2 has slots 0 to 1"), state), 10.0)
+    abort, again = given
+    assert isinstance(abort, AbortStep)
+    assert abort.reason.endswith("rank 2 has slots 0 to 1")
+    assert isinstance(again, MoveExperts)
+    assert again.epoch == abort.epoch == state.epoch
+    state, given = at_rest(carried_out(state, 10.0), 10.0)
+    assert is_covered(state)
+    assert not any(isinstance(each, AbortStep) for each in given)
 
 
 def test_ranks_that_all_go_are_refused_not_guessed_at() -> None:

@@ -23,12 +23,13 @@ from moiety.control.events import (
     RequestMetrics,
     StepTimes,
     Timer,
+    Unfit,
 )
 from moiety.control.policy import ClockPoint
 from moiety.control.state import Status
 from tests.control.deployments import at_rest, beats, deployment, replayed, same, started
 
-KINDS = ("beats", "steps", "exit", "join", "counts", "heat", "demand", "moved", "time")
+KINDS = ("beats", "steps", "exit", "join", "counts", "heat", "demand", "moved", "unfit", "time")
 POINTS = (ClockPoint(2e9, 0.05, 600.0), ClockPoint(1.5e9, 0.051, 480.0), ClockPoint(1e9, 0.06, 400.0))
 
 
@@ -48,6 +49,7 @@ def happened(kind: str, number: int, now: float, state) -> list[Event]:  # noqa:
         "demand": RequestMetrics(now, 1000.0 * (number % 12), tpot_s=0.03),
         "steps": StepTimes(now, state.epoch, *(rng.pareto(1.0, (2, 8)) + 1e-3), rng.integers(0, 9, (8, 2)) * 1.0),
         "time": Timer(now),
+        "unfit": Unfit(now, state.epoch - number % 2, "a rank has other slots"),
     }
     return [one[kind]]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import threading
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ pytest.importorskip("fastapi", reason="serving is an extra")
 
 from tests.chaos.streams import Stream
 from tests.runtime.checkpoints import greedy_continuation, reference_model
-from tests.serve.servers import awaited, planned, served
+from tests.serve.servers import awaited, ended, planned, served
 from tests.serve.skewed import HALF, skewed_checkpoint
 
 if TYPE_CHECKING:
@@ -81,3 +82,23 @@ def test_experts_stay_while_the_load_does_and_follow_it_when_it_drifts(tmp_path:
         assert server.metric("moiety_expert_load", layer="0", expert="0") > server.metric(
             "moiety_expert_load", layer="0", expert="4"
         )
+
+
+def test_moves_for_slots_that_ranks_do_not_have_are_dropped_and_decided_anew(tmp_path: Path) -> None:
+    checkpoint = skewed_checkpoint(tmp_path / "qwen3")
+    oracle = reference_model(checkpoint)
+    expected = {prompt[0]: greedy_continuation(oracle, prompt, NEW) for prompt in FIRST}
+    plan = planned(tmp_path / "plan", checkpoint, "local:2", "tp1_dp2_ep2")
+    with served(plan, checkpoint, "--window", "0.5", module="tests.serve.misled") as server:
+        epoch = server.epoch()
+        drifted = Traffic(server, FIRST, expected)
+        drifted.start()
+        awaited(lambda: server.epoch() > epoch, within_s=240.0)
+        awaited(lambda: server.control()["moves"] > 0 and not server.control()["pending_moves"], within_s=240.0)
+        drifted.end()
+        assert server.epoch() == epoch + 1, "what was decided anew fits"
+        assert server.metric("moiety_recoveries_total") == 0, "nobody was lost"
+        server.process.send_signal(signal.SIGTERM)
+        code, errors = ended(server)
+    assert code == 0
+    assert "decided anew: moves[" in errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from moiety.control.commands import Move, MoveExperts
 from moiety.control.events import Issued
 from moiety.control.policy import Policy
 from moiety.control.state import initial_state, wanted_map
+from moiety.errors import InputError
 from moiety.placement.placement import Placement
 from moiety.runtime.elastic.hand import Sign
 from moiety.runtime.elastic.schedule import Schedule, moved_placement
@@ -68,6 +70,23 @@ def test_moves_lead_to_the_map_that_is_wanted_and_are_reported(swaps: list[tuple
     assert not state.pending
     assert placement == placement_of(wanted_map(state)).model_copy(update={"method": placement.method})
     assert np.array_equal(state.slot_map, now)
+
+
+@pytest.mark.parametrize(
+    ("move", "words"),
+    [
+        (Move(0, 1, 3, 0, None), "moves[1].slot = 3: rank 1 has slots 0 to 2"),
+        (Move(0, 1, -1, 0, None), "moves[1].slot = -1"),
+        (Move(0, 3, 0, 0, None), "moves[1].rank = 3: no such rank serves"),
+        (Move(0, 1, 0, 0, 3), "moves[1].source = 3"),
+    ],
+)
+def test_moves_of_other_slots_than_the_ranks_have_are_refused_as_a_whole(move: Move, words: str) -> None:
+    state = initial_state(OF.deployment, Policy(), OF.slot_map, epoch=7)
+    good = Move(0, 0, 0, int(state.slot_map[0, 0, 0]), None)
+    with pytest.raises(InputError) as caught:
+        slot_moves([good, move], placement_of(state.slot_map), positions(OF, range(6)))  # without rank 3
+    assert words in str(caught.value)
 
 
 def sign(home: int, heard_s: float, **more: object) -> Sign:

@@ -21,6 +21,7 @@ from moiety.control.events import (
     RequestMetrics,
     StepTimes,
     Timer,
+    Unfit,
 )
 from moiety.control.forecast.backtest import cleaned, observe
 from moiety.control.health import has_quorum
@@ -187,6 +188,13 @@ def _moved(event: Moved, state: State) -> State:
     return replace(state, slot_map=slot_map, pending=left, moves=state.moves + 1)
 
 
+def _unfit(event: Unfit, state: State) -> State:
+    """Note that what was asked for cannot be done; of moves that are pending no more it means nothing."""
+    if event.epoch != state.epoch:
+        return replace(state, zombie_words=state.zombie_words + 1)
+    return replace(state, unfit=event.reason) if state.pending else state
+
+
 def _issued(event: Issued, state: State) -> State:
     return issued(event.command, state, event.time_s)
 
@@ -211,6 +219,7 @@ _HANDLERS: dict[type, Callable[[Any, State], State]] = {
     DeviceReading: _device_reading,
     RequestMetrics: _request_metrics,
     Moved: _moved,
+    Unfit: _unfit,
     Parted: _parted,
     Issued: _issued,
     Timer: _timer,

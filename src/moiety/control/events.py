@@ -115,6 +115,15 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class Unfit:
+    """Moves that were asked for do not fit what the ranks hold, so that none of them was made."""
+
+    time_s: float
+    epoch: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Issued:
     """A command was given out; with these in the journal the state can be rebuilt."""
 
@@ -139,6 +148,7 @@ Event: TypeAlias = (
     | DeviceReading
     | RequestMetrics
     | Moved
+    | Unfit
     | Issued
     | Timer
 )

@@ -55,7 +55,7 @@ def _new_epoch(state: State, epoch: int, time_s: float) -> State:
         waits_for=np.full(count, NOBODY),
         loading=np.ones(count, dtype=np.bool_),  # until they say that they have what they need
     )
-    return replace(state, epoch=epoch, ranks=fresh, slot_map=slot_map, pending=())
+    return replace(state, epoch=epoch, ranks=fresh, slot_map=slot_map, pending=(), unfit=None)
 
 
 def _without(state: State, numbers: tuple[int, ...], status: Status) -> State:

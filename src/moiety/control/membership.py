@@ -58,7 +58,12 @@ def _far_slower(state: State) -> NDArray[np.bool_]:
 
 
 def abort_stuck_step(state: State, now: float) -> tuple[Command, ...]:
-    """Give up a collective in which all wait for each other, or in which one has lost another that lives."""
+    """Give up a collective in which all wait for each other, or in which one has lost another that lives.
+
+    Moves that do not fit what ranks hold end the epoch too: when all meet anew, all hold what is decided then.
+    """
+    if state.unfit is not None:
+        return (AbortStep(state.epoch + 1, f"moves do not fit what ranks hold: {state.unfit}"),)
     if is_parted(state, now):
         return (AbortStep(state.epoch + 1, "ranks have lost each other, and both live"),)
     if is_deadlocked(state, now):

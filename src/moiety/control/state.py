@@ -103,6 +103,8 @@ class State:
     pending_s: float
     """When they were asked for."""
     pending_reason: Occasion
+    unfit: str | None
+    """Why the pending moves cannot be made, where that was reported."""
     forecast: Forecast
     drift: Drift
     refused: tuple[tuple[int, int], ...]
@@ -177,6 +179,7 @@ def initial_state(
         pending=(),
         pending_s=time_s,
         pending_reason="recovery",
+        unfit=None,
         forecast=empty_forecast(layers, experts),
         drift=no_drift(layers),
         refused=(),

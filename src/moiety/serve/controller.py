@@ -21,10 +21,11 @@ from moiety.control.commands import (
     ScaleUp,
 )
 from moiety.control.decide import settle
-from moiety.control.events import Exited, ExpertCounts, Issued, Joined, Parted
+from moiety.control.events import Exited, ExpertCounts, Issued, Joined, Parted, Unfit
 from moiety.control.health import slowness
 from moiety.control.metrics import metrics_text
 from moiety.control.state import Status, begun_anew, initial_state, wanted_map
+from moiety.errors import InputError
 from moiety.runtime.elastic import events as crew_events
 from moiety.runtime.elastic.replan import CoverageLostError
 from moiety.runtime.serving.order import StepAnswer
@@ -296,5 +297,10 @@ class Controller:
 
     def _move(self, command: MoveExperts, crew: Crew, homes: Sequence[int]) -> None:
         placement = crew.plan.pools[0].placement
-        if command.moves and placement is not None and not crew.is_moving:
+        if not command.moves or placement is None or crew.is_moving:
+            return
+        try:
             crew.migrate(slot_moves(command.moves, placement, positions(self._of, homes)))
+        except InputError as error:
+            self._note(f"moves do not fit what the ranks hold, and are decided anew: {error}")
+            self._tell(Unfit(time.monotonic(), self.epoch, str(error)))

@@ -9,6 +9,7 @@ import numpy as np
 from moiety.control.commands import Drain, Refuse, ScaleUp, StandBack
 from moiety.control.events import Heartbeat, Moved
 from moiety.control.state import Status, wanted_map
+from moiety.errors import InputError
 from moiety.placement.migration.order import Move as SlotMove
 from moiety.placement.recovery import EMPTY
 
@@ -81,10 +82,20 @@ def done_moves(state: State, placement: Placement, places: Mapping[int, int], no
 
 
 def slot_moves(moves: Sequence[Move], placement: Placement, places: Mapping[int, int]) -> tuple[SlotMove, ...]:
-    """Return moves between ranks as moves between the slots of a map that serves; see `positions`."""
+    """Return moves between ranks as moves between the slots of a map that serves; see `positions`.
+
+    Raises InputError for one of a rank or a slot that is not in that map: then none of them may be made, as they were
+    decided for another one.
+    """
     width = placement.slots_per_rank
     found: list[SlotMove] = []
-    for move in moves:
+    for number, move in enumerate(moves):
+        if not 0 <= move.slot < width:
+            rule = f"rank {move.rank} has slots 0 to {width - 1}"
+            raise InputError(rule, field=f"moves[{number}].slot", value=move.slot)
+        for name, rank in (("rank", move.rank), ("source", move.source)):
+            if rank is not None and rank not in places:
+                raise InputError("no such rank serves", field=f"moves[{number}].{name}", value=rank)
         row, source = placement.physical_to_logical_map[move.layer], _UNKNOWN
         if move.source is not None:
             first = places[move.source] * width

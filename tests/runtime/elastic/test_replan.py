@@ -156,6 +156,7 @@ def test_batches_lead_to_the_map_that_the_moves_lead_to(plans: dict[str, Plan], 
     ("move", "words"),
     [
         (Move(9, 0, 0, 0, 0), "layer = 9: must be from 0 to 2"),
+        (Move(0, 8, 0, 0, 0), "slot = 8: must be from 0 to 7"),
         (Move(0, 0, 8, 0, 0), "expert = 8: must be from 0 to 7"),
         (Move(0, 0, 1, 1, 0), "leaves no copy of expert 0 in layer 0"),
     ],
@@ -163,6 +164,9 @@ def test_batches_lead_to_the_map_that_the_moves_lead_to(plans: dict[str, Plan], 
 def test_moves_that_cannot_be_are_refused(plans: dict[str, Plan], move: Move, words: str) -> None:
     placement = plans["tp1_dp8_ep8"].pools[0].placement
     assert placement is not None
+    schedule, harmless = Schedule(1), Move(0, 0, placement.physical_to_logical_map[0][0], 0, 0)
     with pytest.raises(InputError) as caught:
-        Schedule(1).begin(placement, [move], 1)
-    assert words in str(caught.value)
+        schedule.begin(placement, [harmless, move._replace(step=1)], 1)
+    assert f"moves[1].{words}" in str(caught.value) or f"moves[1]: {words}" in str(caught.value)
+    assert not schedule.is_busy
+    assert schedule.next(placement) is None, "nothing moves, not even what could"

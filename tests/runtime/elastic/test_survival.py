@@ -12,6 +12,7 @@ import pytest
 
 pytest.importorskip("torch")
 
+from moiety.errors import InputError
 from moiety.placement.migration.order import Move
 from moiety.runtime.elastic.crew import Crew
 from moiety.runtime.elastic.events import Declared, Joined, Lost, Ready, Switched
@@ -223,6 +224,11 @@ def test_experts_move_while_steps_go_on(crew: Crew, journal: Journal, undisturbe
     placement = crew.plan.pools[0].placement
     assert placement is not None
     after(journal, 2, crew)
+    last = swapped(crew)[-1]
+    for wrong, words in ((last._replace(expert=99), "expert = 99"), (last._replace(slot=99), "slot = 99")):
+        with pytest.raises(InputError, match=words):
+            crew.migrate([*swapped(crew)[:-1], wrong])
+    assert not crew.is_moving
     crew.migrate(swapped(crew), most_at_once=4)
     journal.run(crew, lambda: bool(journal.of(Switched)))
     assert any(len(each) < NEW for each in journal.new_tokens), "they move while tokens come"
