@@ -48,7 +48,9 @@ class Backend:
     has_gradients: bool = True
     """Whether gradients come back through it."""
     takes_fp8: bool = False
-    """Whether it computes weights that are held in FP8."""
+    """Whether it computes weights that are held in FP8 ..."""
+    expands_fp8: bool = False
+    """... one matrix of them at a time, expanded into memory of the step."""
     stays_on_device: bool = False
     """Whether nothing waits for the device where all slots of the rows are here (`Rows.all_here`)."""
     most_fixed: int = 0
@@ -140,6 +142,7 @@ BACKENDS = {
             lambda _: None,
             lambda _: True,
             takes_fp8=True,
+            expands_fp8=True,
             most_fixed=MOST_PAIRS,
         ),
         Backend(

@@ -96,9 +96,10 @@ def load_model(
             mark_ops(layer, index, loading.recorder)
     embedding, norm, head = _ends(loading)
     rotary = rebuilt_buffers(skeleton.base.rotary_emb, skeleton.base.config).to(network.device)
-    stacks = [each.held.weights for each in experts.values()]
-    loading.bytes_by_kind["expert_weights"] = sum(each.size_bytes for each in stacks)
-    of_experts = [room_bytes(each) for weights in stacks for each in (weights.gate_up, weights.down)]
+    held = [each.held for each in experts.values()]
+    loading.bytes_by_kind["expert_weights"] = sum(each.weights.size_bytes for each in held)
+    expanded = [each.weights for each in held if each.backend.expands_fp8]
+    of_experts = [room_bytes(each) for weights in expanded for each in (weights.gate_up, weights.down)]
     return RankModel(
         seat=seat,
         layers=layers,
