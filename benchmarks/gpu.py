@@ -134,12 +134,16 @@ def wire_room(rows: int, hidden: int, device: torch.device) -> tuple[torch.Tenso
 
 
 def wrongs(device: torch.device, seed: int) -> list[str]:
-    """Return what is wrong with the kernels on new random data, tried in several processes as compiling takes long."""
+    """Return what is wrong with the kernels on new random data in BF16, which is what is timed.
+
+    Several processes try them, as compiling takes long; `tests/gpu/test_kernels.py` tries the other formats.
+    """
     context = multiprocessing.get_context("spawn")
-    cases = [(device, seed, *each) for each in product(DTYPES, SIZES, KINDS)]
+    cases = [(device, seed, torch.bfloat16, *each) for each in product(SIZES, KINDS)]
     with context.Pool(min(len(cases), os.cpu_count() or 1)) as pool:
         found = [each for part in pool.starmap(wrong_sums, cases) for each in part]
-        found += [each for part in pool.starmap(wrong_numbers, of_single_rows(device)) for each in part]
+        single = [each for each in of_single_rows(device) if torch.bfloat16 in each]
+        found += [each for part in pool.starmap(wrong_numbers, single) for each in part]
     return found + wrong_codes(device)
 
 
