@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _MAD_TO_SIGMA = 1.4826
 """Of a normal law (Rousseeuw and Croux, "Alternatives to the median absolute deviation", 1993)."""
 _SIGMAS = 6.0
-_FEWEST_PEERS = 3
+FEWEST_PEERS = 3
 """Ranks that a median says anything about."""
 
 
@@ -130,7 +130,7 @@ def slowness(relative: Seconds, slower: float) -> Seconds:
 
     Fewer than three ranks say nothing about each other.
     """
-    if len(relative) < _FEWEST_PEERS:
+    if len(relative) < FEWEST_PEERS:
         return np.ones(len(relative))
     middle = float(np.median(relative))
     scatter = _MAD_TO_SIGMA * float(np.median(np.abs(relative - middle)))

@@ -11,6 +11,7 @@ from moiety.control.apply import apply
 from moiety.control.commands import AbortStep, Admit, Fence, MoveExperts, Refuse, StandBack
 from moiety.control.decide import decide, settle
 from moiety.control.events import Exited, Heartbeat, Joined, Moved, Parted, StepTimes, Timer, Unfit
+from moiety.control.health import slowness
 from moiety.control.metrics import metrics_text
 from moiety.control.policy import Policy, members_alone
 from moiety.control.state import Status, begun_anew, initial_state
@@ -129,6 +130,25 @@ def test_one_part_of_a_partition_at_most_acts(here: set[int]) -> None:
         assert acts != any(isinstance(each, StandBack) for each in commands) or len(side) == 8
         acted += acts
     assert acted <= 1
+
+
+@pytest.mark.parametrize(("stages", "fenced"), [((4, 4), (6,)), ((6, 2), ())])
+def test_ranks_of_a_pipeline_are_slow_only_beside_those_of_their_stage_where_these_are_three(
+    stages: tuple[int, int], fenced: tuple[int, ...]
+) -> None:
+    stage = np.repeat([0, 1], stages)
+    own = np.where(stage == 1, 5.0, 1.0)  # the second stage has far more to do
+    own[6] *= 4.0
+    state, given = started(deployment(8)), []
+    for window in range(6):
+        now = 0.1 * window
+        if state.ranks.members.all():
+            state = apply(StepTimes(now, state.epoch, own, own, np.ones((8, 1)), stage), state)
+        state, commands = settle(beats(state, now), now)
+        given += commands
+    fences = [each for each in given if isinstance(each, Fence)]
+    assert tuple(rank for each in fences for rank in each.failed) == fenced
+    assert (slowness(state) == 1).all()
 
 
 def test_what_is_known_to_have_ended_is_no_other_part() -> None:

@@ -122,11 +122,11 @@ def checkpoint_with_texts(folder: Path) -> Path:
     return folder
 
 
-def planned(folder: Path, checkpoint: Path, cluster: str, strategy: str) -> Path:
+def planned(folder: Path, checkpoint: Path, cluster: str, strategy: str, *more: str) -> Path:
     """Write a plan for the checkpoint into a folder."""
     load = ("--concurrency", "8", "--input-tokens", "16", "--output-tokens", "16")
     done = moiety(
-        *("plan", checkpoint, "--cluster", cluster, "--strategy", strategy, *load, "--quiet", "--out", folder)
+        *("plan", checkpoint, "--cluster", cluster, "--strategy", strategy, *more, *load, "--quiet", "--out", folder)
     )
     assert done.code == 0, done.err
     return folder

@@ -29,7 +29,7 @@ from moiety.control.issued import issued
 from moiety.control.state import NOBODY, Status
 from moiety.control.working import is_covered, relative_loads, working_map, working_problem
 from moiety.errors import InputError
-from moiety.health import Blame, relative_times
+from moiety.health import FEWEST_PEERS, Blame, relative_times
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
     from moiety.control.events import Event
     from moiety.control.state import Ranks, State
+    from moiety.placement.problem import Loads
 
 _KEPT_DEMANDS = 64
 _BACK = 0.05
@@ -92,8 +93,21 @@ def _step_times(event: StepTimes, state: State) -> State:
         return state
     paces = ranks.paces.copy()
     paces[told, :-1] = paces[told, 1:]
-    paces[told, -1] = relative_times(event.alike_s[told], event.work[told])
+    paces[told, -1] = _paces(event, told)[told]
     return replace(state, ranks=replace(ranks, own_s=np.where(told, event.own_s, ranks.own_s), paces=paces))
+
+
+def _paces(event: StepTimes, told: NDArray[np.bool_]) -> Loads:
+    """Return the relative times of those told of among the ranks of their stage, [ranks]; NaN where they are few."""
+    if event.stage is None:
+        stages = [told]
+    else:
+        stages = [told & (event.stage == number) for number in np.unique(event.stage[told])]
+        stages = [each for each in stages if each.sum() >= FEWEST_PEERS]
+    found = np.full(len(told), np.nan)
+    for each in stages:
+        found[each] = relative_times(event.alike_s[each], event.work[each])
+    return found
 
 
 def _parted(event: Parted, state: State) -> State:

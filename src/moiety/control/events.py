@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
     from moiety.control.commands import Command
-    from moiety.placement.problem import Loads
+    from moiety.placement.problem import Loads, SlotMap
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +41,8 @@ class StepTimes:
     """Of it, what `work` accounts for: without experts, whose work is what tokens of all ranks make it."""
     work: Loads
     """How much of each kind each had to do, [ranks, kinds]."""
+    stage: SlotMap | None = None
+    """Number of the layers that each computes, [ranks]: only ranks of the same ones are compared. None: all are."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,7 +179,7 @@ class Controller:
             strategy = crew.plan.pools[0].strategy
             self._traffic.served(len(answer.tokens) / strategy.tp)
             if event.generation == self._state.epoch:
-                self._time(event.rank, answer, strategy, homes, now_s)
+                self._time(event.rank, answer, crew.plan, homes, now_s)
             self._count(answer, strategy, now_s)
         else:
             self._hear_of_processes(event, self._state, homes, now_s)
@@ -216,13 +216,13 @@ class Controller:
             for moved in done_moves(state, placement, positions(self._of, homes), now_s):
                 self._tell(moved)
 
-    def _time(self, rank: int, answer: StepAnswer, strategy: Strategy, homes: Sequence[int], now_s: float) -> None:
-        """Add up what ranks take for their steps; ranks of different stages or instances do not do the same ones."""
-        if answer.work is None or strategy.pp > 1 or strategy.instances > 1:
+    def _time(self, rank: int, answer: StepAnswer, plan: Plan, homes: Sequence[int], now_s: float) -> None:
+        """Add up what ranks take for their steps; ranks of different instances do not do the same ones."""
+        if answer.work is None or plan.pools[0].strategy.instances > 1:
             return
         means = self._pace.take(rank, answer.work, now_s)
         if means is not None:
-            self._tell(step_times(means, self._of, homes, self.epoch, now_s))
+            self._tell(step_times(means, self._of, homes, plan, self.epoch, now_s))
 
     def _count(self, answer: StepAnswer, strategy: Strategy, now_s: float) -> None:
         """Add up what the experts were asked for; tell it when the window is complete."""

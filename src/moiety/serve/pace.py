@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moiety.control.events import StepTimes
+from moiety.runtime.seat import seat_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from moiety.plan import Plan
     from moiety.runtime.serving.order import OwnWork
     from moiety.serve.looked_after import LookedAfter
 
@@ -48,17 +50,20 @@ class Pace:
 
 
 def step_times(
-    means: Sequence[Sequence[float]], of: LookedAfter, homes: Sequence[int], epoch: int, now_s: float
+    means: Sequence[Sequence[float]], of: LookedAfter, homes: Sequence[int], plan: Plan, epoch: int, now_s: float
 ) -> StepTimes:
-    """Return a window's means in the words of the control plane; `homes` are those of the ranks, in order.
+    """Return a window's means in the words of the control plane; `homes` are those of the plan's ranks, in order.
 
-    Of processes that are one rank the slowest counts.
+    Of processes that are one rank the slowest counts. Ranks of a pipeline's stages do not compute the same layers:
+    their stage is said too.
     """
     said = np.array(means)
     own_s, alike_s = (np.full(of.deployment.num_ranks, np.nan) for _ in range(2))
     work = np.zeros((of.deployment.num_ranks, said.shape[1] - 2))
-    for home, (own, alike, *amounts) in zip(homes, said.tolist(), strict=True):
+    stage = np.zeros(of.deployment.num_ranks, dtype=np.int64)
+    for number, (home, (own, alike, *amounts)) in enumerate(zip(homes, said.tolist(), strict=True)):
         rank = of.rank_of(home)
+        stage[rank] = seat_of(plan, number).coordinates["pp"]
         own_s[rank], alike_s[rank] = np.fmax(own_s[rank], own), np.fmax(alike_s[rank], alike)
         work[rank] = amounts
-    return StepTimes(now_s, epoch, own_s, alike_s, work)
+    return StepTimes(now_s, epoch, own_s, alike_s, work, stage if plan.pools[0].strategy.pp > 1 else None)

@@ -59,8 +59,11 @@ def undisturbed(checkpoint: Path) -> list[list[int]]:
 
 
 @pytest.fixture(scope="module")
-def shared_crew(checkpoint: Path) -> Iterator[Crew]:
-    """Yield four ranks, each with requests and experts of its own, that all tests share as far as they are left."""
+def shared_crew(checkpoint: Path, undisturbed: list[list[int]]) -> Iterator[Crew]:  # noqa: ARG001 - known before
+    """Yield four ranks, each with requests and experts of its own, that all tests share as far as they are left.
+
+    What is expected of them takes long to compute, and ranks end themselves when nobody polls for that long.
+    """
     job = Job(plan=plan_of(checkpoint, "tp1_dp4_ep4", **SPREAD), checkpoint=str(checkpoint), entry=ENTRY)
     with Crew(job, limits=LIMITS) as crew:
         crew.wait_ready()
