@@ -12,7 +12,7 @@ import torch
 
 from moiety.runtime.arena.trace import called
 from moiety.runtime.block_scaled import block_index
-from moiety.runtime.fp8 import FP8
+from moiety.runtime.fp8 import FP8, triton_reads
 
 if TYPE_CHECKING:
     from moiety.runtime.block_scaled import BlockScaled, Bounds, Weight
@@ -135,7 +135,7 @@ def _convert(codes: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def _has_kernel(device: torch.device) -> bool:
-    return device.type == "cuda" and _HAS_TRITON
+    return _HAS_TRITON and triton_reads(device)
 
 
 @cache

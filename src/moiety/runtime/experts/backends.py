@@ -19,7 +19,7 @@ from moiety.runtime.experts.libraries import (
     flashinfer_obstacle,
     flashinfer_product,
 )
-from moiety.runtime.fp8 import BLOCK
+from moiety.runtime.fp8 import BLOCK, triton_reads
 from moiety.runtime.gates import known_gate
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from moiety.runtime.telemetry import Recorder
 
 _TENSOR_CORE_DTYPES = torch.bfloat16, torch.float16
-_FP8_CAPABILITY = 8, 9
-"""From which on Triton reads E4M3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +100,8 @@ def _fp8_obstacle(weights: ExpertWeights) -> str | None:
     held = [each for each in (weights.gate_up, weights.down) if isinstance(each, BlockScaled)]
     if any(even_blocks(each.row_bounds) is None for each in held):
         return f"Triton's kernels take FP8 in blocks of one size, {BLOCK} or more, along what is summed over"
-    if held and held[0].device.type == "cuda" and torch.cuda.get_device_capability(held[0].device) < _FP8_CAPABILITY:
-        return (
-            f"Triton's kernels read FP8 on GPUs of compute capability {'.'.join(map(str, _FP8_CAPABILITY))} and above"
-        )
+    if held and held[0].device.type == "cuda" and not triton_reads(held[0].device):
+        return "Triton's kernels read FP8 on GPUs of compute capability 8.9 and above"
     return None
 
 
