@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.distributed import TCPStore
 
 from moiety.runtime.comm.network import Network
 from moiety.runtime.dispatch.exchange import NotedExchange, StageShape
@@ -17,9 +17,12 @@ from moiety.runtime.experts.weights import ExpertWeights
 from moiety.runtime.telemetry import Silent
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from moiety.cluster.cluster import LinkTier
     from moiety.plan import AllToAll
     from moiety.runtime.dispatch.exchange import Exchange
-    from moiety.runtime.post import Post, Report
+    from tests.ranks import Place
 
 NOTED = ", noted"
 """What is sent as in a step that is noted."""
@@ -28,28 +31,29 @@ METHODS += tuple(method + NOTED for method in METHODS)
 WIRE = {"fp32": torch.float32, "fp8": torch.float8_e4m3fn}
 
 
-def run_cases(post: Post) -> Report:
-    """Send every case's tokens every way; report the sums as hexadecimal, so that bits are compared."""
-    found: list[object] = []
-    for number, case in enumerate(json.loads(Path(post.job.checkpoint).read_text())):
+def run_cases(place: Place, tiers: Sequence[LinkTier], cases: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Send every case's tokens every way; return the sums as hexadecimal, so that bits are compared."""
+    found: list[dict[str, Any]] = []
+    store = TCPStore(place.store_host, place.store_port, is_master=place.has_store, timeout=timedelta(seconds=60))
+    for number, case in enumerate(cases):
         sizes = {key: size for key, size in case["shape"].items() if key != "top_k"}
-        shape = StageShape(index=post.world.rank, **sizes)
+        shape = StageShape(index=place.rank, **sizes)
         outcomes: dict[str, Any] = {}
         for turn, method in enumerate(METHODS):
             network = Network(
-                rank=post.world.rank,
-                world_size=post.world.size,
-                store=post.store,
-                tiers=post.job.plan.cluster.tiers,
+                rank=place.rank,
+                world_size=place.num_ranks,
+                store=store,
+                tiers=tuple(tiers),
                 generation=number * len(METHODS) + turn,
                 timeout_s=60.0,
             )
             exchange = exchange_of(method, shape, network, WIRE[case.get("dispatch", "fp32")])
-            outcomes[method] = _through(exchange, shape, case, post.world.rank, is_noted=method.endswith(NOTED))
+            outcomes[method] = _through(exchange, shape, case, place.rank, is_noted=method.endswith(NOTED))
             outcomes[method]["sent"] = network.traffic.snapshot()["exchange"]["sent_bytes"]
             network.close()
         found.append(outcomes)
-    return {"rank": {"cases": found}}
+    return found
 
 
 def exchange_of(name: str, shape: StageShape, network: Network, dispatch: torch.dtype) -> Exchange:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import functools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,11 +12,10 @@ from moiety.cost.expert_traffic import rows_per_token
 from moiety.model.feed_forward import MoeFeedForward
 from moiety.runtime.dispatch.quantize import dequantized, quantized
 from moiety.runtime.dispatch.wire import WireFormat
-from moiety.runtime.job import Job
-from moiety.runtime.launch import launch
 from moiety.strategy.strategy import Strategy
+from tests.ranks import run_ranks
 from tests.runtime.checkpoints import save_checkpoint
-from tests.runtime.dispatch.entry import METHODS, NOTED, gated, tokens_of
+from tests.runtime.dispatch.entry import METHODS, NOTED, gated, run_cases, tokens_of
 from tests.runtime.plans import plan_of
 
 if TYPE_CHECKING:
@@ -43,12 +42,17 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("exchange")
-    listing = folder / "cases.json"
-    listing.write_text(json.dumps(list(CASES.values())))
-    plan = plan_of(save_checkpoint("mixtral", folder / "mixtral"), "tp1_dp4_ep4", 2, 2)
-    job = Job(plan=plan, checkpoint=str(listing), entry="tests.runtime.dispatch.entry:run_cases")
-    ranks: list[Any] = [report["rank"] for report in launch(job)]
-    return {name: [rank["cases"][number] for rank in ranks] for number, name in enumerate(CASES)}
+    tiers = plan_of(save_checkpoint("mixtral", folder / "mixtral"), "tp1_dp4_ep4", 2, 2).cluster.tiers
+    ranks = run_ranks(run_cases, 4, tiers, list(CASES.values()), timeout_s=180.0)
+    return {name: [rank[number] for rank in ranks] for number, name in enumerate(CASES)}
+
+
+@functools.cache
+def expert(slot: int, hidden: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the weights of a slot's expert."""
+    generator = torch.Generator().manual_seed(1000 + slot)
+    up = torch.randn(hidden, 2, width, generator=generator).reshape(hidden, -1)
+    return up, torch.randn(width, hidden, generator=generator)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -69,9 +73,7 @@ def test_the_sums_are_those_of_the_experts(name: str, outcomes: dict[str, list[d
         expected = torch.zeros_like(hidden)
         for token in range(hidden.shape[0]):
             for slot, weight in zip(slots[token].tolist(), weights[token], strict=True):
-                generator = torch.Generator().manual_seed(1000 + slot)
-                up = torch.randn(case["hidden"], 2, case["width"], generator=generator).reshape(case["hidden"], -1)
-                down = torch.randn(case["width"], case["hidden"], generator=generator)
+                up, down = expert(slot, case["hidden"], case["width"])
                 expected[token] += weight * (gated(hidden[token][None] @ up) @ down)[0]
         found = torch.frombuffer(bytearray.fromhex(rank["flat"]["sums"]) or bytearray(4), dtype=torch.float32)
         torch.testing.assert_close(found[: expected.numel()].view(expected.shape), expected, rtol=1e-4, atol=1e-3)

@@ -51,7 +51,7 @@ def assert_right(case: Case) -> None:
 
 
 @given(case=cases())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_sums_are_those_of_float64_within_the_rounding_of_the_format(case: Case) -> None:
     assert_right(case)
 

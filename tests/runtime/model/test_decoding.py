@@ -41,7 +41,8 @@ CONVERTED: dict[str, tuple[Dtype, Dtype, int, Dtype]] = {
     "gpt_oss": ("fp32", "bf16", 0, "fp32"),
     "qwen3_moe": ("fp32", "fp32", 4, "fp8"),
 }
-"""Formats of activations, cache and weights, and copies of experts, where something has to be converted or chosen."""
+"""Formats of activations, cache and weights, and copies of experts, where something has to be converted or chosen.
+Other architectures are tried in FP32 throughout."""
 
 
 @pytest.fixture
@@ -109,7 +110,7 @@ def played_poisoned(tape: Tape, passage: int) -> Any:  # noqa: ANN401 - as Tape.
 @pytest.mark.parametrize(
     ("name", "dtype", "kv_cache", "redundant", "weights"),
     [
-        *((name, "fp32", "fp32", 0, "fp32") for name in sorted(CONFIGS)),
+        *((name, "fp32", "fp32", 0, "fp32") for name in sorted(CONFIGS.keys() - CONVERTED.keys())),
         *((name, *formats) for name, formats in CONVERTED.items()),
     ],
 )
