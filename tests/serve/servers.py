@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import ssl
 import subprocess
 import sys
 import time
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 START_S = 240.0
 VOCABULARY = 131
+NO_CERTIFICATES = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+"""Servers here speak plain HTTP: loading certificates for every client would take longer than all that it asks."""
 TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }} {% endfor %}{% if add_generation_prompt %}w1{% endif %}"
 )
@@ -42,7 +45,7 @@ class Server:
     @property
     def client(self) -> httpx.Client:
         """Return a client of its own."""
-        return httpx.Client(base_url=self.address, timeout=120.0)
+        return httpx.Client(base_url=self.address, timeout=120.0, verify=NO_CERTIFICATES)
 
     def ranks(self) -> list[dict[str, Any]]:
         """Return what the server says of its ranks."""
