@@ -15,6 +15,20 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
+LONGEST = ("runtime/training", "runtime/model", "runtime/elastic", "chaos", "serve", "runtime")
+"""Folders of the files that take longest: no worker is to be left with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put what takes longest first."""
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    path = item.path.as_posix()
+    return next((turn for turn, folder in enumerate(LONGEST) if f"/tests/{folder}/" in path), len(LONGEST))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what the faults of the chaos suite took."""
     recoveries.show(terminalreporter)
