@@ -9,12 +9,13 @@ import pytest
 
 from moiety.calibration.catalog import calibration_for
 from moiety.calibration.training import TrainingConstants, load_training
+from moiety.projection.training_predictions import prediction_blocks
 from moiety.projection.training_run import TrainingRun, training_parts
 from moiety.validation.fit_training import MeasuredRun, fit_training
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 from moiety.validation.training_case import predict_training, training_run
-from tests.scenarios import hybrid_model
+from tests.scenarios import GQA, hybrid_model, small_model
 
 ROW: dict[str, Any] = {
     "id": "t",
@@ -121,6 +122,39 @@ def test_graphs_of_mamba_layers_hold_those_and_no_attention() -> None:
     assert saved["mamba",] == pytest.approx(3 * saved["attn",])
     assert saved["mamba", "attn"] == pytest.approx(saved["mamba",] + saved["attn",])
     assert saved["attn",] > 0
+
+
+def test_every_token_beyond_the_next_takes_as_much_again() -> None:
+    run = replace(_run(), predictions=0)
+    works = [
+        training_parts(replace(run, predictions=number), calibration_for("hopper")).work.products_s
+        for number in range(3)
+    ]
+    assert works[0] < works[1]
+    assert works[2] - works[1] == pytest.approx(works[1] - works[0])
+    flops = [replace(run, predictions=number).flops_per_token for number in range(3)]
+    assert flops[2] - flops[1] == pytest.approx(flops[1] - flops[0])
+    # by hand: a layer of the 48, the head and the product of two rows, at half of 4,096 tokens and forward and backward
+    model, hidden = run.model, run.model.hidden_size
+    layer = (flops[0] - 6 * hidden * model.vocab_size) / model.num_layers
+    assert flops[1] - flops[0] == pytest.approx(layer + 6 * hidden * (model.vocab_size + 2 * hidden), rel=1e-3)
+
+
+def test_a_hybrid_predicts_with_attention_and_experts() -> None:
+    model = hybrid_model()
+    attention, experts = (model.blocks[kind] for kind in prediction_blocks(model))
+    assert (attention.attention, experts.moe) == (GQA, model.moe)
+    assert prediction_blocks(small_model(dense_layers=2)) == (0,)
+
+
+@pytest.mark.parametrize(
+    ("model", "predictions"), [("Nemotron_3_Super", 2), ("Nemotron_3_Nano", 0), ("DeepSeekV3", 1), ("Qwen3_30B_a3B", 0)]
+)
+def test_how_many_tokens_a_run_predicted_is_read_in_its_recipe(model: str, predictions: int) -> None:
+    ep = 64 if model == "Nemotron_3_Super" else 8
+    parallel = {"tp": 1.0, "pp": 1.0, "cp": 1.0, "vp": None, "ep": float(ep), "fsdp": 0}
+    row = ROW | GB200 | {"model": model, "n_gpus": 64, "source": f"{BRIDGE} [26.06 NeMo Container]"}
+    assert training_run(SystemRow.model_validate(row | {"parallel": parallel})).predictions == predictions
 
 
 def test_an_exchange_beside_computation_costs_a_part_of_itself() -> None:

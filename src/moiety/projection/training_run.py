@@ -14,6 +14,7 @@ from moiety.cost.price import Pricer
 from moiety.graph.graph import build_step_graph
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.plan import Schedule
+from moiety.projection.training_predictions import joined_rows_work, prediction_blocks, prediction_flops_per_token
 from moiety.projection.training_sharding import sharding_s
 from moiety.projection.training_work import LayerWork, layer_work, recomputed_work, total
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from moiety.calibration.training import TrainingConstants
     from moiety.cluster.cluster import Cluster
     from moiety.cost.price import OpPrice, PricedGraph
+    from moiety.graph.layout import Layout
     from moiety.model.model import Model
     from moiety.plan import Options
     from moiety.projection.training_work import Captured, Recomputed
@@ -55,6 +57,9 @@ class TrainingRun:
     """Weights are sharded over all copies, gathered layer by layer forward and backward, and gradients scattered in
     every micro-batch (fully sharded data parallelism, ZeRO-3)."""
 
+    predictions: int = 0
+    """Tokens beyond the next that every token is trained to predict (Megatron-LM's `--mtp-num-layers`)."""
+
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step over all GPUs."""
@@ -76,7 +81,8 @@ class TrainingRun:
     def flops_per_token(self) -> float:
         """Model FLOPs of a trained token; recomputation does not count."""
         context = (self.sequence_tokens + 1) / 2
-        return model_flops_per_token(self.model, context_tokens=context, emitted_share=1.0, training=True)
+        predicted = 3 * self.predictions * prediction_flops_per_token(self.model, context)
+        return predicted + model_flops_per_token(self.model, context_tokens=context, emitted_share=1.0, training=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,8 @@ def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
         _block_work(run, priced, block).times(count * microbatches / stages)
         for block, count in Counter(run.model.layer_blocks).items()
     ]
-    work = total((*layers, ends.times(microbatches / stages), _handed_over(run, priced.boundary)))
+    beyond = _predictions_work(run, priced, graph.layout, calibration).times(microbatches / stages)
+    work = total((*layers, ends.times(microbatches / stages), beyond, _handed_over(run, priced.boundary)))
     gradients = work.gradients_s + sum(price.seconds for price in priced.update if price.op.is_communication)
     if run.shards_parameters:
         gradients = 0.0
@@ -153,6 +160,17 @@ def _block_work(run: TrainingRun, priced: PricedGraph, block: int) -> LayerWork:
     forward = priced.layers[block]
     prices = (*forward, *recomputed_work(forward, kind, run.recomputed), *priced.backward[block])
     return layer_work(prices, kind, run.strategy, run.captured, rate)
+
+
+def _predictions_work(run: TrainingRun, priced: PricedGraph, layout: Layout, calibration: Calibration) -> LayerWork:
+    """Return a micro-batch's work for tokens beyond the next: rows joined, layers, and the head once more for each."""
+    if not run.predictions:
+        return LayerWork()
+    bandwidth = run.cluster.device.memory_bandwidth_bytes_per_s
+    parts = [_block_work(run, priced, kind) for kind in prediction_blocks(run.model)]
+    parts.append(layer_work(priced.head, None, run.strategy, (), bandwidth))
+    parts.append(joined_rows_work(run.model, layout, run.cluster, calibration))
+    return total(parts).times(run.predictions)
 
 
 def _handed_over(run: TrainingRun, boundary: tuple[OpPrice, ...]) -> LayerWork:

@@ -92,13 +92,13 @@ _KNOWN = """## What no law here explains
 - gpt-oss trains as slowly as if its attention (with sinks) wrote its scores to memory, and is priced so; what its
   kernels do is not published. Its rows of container 26.06.01 have an attention kernel that the operators call a
   regression.
-- Its TFLOP/s of the releases before 26.06 count a sixth less for the same tokens per second than those from then on;
-  DeepSeek-V3's count its layer of multi-token prediction, which predictions leave out.
-- Nemotron 3's training runs (hybrids of Mamba-2) are predicted by constants that were fitted without them. By their
-  recipes Super, Ultra and 3.5 Lightning trained two predictions of further tokens besides, each with a layer of
-  attention, one of experts and the head, which predictions leave out; Ultra sharded its weights within a rack; and
-  NVFP4 runs of Super kept their last 14 layers, attention and the latent's projections in BF16, which rows do not say
-  and predictions take for NVFP4.
+- Its TFLOP/s of the releases before 26.06 count a sixth less for the same tokens per second than those from then on.
+- How many tokens beyond the next a run was trained to predict is read in its recipe (DeepSeek-V3: one; Nemotron 3
+  Super, Ultra and 3.5 Lightning: two); the constants were fitted before that counted.
+- Nemotron 3's training runs (hybrids of Mamba-2) are predicted by constants that were fitted without them. NVFP4 runs
+  of Super kept their last 14 layers, attention and the latent's projections in BF16, which rows do not say and
+  predictions take for NVFP4; Ultra sharded its weights within a rack, which its rows deny. Why Super with tensor
+  parallelism is a quarter slower than predicted in MXFP8 too is not known.
 - Of ML.ENERGY rows the prompt's length is not published: power is predicted at the measured throughput, from the
   law of power alone. Steps with prompts are taken to run at the power limit; their share of the time is what a token
   takes on average beyond the median.

@@ -107,6 +107,7 @@ def training_run(row: SystemRow) -> TrainingRun:
         recomputed="layers" if "recompute full" in row.notes else recipe.recomputed if recipe else "nothing",
         captured=frozenset(recipe.captured) if recipe else frozenset(),
         shards_parameters=bool(degrees.get("fsdp")) or _SHARDED in f"{row.parallel.get('method')} {row.notes}",
+        predictions=recipe.predictions if recipe else 0,
         overlaps_exchange=(recipe is not None and recipe.overlapped_exchange) or "A2A overlap" in row.notes,
     )
 

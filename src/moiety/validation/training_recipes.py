@@ -45,6 +45,8 @@ class TrainingRecipe(Record):
     dispatcher: Literal["alltoall", "deepep", "hybridep"] = "alltoall"
     """alltoall: NCCL's, one row for each token and expert; the others send one to each node."""
     recomputed: Recomputed = "nothing"
+    predictions: Annotated[int, Field(ge=0, le=16)] = 0
+    """Tokens beyond the next that the run was trained to predict."""
 
 
 class TrainingRecipes(Record):
