@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moiety.projection.admission import AT_EVERY_STEP, Admission
 from moiety.validation.deployments import published
 from moiety.validation.serving_case import ServingCase, serving_case
 from moiety.validation.serving_row import ServingRow
@@ -89,9 +90,52 @@ def test_what_a_label_leaves_out_is_read_where_it_was_published() -> None:
     assert case.version == "1.2.0", "Dynamo 0.8.1 holds TensorRT-LLM 1.2.0"
 
 
-def test_published_deployments_say_where_they_come_from() -> None:
-    assert "InferenceX" in published().source
-    assert all(each.concurrency and each.decode.workers for each in published().deployments)
+def test_published_deployments_name_workers_and_loads() -> None:
+    assert all(each.concurrency and each.decode.workers for each in published())
+
+
+def test_runs_of_no_stated_release_are_divided_as_their_scripts_did_it() -> None:
+    label: dict[str, Any] = {"backend": "trtllm", "backend_version": "nan", "isl": 8192}
+    assert _case(concurrency=128, **label).decode.strategy.name == "ep8_tp1"
+    assert _case(concurrency=16, **label).decode.strategy.name == "tp8_dp1_ep8"
+    assert _case(concurrency=128, **label | {"backend_version": "1.2.0"}).decode.strategy.name == "tp8"
+    assert _case(concurrency=128, **label | {"model": "Qwen/Qwen3-32B", "moe_tp": 1}).decode.strategy.name == "tp8"
+
+
+@pytest.mark.parametrize(
+    ("changes", "admission"),
+    [
+        ({"concurrency": 8}, Admission(poll_steps=10)),
+        ({"concurrency": 16}, Admission(poll_steps=30)),
+        ({"tp": 4, "moe_tp": 4, "num_gpus": 4}, Admission(poll_steps=10)),
+        ({"system": "h200_sxm"}, AT_EVERY_STEP),
+        ({"backend": "vllm"}, AT_EVERY_STEP),
+        ({"model": "Qwen/Qwen3.5-397B-A17B", "system": "b300_sxm"}, Admission(poll_steps=30)),
+        (
+            {"model": "Qwen/Qwen3.5-397B-A17B", "system": "b300_sxm", "backend_version": "0.5.10.post1"},
+            Admission(poll_steps=10),
+        ),
+        (
+            {"backend": "trtllm", "tp": 1, "attention_dp": 8, "moe_tp": 1, "moe_ep": 8, "backend_version": "1.2.0"},
+            Admission(balance_steps=60),
+        ),
+        ({"backend": "trtllm", "backend_version": "1.2.0rc6", "concurrency": 64}, Admission(batch_wait_steps=40)),
+        ({"backend": "trtllm", "backend_version": "1.1.0rc2", "concurrency": 64}, AT_EVERY_STEP),
+        (
+            {"backend": "trtllm", "model": "meta-llama/Llama-3.3-70B", "tp": 4, "moe_tp": 1, "backend_version": "nan"},
+            Admission(batch_wait_steps=20),
+        ),
+    ],
+)
+def test_when_prompts_were_taken_up_is_read_where_it_was_published(
+    changes: dict[str, Any], admission: Admission
+) -> None:
+    assert _case(**changes).admission == admission
+
+
+def test_a_cache_that_was_not_told_a_format_has_that_of_the_activations() -> None:
+    assert _case(system="h200_sxm").options.dtypes.kv_cache == "bf16"
+    assert _case().options.dtypes.kv_cache == "fp8"
 
 
 def test_an_aggregated_release_that_always_guessed_is_read_so() -> None:

@@ -65,14 +65,16 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     """Return the latencies of workers that run prompts and output tokens on the same GPUs.
 
     TPOT: a decode step, and the group's share of the prompts that are computed meanwhile. TTFT: the engine's own share;
-    the prompt's chunks; the wait for the running step and the prompts ahead (M/D/1 at the share of the time that chunks
-    take); the batch of prompts that a run starts with; and, where the cache is full, a running request's whole time.
+    the prompt's chunks; the wait to be taken up (half the running step, where the engine does so at every one) and for
+    the prompts ahead (M/D/1 at the share of the time that chunks take); the batch of prompts that a run starts with;
+    and, where the cache is full, a running request's whole time.
     """
     release, work = pool.release, pool.workload
     load = group_load(pool, concurrency)
     share = load.running * load.chunks / work.output_tokens
     others = max(load.running - 1, 0) / load.running
     tpot_s = load.token_s + release.interference * others * share * load.added_s * _seen(pool, share)
+    step_s = tpot_s - load.token_s + load.decode_s
     own_s = load.prefill_s * load.chunks
     busy = min(share * load.added_s / tpot_s, _FULL)
     slowdown = release.prefill_slowdown * (release.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
@@ -80,7 +82,7 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
         release.request_overhead_s
         + concurrency * release.concurrency_overhead_s
         + slowdown * own_s
-        + release.wait * (tpot_s / 2 + queue_wait_s(busy, own_s))
+        + release.wait * (pool.admission_steps(load.running) * step_s + queue_wait_s(busy, own_s))
         + burst_share(release, load.running) * load.running * load.added_s * load.chunks
         + (load.offered / load.running - 1) * work.output_tokens * tpot_s
     )

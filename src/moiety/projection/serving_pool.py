@@ -12,7 +12,9 @@ from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
 from moiety.graph.op import Collective
 from moiety.plan import Schedule
+from moiety.projection.admission import AT_EVERY_STEP, Admission
 from moiety.projection.scenario import Scenario
+from moiety.projection.speculation import tokens_per_step
 from moiety.projection.step import time_step
 
 if TYPE_CHECKING:
@@ -44,11 +46,17 @@ class ServingPool:
     """Share of the guesses that are right."""
     max_sequences: int | None = None
     """Sequences that the engine lets an attention group run at a time; None: as many as the cache holds."""
+    admission: Admission = AT_EVERY_STEP
 
     @property
     def num_groups(self) -> int:
         """Attention groups of all workers: each has requests of its own."""
         return self.num_workers * self.strategy.attn_dp
+
+    def admission_steps(self, running: float) -> float:
+        """Return the steps until a mean prompt is taken up, of groups that run so many sequences each."""
+        steps = self.workload.output_tokens / tokens_per_step(self.draft_tokens, self.acceptance)
+        return self.admission.wait_steps(self.strategy.attn_dp, running / steps)
 
     def step_s(self, prefill_tokens: int, sequences: int, context_tokens: int) -> float:
         """Return the seconds of a step with so many prompt tokens and decoding sequences in each attention group.

@@ -47,6 +47,19 @@ _KNOWN = """## What no law here explains
   2026-04): TensorRT-LLM 1.2.0rc6.post3 on B200, for instance, always speculated. A disaggregated row that no published
   deployment matches, or several that differ, is incomplete and not predicted. An aggregated one is predicted without
   speculation: some of TensorRT-LLM 1.1.0rc2 and of SGLang ran both ways under one label.
+- Nor do they say what format the cache had, and how often the engine took up new prompts (`--scheduler-recv-interval`
+  of SGLang, `timeout_iters` and `batch_wait_timeout_iters` of TensorRT-LLM), which is much of the time to first token
+  at low load. Where the operator's scripts are published both are read there; other runs are taken to look for prompts
+  before every step, and to quantize the cache where weights are.
+- Labels of TensorRT-LLM runs without a release (2025-10) have the number of GPUs as `tp`; their scripts divided experts
+  and attention by the load. Those degrees are read in the scripts too.
+- Rows of gpt-oss on H100 under vLLM with 512 in flight contradict themselves: time per token is that of 4 to 64
+  sequences in the rows with fewer, and in each of them requests wait for about four answers, as they would on average
+  in ten waves that all came at once to an engine with so few slots. How many ran is not stated; they are predicted as
+  they are labelled.
+- Some rows of SGLang on B200 without a release have five to eight seconds to the first token whatever the concurrency,
+  others under nearly the same label a tenth of it: as if the first requests of a run had waited for kernels to be
+  compiled. Rows do not say whether a run was warmed up.
 - A disaggregated TensorRT-LLM row states Dynamo's release; the engine's is the one in that release's container.
 - Guesses are taken to be right with one chance, `draft_acceptance`, fitted on the rows that speculated; published
   shares of first guesses are higher, later guesses of one layer are worse.

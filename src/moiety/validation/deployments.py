@@ -5,11 +5,12 @@ from __future__ import annotations
 from functools import cache
 
 from moiety.package_data import catalog_text
-from moiety.validation.serving_row import Deployment, Deployments, ServingRow, Workers
+from moiety.validation.serving_row import Degrees, Deployment, Deployments, ServingRow, Workers
 from moiety.validation.skipped import SkippedRow
 
-PUBLISHED = "inferencex-2026-04"
-_TWINS = {"deepseek-v3": "deepseek-r1"}
+PUBLISHED = ("inferencex-2025-10", "inferencex-2026-04")
+_NOT_STATED = {None, "", "nan"}
+TWINS = {"deepseek-v3": "deepseek-r1"}
 """Models that rows name in each other's place: one set of layers, runs of one listed under both."""
 
 
@@ -17,14 +18,21 @@ def completed(row: ServingRow, model: str) -> ServingRow:
     """Return a row with what it leaves out as it was published: its workers, their limits, their speculation.
 
     A row that no published deployment matches comes back as it is. So does one that states its workers where several
-    match: not stated, there is no speculation. Raise SkippedRow where workers are not known.
+    match: not stated, there is no speculation. Where an aggregated row states no release, its degrees are published
+    ones: the scripts of that time divided the GPUs by the load, and labels have their number only. Raise SkippedRow
+    where workers are not known.
     """
     if row.draft_tokens is not None:
         return row
-    found = [each for each in published().deployments if _ran_as(each, row, _TWINS.get(model, model))]
+    found = [each for each in published() if _ran_as(each, row, TWINS.get(model, model))]
     drafts = {each.draft_tokens for each in found}
     if row.prefill is None or row.decode is None:
-        return row.model_copy(update={"draft_tokens": drafts.pop()}) if len(drafts) == 1 else row
+        if len(drafts) != 1:
+            return row
+        update: dict[str, int | None] = {"draft_tokens": drafts.pop()}
+        if row.backend_version in _NOT_STATED:
+            update |= found[0].decode.model_dump(include=set(Degrees.model_fields))
+        return row.model_copy(update=update)
     if row.prefill.workers is not None and row.decode.workers is not None and len(drafts) != 1:
         return row
     setups = {(each.prefill, each.decode) for each in found}
@@ -46,8 +54,9 @@ def _ran_as(published: Deployment, row: ServingRow, model: str) -> bool:
         return False
     if published.prefill is None or row.prefill is None or row.decode is None:
         one_kind = published.prefill is row.prefill
-        return one_kind and row.backend_version == published.version and row.worker_gpus == published.decode.worker_gpus
-    return row.backend_version in {published.version, None, "", "nan"} and (
+        stated, known = ("" if each in _NOT_STATED else each for each in (row.backend_version, published.version))
+        return one_kind and stated == known and row.worker_gpus == published.decode.worker_gpus
+    return row.backend_version in _NOT_STATED | {published.version} and (
         (_same(row.prefill, published.prefill) and _same(row.decode, published.decode))
         or _counts_all(row, published.prefill, published.decode)
     )
@@ -68,6 +77,7 @@ def _counts_all(row: ServingRow, prefill: Workers, decode: Workers) -> bool:
 
 
 @cache
-def published() -> Deployments:
-    """Return the catalogue's deployments, with where they were published."""
-    return Deployments.model_validate_json(catalog_text("deployments", PUBLISHED, ".json"))
+def published() -> tuple[Deployment, ...]:
+    """Return the catalogue's deployments; each of its files says where they were published."""
+    files = (Deployments.model_validate_json(catalog_text("deployments", name, ".json")) for name in PUBLISHED)
+    return tuple(each for file in files for each in file.deployments)

@@ -121,6 +121,7 @@ class Rows:
     running: NDArray[np.float64]
     chunks: NDArray[np.float64]
     mixtures: NDArray[np.float64]
+    admission_steps: NDArray[np.float64]
     concurrency: NDArray[np.float64]
     output_tokens: NDArray[np.float64]
     groups: NDArray[np.float64]
@@ -185,7 +186,7 @@ class Law:
             + self._of(c, "prefill_slowdown")
             * np.where(rows.groups > 1, self._of(c, "data_parallel_slowdown"), 1)
             * own
-            + self._of(c, "wait") * (tpot / 2 + busy / (2 * (1 - busy)) * own)
+            + self._of(c, "wait") * (rows.admission_steps * tpot + busy / (2 * (1 - busy)) * own)
             + np.minimum(self._of(c, "burst") + self._of(c, "burst_growth") * rows.running / 64, MOST_BURST)
             * rows.running
             * added

@@ -151,6 +151,7 @@ def as_rows(known: Sequence[Known]) -> Rows:
         running=np.array([each.running for each in terms]),
         chunks=np.array([each.chunks for each in terms]),
         mixtures=np.array([float(each.mixtures) for each in terms]),
+        admission_steps=np.array([each.admission_steps for each in terms]),
         concurrency=np.array([float(each.case.concurrency) for each in known]),
         output_tokens=np.array([float(each.case.output_tokens) for each in known]),
         groups=np.array([float(each.case.decode.strategy.attn_dp) for each in known]),

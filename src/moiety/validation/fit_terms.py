@@ -68,6 +68,8 @@ class RowTerms:
     running: float
     chunks: float
     mixtures: int
+    admission_steps: float
+    """Steps until a mean prompt is taken up."""
 
 
 def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = True, offline: bool = False) -> RowTerms:
@@ -86,6 +88,7 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
         running=running,
         chunks=work.input_tokens / chunk if computes_prompts else 0.0,
         mixtures=sum(n for b, n in blocks.items() if pool.model.blocks[b].moe is not None),
+        admission_steps=pool.admission_steps(running),
     )
 
 

@@ -51,6 +51,7 @@ class ServingPredictor:
             num_workers=worker.num_workers,
             max_sequences=worker.max_sequences,
             draft_tokens=case.draft_tokens,
+            admission=case.admission,
             acceptance=self._constants.draft_acceptance,
             calibration=self._calibrations[architecture],
             release=family.release(case.engine, case.version),

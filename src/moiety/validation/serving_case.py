@@ -13,9 +13,11 @@ from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.errors import InputError
 from moiety.model.catalog import catalog_models, load_catalog_model
 from moiety.plan import DtypePolicy, Options
+from moiety.projection.admission import AT_EVERY_STEP, Admission
 from moiety.strategy.legality import SCALE_BLOCKS, broken_rules
 from moiety.strategy.strategy import Strategy
-from moiety.validation.deployments import completed
+from moiety.validation.deployments import TWINS, completed
+from moiety.validation.published_settings import NOT_PUBLISHED, published_setting
 from moiety.validation.skipped import SkippedRow
 
 if TYPE_CHECKING:
@@ -72,6 +74,8 @@ class ServingCase:
     decode: WorkerCase
     disaggregated: bool
     draft_tokens: int = 0
+    admission: Admission = AT_EVERY_STEP
+    """When workers that decode take up the prompts that they compute."""
 
 
 def serving_case(row: ServingRow) -> ServingCase:
@@ -85,8 +89,11 @@ def serving_case(row: ServingRow) -> ServingCase:
     model = row_model(row.model)
     row = completed(row, model.name)
     dtypes = row_dtypes(row, model)
+    setting = NOT_PUBLISHED
     if row.mode == "agg":
         prefill = decode = _worker(model, row, row.num_gpus)
+        setting = published_setting(row, TWINS.get(model.name, model.name), engine, decode.strategy)
+        dtypes = dtypes.model_copy(update={"kv_cache": setting.kv_cache or dtypes.kv_cache})
     else:
         if row.prefill is None or row.decode is None:
             raise SkippedRow("prefill or decode workers are not stated")
@@ -107,6 +114,7 @@ def serving_case(row: ServingRow) -> ServingCase:
         decode=decode,
         disaggregated=row.mode == "disagg",
         draft_tokens=row.draft_tokens or 0,
+        admission=setting.admission,
     )
 
 

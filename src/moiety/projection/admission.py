@@ -1,0 +1,37 @@
+"""How long a prompt waits for an engine to look for it, although there is room: engines batch what comes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """When an engine takes up new prompts, in steps that decode; by default before every step."""
+
+    poll_steps: int = 1
+    """New requests are looked for once in so many steps (SGLang: `scheduler_recv_interval`)."""
+    balance_steps: int = 0
+    """A worker's attention groups begin prompts together, when each has one, or once in so many steps.
+
+    TensorRT-LLM: `attention_dp_config.timeout_iters` with `enable_balance`.
+    """
+    batch_wait_steps: int = 0
+    """The first prompt of a batch waits so many steps for others (TensorRT-LLM: `batch_wait_timeout_iters`)."""
+
+    def wait_steps(self, groups: int, arrivals: float) -> float:
+        """Return the steps that a mean prompt waits, of which each of `groups` gets `arrivals` a step.
+
+        Half a period; the last of n groups has a prompt after 1 + 1/2 + ... + 1/n times the steps between two of one.
+        A batch's first prompt waits all the time that is given to it, those that follow half of it.
+        """
+        period = float(self.poll_steps)
+        if self.balance_steps and groups > 1:
+            all_have_one = sum(1 / n for n in range(1, groups + 1)) / arrivals
+            period = max(period, min(all_have_one, self.balance_steps))
+        others = self.batch_wait_steps * arrivals
+        return period / 2 + self.batch_wait_steps * (1 + others / 2) / (1 + others)
+
+
+AT_EVERY_STEP = Admission()
+"""Prompts are taken up before the next step."""

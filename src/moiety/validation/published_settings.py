@@ -1,0 +1,84 @@
+"""What an engine was set to where the operator of a benchmark published it and rows do not say."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from moiety.calibration.calibration import Engine
+from moiety.calibration.serving import release_number
+from moiety.dtypes import Dtype
+from moiety.package_data import catalog_text
+from moiety.projection.admission import Admission
+from moiety.records import Record
+
+if TYPE_CHECKING:
+    from moiety.strategy.strategy import Strategy
+    from moiety.validation.serving_row import ServingRow
+
+PUBLISHED = "inferencex-settings-2026-04"
+Steps = Annotated[int, Field(ge=0, le=100_000)]
+
+
+class RunSetting(Record):
+    """What some runs were started with; of what is not named, all values were run so."""
+
+    models: tuple[str, ...] = ()
+    systems: tuple[str, ...] = ()
+    backend: Engine = "vllm"
+    precisions: tuple[str, ...] = ()
+    lengths: tuple[tuple[int, int], ...] = ()
+    """Tokens of prompt and answer."""
+    tp: tuple[int, ...] = ()
+    data_parallel: bool | None = None
+    """Whether attention is data parallel."""
+    from_concurrency: int = 1
+    since: str | None = None
+    """First release of the engine."""
+    poll_steps: Annotated[int, Field(ge=1, le=100_000)] = 1
+    balance_steps: Steps = 0
+    batch_wait_steps: Steps = 0
+    kv_cache: Dtype | None = None
+    """Format of the cache; None: as `row_dtypes` takes it to be."""
+
+    @property
+    def admission(self) -> Admission:
+        """When prompts are taken up."""
+        return Admission(self.poll_steps, self.balance_steps, self.batch_wait_steps)
+
+    def holds(self, row: ServingRow, model: str, engine: Engine, strategy: Strategy) -> bool:
+        """Return whether a row was run so."""
+        system, since = row.system.lower().removesuffix("_sxm"), release_number(self.since or "")
+        return (
+            (model in self.models and system in self.systems and engine == self.backend)
+            and (not self.precisions or row.precision in self.precisions)
+            and (not self.lengths or (row.isl, row.osl) in self.lengths)
+            and (not self.tp or strategy.tp in self.tp)
+            and (self.data_parallel is None or self.data_parallel == (strategy.attn_dp > 1))
+            and (row.concurrency or 1) >= self.from_concurrency
+            and (since is None or (release_number(row.backend_version or "") or ()) >= since)
+        )
+
+
+NOT_PUBLISHED = RunSetting()
+"""Prompts are looked for before every step."""
+
+
+class RunSettings(Record):
+    """A catalogue of settings; the first that holds counts."""
+
+    source: str
+    settings: tuple[RunSetting, ...]
+
+
+def published_setting(row: ServingRow, model: str, engine: Engine, strategy: Strategy) -> RunSetting:
+    """Return what the workers of an aggregated row were set to, as far as it was published."""
+    settings = _published().settings
+    return next((each for each in settings if each.holds(row, model, engine, strategy)), NOT_PUBLISHED)
+
+
+@cache
+def _published() -> RunSettings:
+    return RunSettings.model_validate_json(catalog_text("deployments", PUBLISHED, ".json"))
