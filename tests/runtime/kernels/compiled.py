@@ -117,7 +117,7 @@ def products() -> list[dict[str, Any]]:
         found += each_size(kernels, plain, "numbers", along_rows | NO_SCALES | no_bias, tiled=True)
         found += each_size(kernels, plain, "numbers, gpt-oss", as_gpt_oss | NO_SCALES, tiled=False)
         found += each_size(kernels, codes, "codes", along_rows | no_bias | {"WHOLE": True}, tiled=True)
-        found += each_size(kernels, codes, "codes in cut blocks", along_rows | no_bias, tiled=True)
+        found += each_size(kernels, codes, "codes in cut blocks", along_rows | no_bias, tiled=False)
         found += each_size(kernels, codes, "codes, gpt-oss", as_gpt_oss, tiled=False)
         exact = configs.EXACT[0]
         for name, settings in (("numbers", along_rows | NO_SCALES), ("codes", as_gpt_oss)):

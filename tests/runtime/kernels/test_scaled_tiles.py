@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
     num_slots=st.sampled_from((1, 2)),
     is_transposed=st.booleans(),
 )
-@settings(max_examples=8)
+@settings(max_examples=6)
 def test_every_number_has_the_bits_of_cpus_wherever_blocks_are_cut(
     hidden: int, width: int, fp8_from: int, dtype: torch.dtype, gate: Gate, num_slots: int, *, is_transposed: bool
 ) -> None:
