@@ -17,6 +17,8 @@ BYTES_PER_ELEMENT: dict[Dtype, float] = {
     "mxfp4": 0.5 + 1.0 / 32,  # OCP MX: an E8M0 scale per 32
 }
 """Of weights, and of all that has no scales."""
+SCALE_BLOCK: dict[Dtype, int] = {"fp8": 128}
+"""Formats that ranks hold weights in as codes with scales; of how many rows and columns of a matrix a scale is."""
 ROW_BYTES_PER_ELEMENT: dict[Dtype, float] = {**BYTES_PER_ELEMENT, "fp8": 1.0 + 4.0 / 128}
 """Of rows of tokens, which are quantised one by one: in FP8 an FP32 scale per 128 values of a row (DeepEP)."""
 CACHE_BYTES_PER_ELEMENT: dict[Dtype, float] = {**BYTES_PER_ELEMENT, "fp8": 1.0}

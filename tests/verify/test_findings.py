@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from moiety.calibration.engines import engine_calibration
 from moiety.plan import Options, Plan
 from moiety.projection.project import evaluate
 from moiety.strategy.strategy import parse_strategy
@@ -196,6 +197,29 @@ def test_a_plan_without_figures_fails() -> None:
     plan = small_plan()
     pool = plan.pools[0].model_copy(update={"memory": None, "projection": None})
     assert errors(plan.model_copy(update={"pools": (pool,), "projection": None}))
+
+
+def test_an_arena_without_room_for_a_matrix_that_is_expanded_is_found() -> None:
+    plan = decode_plan()
+    in_fp8 = plan.options.dtypes.model_copy(update={"weights": "fp8", "experts": "fp8"})
+    plan = plan.model_copy(update={"options": plan.options.model_copy(update={"dtypes": in_fp8})})
+    plan = evaluate(plan, CALIBRATION).plan
+    (finding,) = found(plan, "arena-expands")
+    assert finding.severity != "error"
+    pool = plan.pools[0]
+    assert pool.memory is not None
+    assert pool.memory.arena is not None
+    less = pool.memory.arena.model_copy(
+        update={"buffers": tuple(each for each in pool.memory.arena.buffers if ".expanded" not in each.name)}
+    )
+    assert len(less.buffers) < len(pool.memory.arena.buffers)
+    less = less.model_copy(update={"live_bytes": 0})
+    pool = pool.model_copy(update={"memory": pool.memory.model_copy(update={"arena": less})})
+    (finding,) = found(plan.model_copy(update={"pools": (pool,)}), "arena-expands")
+    assert finding.severity == "error"
+    constants = engine_calibration("vllm", plan.cluster.device.architecture, plan.cluster.device.memory_bytes)
+    for_another = evaluate(plan.model_copy(update={"engine": "vllm"}), constants).plan
+    assert not any(each.check == "arena-expands" for each in verify_plan(for_another, constants))
 
 
 # Single checks ------------------------------------------------------------------------------------------------------

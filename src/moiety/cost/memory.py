@@ -6,6 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from moiety.cost.arena import graph_lifetimes, live_peak, plan_arena
+from moiety.cost.expansion import Expansion
 from moiety.cost.training_memory import stored_activations, training_state_bytes, vocabulary_elements
 from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
 from moiety.graph.op import Collective, Gemm
@@ -30,17 +31,22 @@ def plan_memory(
     cached_sequences: int,
     device: Device,
     engine: EngineConstants,
+    expands: bool = False,
     packed: bool = True,
 ) -> MemoryPlan:
     """Return the memory plan of the stage whose GPUs are fullest.
 
     `cached_tokens` and `cached_sequences` are what one attention group keeps in its KV cache at the most. Weights are
-    the graph's own weight tensors, so that memory and work cannot disagree. Not `packed`, activations count as the
-    bytes that live at once, which no arena can undercut.
+    the graph's own weight tensors, so that memory and work cannot disagree. `expands`: the engine makes the numbers of
+    weights that have scales before it multiplies. Not `packed`, activations count as the bytes that live at once, which
+    no arena can undercut.
     """
-    arena = plan_arena(graph) if packed else None
+    expansion = None
+    if expands and not graph.layout.training:  # which holds weights as products take them
+        expansion = Expansion(device.architecture == "cpu", graph.layout.options.dtypes.activations)
+    arena = plan_arena(graph, expansion) if packed else None
     if arena is None:
-        activations = max(live_peak(each) for each in graph_lifetimes(graph))
+        activations = max(live_peak(each) for each in graph_lifetimes(graph, expansion))
     else:
         activations = arena.peak_bytes if graph.layout.options.arena else arena.unplanned_peak_bytes
     weights = tuple(layer_weight_bytes(ops) for ops in graph.layers)

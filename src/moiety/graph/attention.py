@@ -48,15 +48,19 @@ def gemm_op(  # noqa: PLR0913, PLR0917 - a product has this many parts
     after: str | tuple[str, ...],
     layout: Layout,
     weight: str | None = None,
+    matrices: tuple[int, ...] = (),
 ) -> Op:
-    """Return a dense product [m, k] x [k, n] in the plan's formats; `weight` names a weight that another op shares."""
+    """Return a dense product [m, k] x [k, n] in the plan's formats; `weight` names a weight that another op shares.
+
+    `matrices` are the parts of n that checkpoints have matrices of their own for.
+    """
     dtypes = layout.options.dtypes
     return Op(
         name,
         Gemm(m, n, k, dtypes.weights, dtypes.activations),
         (after,) if isinstance(after, str) else after,
         Tensor(result, (m, n), dtypes.activations),
-        (Tensor(f"{weight or name}.weight", (n, k), dtypes.weights),),
+        (Tensor(f"{weight or name}.weight", (n, k), dtypes.weights, matrices=matrices),),
     )
 
 
@@ -64,8 +68,9 @@ def _gqa(attention: GroupedQueryAttention, hidden_size: int, layout: Layout) -> 
     heads = layout.share(attention.num_heads)
     kv_heads = layout.share(attention.num_kv_heads)
     width = heads * attention.head_dim
-    emitted = width * (2 if attention.output_gate else 1) + 2 * kv_heads * attention.head_dim
-    ops = [gemm_op("qkv_proj", "qkv", layout.tokens, emitted, hidden_size, "input_norm", layout)]
+    asked, keys = width * (2 if attention.output_gate else 1), kv_heads * attention.head_dim
+    of_each = (asked, keys, keys)
+    ops = [gemm_op("qkv_proj", "qkv", layout.tokens, sum(of_each), hidden_size, "input_norm", layout, matrices=of_each)]
     context = _visible(attention.sliding_window)
     return ops + _cores(
         layout,
@@ -102,7 +107,10 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
         ops.append(gemm_op("kv_down_proj", "kv_latent", tokens, latent, hidden_size, "input_norm", layout))
     else:
         q_rank = attention.q_lora_rank
-        ops = [gemm_op("qkv_down_proj", "qkv_latent", tokens, q_rank + latent, hidden_size, "input_norm", layout)]
+        down = (q_rank, latent)
+        ops = [
+            gemm_op("qkv_down_proj", "qkv_latent", tokens, sum(down), hidden_size, "input_norm", layout, matrices=down)
+        ]
         ops.append(gemm_op("q_up_proj", "q", tokens, heads * qk_dim, q_rank, "qkv_down_proj", layout))
     up_width, rank = heads * (attention.qk_nope_head_dim + attention.v_head_dim), attention.kv_lora_rank
     prompt, decoded = layout.prompt_tokens, layout.schedule.decode_tokens

@@ -63,7 +63,17 @@ def _network(prefix: str, intermediate_size: int, hidden_size: int, layout: Layo
     width = layout.share(intermediate_size)
     tokens = layout.tokens
     name, parts = _into(gated=gated)
-    ops = [gemm_op(f"{prefix}_{name}", f"{prefix}_mid", tokens, parts * width, hidden_size, "post_norm", layout)]
+    into = gemm_op(
+        f"{prefix}_{name}",
+        f"{prefix}_mid",
+        tokens,
+        parts * width,
+        hidden_size,
+        "post_norm",
+        layout,
+        matrices=(width,) * parts,
+    )
+    ops = [into]
     ops += _activation(f"{prefix}_activation", tokens, (width, parts), ops[-1].name, layout, experts=False)
     ops.append(gemm_op(f"{prefix}_down", f"{prefix}_out", tokens, hidden_size, width, ops[-1].name, layout))
     return ops

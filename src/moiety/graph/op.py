@@ -22,6 +22,8 @@ class Tensor:
     dtype: Dtype
     has_row_scales: bool = False
     """Whether its rows are quantised one by one, as tokens on the wire are."""
+    matrices: tuple[int, ...] = ()
+    """Rows of each matrix that it consists of, where one product is over several: queries', keys' and values'."""
 
     @property
     def size_bytes(self) -> int:

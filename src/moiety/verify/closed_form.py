@@ -96,6 +96,24 @@ def dense_weights(block: Block, hidden_size: int, tp: int) -> float:
     return held + matrices * hidden_size * part.intermediate_size / tp
 
 
+def largest_projection(block: Block, hidden_size: int, tp: int) -> float:
+    """Return the weights of the largest of a layer's dense matrices that every kind of it has, on each GPU."""
+    attention, part = block.attention, block.feed_forward
+    width = part.shared_intermediate_size if isinstance(part, MoeFeedForward) else part.intermediate_size
+    context = 0
+    if isinstance(attention, GroupedQueryAttention):
+        context = attention.num_heads * attention.head_dim * (2 if attention.output_gate else 1)
+    elif isinstance(attention, MultiHeadLatentAttention):
+        context = attention.num_heads * attention.v_head_dim
+    return max(width, context) / tp * hidden_size
+
+
+def largest_expert_matrix(block: Block, hidden_size: int, etp: int) -> float:
+    """Return the weights of gate and up of one routed expert, which products take as one matrix, on each GPU."""
+    part = block.feed_forward
+    return 2 * part.expert_intermediate_size / etp * hidden_size if isinstance(part, MoeFeedForward) else 0.0
+
+
 def router_weights(block: Block, hidden_size: int) -> int:
     """Return the weights of a layer's router, which every GPU holds whole."""
     part = block.feed_forward

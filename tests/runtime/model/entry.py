@@ -73,6 +73,8 @@ def reports_of(cases: list[dict[str, Any]], rank: int, store: Store, device: tor
                 "logits": first_logits(model, case["prompts"][0]),
                 "cache_bytes": engine.cache_bytes,
                 "weight_bytes": dict(model.weight_bytes),
+                "expanded_bytes": model.expanded_bytes,
+                "arena": {} if model.decoding is None else model.decoding.document(),
                 "bytes_read": model.bytes_read,
                 "counts": {index: layer.counts.tolist() for index, layer in model.expert_layers.items()},
                 "sent": network.traffic.snapshot(),

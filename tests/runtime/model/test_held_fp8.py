@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import torch
 
+from moiety.cost.arena import plan_arena
+from moiety.cost.expansion import Expansion
 from moiety.cost.memory import layer_weight_bytes
 from moiety.graph.graph import build_graph
-from moiety.plan import Plan
+from moiety.plan import Plan, Schedule
 from tests.runtime.checkpoints import greedy_continuation, reference_model, save_checkpoint
 from tests.runtime.fp8_checkpoints import save_dequantised, save_fp8
 from tests.runtime.model.cases import DIVISIONS, PROMPTS, case, run
@@ -30,6 +32,10 @@ KINDS: dict[str, dict[str, Any]] = {
 DIVIDED = ("one rank", "tp2", "tp4, more than key heads", "dp4 ep4, copies", "tp2 dp2 ep2 etp2", "pp2")
 AS_QUANTISED = ("tp2", "tp2 dp2 etp4")
 """Divisions that checkpoints in another format are run in."""
+IN_BF16 = ("mixtral", "deepseek_v3")
+"""What is run with activations in BF16 too, which take a row of blocks in FP32 beside the matrix."""
+ARENA_TOLERANCE = 0.12
+"""Of an arena: in models so small, what products of few rows and attention ask for beside the room shows."""
 KEPT = "self_attn"
 """What one of the checkpoints in FP8 keeps as it was."""
 
@@ -42,7 +48,8 @@ class Checkpoints(NamedTuple):
     dequantised: Path
 
 
-Outcomes = dict[tuple[str, str, str], tuple[Plan, list[dict[str, Any] | None]]]
+Key = tuple[str, str, str]
+Outcomes = dict[Key, tuple[Plan, list[dict[str, Any] | None]]]
 """By model, way of saving it and division: the plan, and what each rank reports."""
 
 
@@ -67,6 +74,12 @@ def outcomes(checkpoints: dict[str, Checkpoints]) -> Outcomes:
         case(getattr(checkpoints[name], saved), new=NEW, weights="fp8", **DIVISIONS[division])
         for name, saved, division in keys
     ]
+    in_bf16 = [(f"{name} in bf16", "fp8", division) for name in IN_BF16 for division in AS_QUANTISED]
+    cases += [
+        case(checkpoints[name.split()[0]].fp8, new=NEW, dtype="bf16", weights="fp8", **DIVISIONS[division])
+        for name, _, division in in_bf16
+    ]
+    keys += in_bf16
     ranks = run(cases)
     plans = [Plan.model_validate(each["plan"]) for each in cases]
     return dict(zip(keys, zip(plans, ranks, strict=True), strict=True))
@@ -102,6 +115,33 @@ def test_what_ranks_hold_is_what_the_plan_counts(outcomes: Outcomes) -> None:
             where = (name, saved, division)
             assert held["expert_weights"] == pytest.approx(sum(each for _, each in planned), rel=0.1), where
             assert held["dense_weights"] == pytest.approx(sum(each for each, _ in planned), rel=0.1), where
+
+
+def test_the_plan_has_the_room_that_weights_are_expanded_in(outcomes: Outcomes) -> None:
+    for key, (plan, ranks) in outcomes.items():
+        graph = build_graph(plan.model, plan.pools[0], plan.options)
+        expansion = Expansion(on_cpu=True, activations=plan.options.dtypes.activations)
+        planned = max(expansion.room_bytes(weight) for ops in graph.layers for op in ops for weight in op.weights)
+        # parts of a block may be smaller than those of the rank that holds most
+        assert max(rank["expanded_bytes"] for rank in ranks if rank is not None) == planned > 0, key
+
+
+def test_the_planned_arena_of_a_step_is_the_measured_one(outcomes: Outcomes) -> None:
+    for key, (plan, ranks) in outcomes.items():
+        pool = plan.pools[0]
+        if pool.strategy.pp > 1 or key[0] == "qwen2_moe":
+            continue
+        decoding = Schedule(
+            num_microbatches=1,
+            prefill_tokens=0,
+            prompt_tokens=0,
+            decode_sequences=len(PROMPTS) // pool.strategy.num_groups,
+            context_tokens=len(PROMPTS[0]),
+        )
+        graph = build_graph(plan.model, pool.model_copy(update={"role": "decode", "schedule": decoding}), plan.options)
+        expansion = Expansion(on_cpu=True, activations=plan.options.dtypes.activations)
+        measured = max(rank["arena"]["packed_bytes"] for rank in ranks if rank is not None)
+        assert plan_arena(graph, expansion).peak_bytes == pytest.approx(measured, rel=ARENA_TOLERANCE), key
 
 
 def test_what_an_fp8_checkpoint_keeps_in_another_format_is_held_as_it_is(outcomes: Outcomes) -> None:

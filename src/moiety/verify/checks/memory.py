@@ -5,14 +5,23 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT, SCALE_BLOCK
 from moiety.strategy.stages import held_layers
-from moiety.verify.closed_form import cache_bytes, dense_weights, expert_weights, router_weights
+from moiety.verify.closed_form import (
+    cache_bytes,
+    dense_weights,
+    expert_weights,
+    largest_expert_matrix,
+    largest_projection,
+    router_weights,
+)
 from moiety.verify.findings import Finding, judged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
+    from moiety.dtypes import Dtype
+    from moiety.model.model import Block
     from moiety.plan import Arena, MemoryPlan, Pool
     from moiety.verify.inspection import Inspection
 
@@ -125,6 +134,34 @@ def arena(inspection: Inspection) -> Iterator[Finding]:
             expected=float(in_use),
             actual=float(counted),
         )
+        largest = _expanded(inspection, pool)
+        if largest:
+            yield judged(
+                "arena-expands",
+                subject,
+                f"one matrix at a time is expanded, of up to {largest / 1e9:.3f} GB; the arena has "
+                f"{packed.live_bytes / 1e9:.3f} GB that are alive at once",
+                holds=packed.live_bytes >= largest,
+                expected=largest,
+                actual=float(packed.live_bytes),
+            )
+
+
+def _expanded(inspection: Inspection, pool: Pool) -> float:
+    """Return the bytes of the largest matrix that the run time expands for its product; 0 where it expands none."""
+    plan, strategy = inspection.plan, pool.strategy
+    model, dtypes = plan.model, plan.options.dtypes
+    if plan.engine != "moiety" or pool.role == "training":
+        return 0.0
+    sizes = [
+        *(largest_projection(each, model.hidden_size, strategy.tp) for each in _if(dtypes.weights, model.blocks)),
+        *(largest_expert_matrix(each, model.hidden_size, strategy.etp) for each in _if(dtypes.experts, model.blocks)),
+    ]
+    return max(sizes, default=0.0) * BYTES_PER_ELEMENT[dtypes.activations]
+
+
+def _if(dtype: Dtype, blocks: Sequence[Block]) -> Sequence[Block]:
+    return blocks if dtype in SCALE_BLOCK else ()
 
 
 def _clashes(packed: Arena) -> int:
