@@ -112,7 +112,7 @@ def train(
     prepared, reports = run_ranks(lambda world: prepare(wish, world), output, rank_output)
     if prepared is None:
         return
-    result = TrainResult(prepared.job, reports, prepared.folding, prepared.sharding)
+    result = TrainResult(prepared.job, reports, prepared.folding, prepared.peaks, prepared.sharding)
     output.document(lambda: json_text(result.document()))
     if output.shows_tables:
         output.tables(train_sections(result))

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import astuple, dataclass
 from typing import TYPE_CHECKING
 
+from moiety.cost.training_peak import fullest_peaks
 from moiety.errors import InputError
 from moiety.graph.training import shards_dense
 from moiety.plan import Schedule
+from moiety.projection.load import load_classes
 from moiety.projection.project import evaluate
+from moiety.projection.scenario import scenario_of
 from moiety.sim.sharding import sharding_bytes, sharding_time
 from moiety.workload.workload import Workload
 
@@ -79,6 +82,18 @@ def planned_sharding(evaluation: Evaluation) -> PlannedSharding | None:
         *astuple(sharding_time(outcome.timeline, outcome.graph)),
         step_s=outcome.step_s,
     )
+
+
+def planned_peaks(evaluation: Evaluation, calibration: Calibration) -> dict[str, int]:
+    """Return the bytes at the moments of a step that can be its peak, on the rank that takes most.
+
+    Its experts get what the placement leads to be expected of the busiest, as its time is predicted.
+    """
+    plan = evaluation.plan
+    pool = plan.pools[0]
+    assert pool.memory is not None, "it is evaluated"
+    classes = load_classes(scenario_of(plan, calibration), pool.strategy, pool.schedule, pool.placement)
+    return fullest_peaks(evaluation.phases[0].outcome.graph, pool.memory, (each.loads for each in classes))
 
 
 def trained(plan: Plan, calibration: Calibration, *, num_rows: int, row_tokens: int) -> Evaluation:

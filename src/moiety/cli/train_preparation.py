@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moiety.cli.run_choice import choose, transport_named
-from moiety.cli.train_plan import batch_of, check_trainable, planned_sharding, trained
+from moiety.cli.train_plan import batch_of, check_trainable, planned_peaks, planned_sharding, trained
 from moiety.errors import InputError
 from moiety.files import MAX_DATA_BYTES, read_text
 from moiety.runtime.job import TRAINING_ENTRY, Job, Training
@@ -52,6 +52,8 @@ class Preparation:
     """What the user should know before it runs."""
     sharding: PlannedSharding | None
     """What a step sends for sharded parameters by the plan; None where it shards none."""
+    peaks: dict[str, int]
+    """The bytes that the plan has at the moments of a step that can be its peak."""
 
 
 def prepare(wish: Wish, world: World | None) -> Preparation:
@@ -97,7 +99,13 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
         entry=TRAINING_ENTRY,
     )
     notes = (None if folding is None else folding.sentence(), None if found is None else found.damage)
-    return Preparation(job, folding, tuple(each for each in notes if each is not None), planned_sharding(evaluation))
+    return Preparation(
+        job,
+        folding,
+        tuple(each for each in notes if each is not None),
+        planned_sharding(evaluation),
+        planned_peaks(evaluation, calibration),
+    )
 
 
 def _check_folders(wish: Wish) -> None:

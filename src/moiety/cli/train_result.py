@@ -7,8 +7,9 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, cast
 
 from moiety.cli.table import table
-from moiety.cost.training_peak import step_peaks
+from moiety.cost.training_peak import fullest_peaks, step_peaks
 from moiety.graph.graph import build_graph
+from moiety.placement.load import loads_of_counts
 from moiety.units import format_duration, format_si
 
 if TYPE_CHECKING:
@@ -46,7 +47,9 @@ class TrainResult:
 
     job: Job
     reports: tuple[Report, ...]
-    folding: Folding | None = None
+    folding: Folding | None
+    planned_peaks: dict[str, int]
+    """The bytes that the plan has at the moments of a step that can be its peak, on the rank that takes most."""
     planned_sharding: PlannedSharding | None = None
     """What a step sends for sharded parameters by the plan; None where it shards none."""
 
@@ -75,10 +78,20 @@ class TrainResult:
         return {key: max(saved[key] for saved in each) for key in each[0]}
 
     @property
-    def planned_peaks(self) -> dict[str, int]:
-        """The bytes that the plan has at the moments of a step that can be its peak."""
+    def peaks_at_loads(self) -> dict[str, int]:
+        """The same for the rows that the routers gave each rank's experts in the last step."""
         plan = self.job.plan
-        return step_peaks(build_graph(plan.model, plan.pools[0], plan.options), self.memory)
+        pool = plan.pools[0]
+        graph = build_graph(plan.model, pool, plan.options)
+        if pool.placement is None:
+            return step_peaks(graph, self.memory)
+        of_ranks = [cast("Mapping[str, list[int]]", _of_rank(report)["expert_counts"]) for report in self.reports]
+        counts = {
+            layer: [sum(chosen) for chosen in zip(*(each[str(layer)] for each in of_ranks), strict=True)]
+            for layer in pool.placement.layers
+        }
+        loads = loads_of_counts(pool.placement, counts, plan.model.num_layers)
+        return fullest_peaks(graph, self.memory, loads)
 
     @property
     def measured_sharding(self) -> dict[str, float | None]:
@@ -111,6 +124,7 @@ class TrainResult:
             "checkpointed_layers": list(self.memory.checkpointed_layers),
             "peak_bytes": self._largest("peak_bytes"),
             "planned_peak_bytes": self.planned_peaks,
+            "planned_peak_bytes_at_loads": self.peaks_at_loads,
             "allocations_per_step": self._largest("allocations_per_step"),
             "measured": {"ranks": [self._rank(rank, report) for rank, report in enumerate(self.reports)]},
             "sharding": None
@@ -163,7 +177,8 @@ def memory_section(result: TrainResult) -> RenderableType:
         f"{_bytes(saved['with_checkpointing'])}; the plan checkpoints {len(result.memory.checkpointed_layers)} layers"
     )
     peak = f"peak of a step {_bytes(cast('int', whole['peak_bytes']))} in {whole['allocations_per_step']} allocations, "
-    peak += f"planned {_bytes(max(result.planned_peaks.values()))}"
+    peak += f"planned {_bytes(max(result.planned_peaks.values()))}, at the loads that the routers gave "
+    peak += _bytes(max(result.peaks_at_loads.values()))
     notes = [kept, peak]
     return table("Memory of the fullest rank", ("kind", ">measured", ">planned"), rows, notes=notes)
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from functools import cache
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.saved import embedding_saved, head_saved, layer_saved, saved_bytes
-from moiety.graph.training import dense_parameters, optimizer_shards, routed_parameters, vocabulary_parameters
+from moiety.graph.training import held_dense_parameters, optimizer_shards, routed_parameters, vocabulary_parameters
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from moiety.graph.graph import Graph
     from moiety.model.model import Block
@@ -35,9 +36,9 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
     layout, model = graph.layout, graph.model
     kinds = [graph.block_of(layer) for layer in graph.stages[stage]]
     experts = [held_expert_parameters(block, graph) for block in model.blocks]
-    others = [dense_parameters(block, model.hidden_size) for block in model.blocks]
+    others = [block_dense_parameters(graph, kind) for kind in range(len(model.blocks))]
     routed = sum(experts[kind] for kind in kinds)
-    dense = sum(others[kind] for kind in kinds) / layout.strategy.tp
+    dense = sum(others[kind] for kind in kinds)
     dense = (dense + vocabulary_elements(graph, stage)) / optimizer_shards(layout)
     activations = layout.options.dtypes.activations
     element = BYTES_PER_ELEMENT[activations]
@@ -46,6 +47,11 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
         "gradients": int(element * (dense + routed)),
         "optimizer_state": int(kept * (dense + routed)),
     }
+
+
+def block_dense_parameters(graph: Graph, kind: int) -> int:
+    """Return the dense parameters of a layer of some kind on each GPU; tensor parallelism divides not all of them."""
+    return held_dense_parameters(graph.layers[kind], graph.model.blocks[kind], graph.model.hidden_size)
 
 
 def held_expert_parameters(block: Block, graph: Graph) -> float:
@@ -73,15 +79,26 @@ def stored_activations(graph: Graph, stage: int, room_bytes: int) -> tuple[int, 
     return sizes[number], tuple(layers[:number])
 
 
-def activation_bytes(graph: Graph, stage: int, checkpointed: Collection[int]) -> int:
+def activation_bytes(
+    graph: Graph, stage: int, checkpointed: Collection[int], loads: Sequence[float] | None = None
+) -> int:
     """Return the bytes that a stage keeps for the backward pass; `checkpointed` layers keep only their input.
 
+    `loads` are what the GPU's experts get of each layer's rows, relative to an equal share; None: that share.
     It keeps those of as many micro-batches as there are stages from it to the last (1F1B), and of one more where two
     overlap. Stages of v parts in turns are ahead by twice their distance from the last and by p (v - 1) further parts.
     """
-    kept, least = _kept(graph), _input_bytes(graph)
-    layers = (least if layer in checkpointed else kept[graph.block_of(layer)] for layer in graph.stages[stage])
-    return math.ceil(_ahead(graph, stage) * (_beside(graph, stage) + sum(layers)))
+    least = _input_bytes(graph)
+
+    @cache
+    def kept(kind: int, load: float) -> int:
+        return saved_bytes(layer_saved(graph.model, graph.model.blocks[kind], graph.layout, load))
+
+    total = _beside(graph, stage)
+    for layer in graph.stages[stage]:
+        load = 1.0 if loads is None else loads[layer]
+        total += least if layer in checkpointed else kept(graph.block_of(layer), load)
+    return math.ceil(_ahead(graph, stage) * total)
 
 
 def _kept(graph: Graph) -> list[int]:

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moiety.cost.training_memory import activation_bytes, held_expert_parameters, vocabulary_elements
+from moiety.cost.training_memory import (
+    activation_bytes,
+    block_dense_parameters,
+    held_expert_parameters,
+    vocabulary_elements,
+)
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.feed_forward import expert_rows
 from moiety.graph.saved import head_saved, layer_saved, saved_bytes
-from moiety.graph.training import dense_parameters, optimizer_shards
+from moiety.graph.training import optimizer_shards
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from moiety.graph.graph import Graph
     from moiety.model.model import Block
     from moiety.plan import MemoryPlan
@@ -24,26 +31,34 @@ _BUCKET_BYTES = 32 << 20
 """Of gradients that the run time sums in one reduction (`runtime/training/gradients.py`)."""
 
 
-def step_peaks(graph: Graph, memory: MemoryPlan) -> dict[str, int]:
+def step_peaks(graph: Graph, memory: MemoryPlan, loads: Sequence[float] | None = None) -> dict[str, int]:
     """Return the bytes at the moments of a step that can be its peak, on a GPU of a plan's only stage.
 
-    The step is one micro-batch. `backward_begins`: all that the forward pass keeps is there, and the loss's gradient;
+    `loads` are what the GPU's experts get of each layer's rows, relative to an equal share; None: that share. The step
+    is one micro-batch. `backward_begins`: all that the forward pass keeps is there, and the loss's gradient;
     `backward`: at the layer where kept tensors, gradients and the layer's own work are most; `update`: gradients and
     what the optimizer makes of them; `reduction`: gradients that other ranks hold too, copied together and summed.
     """
     kinds = memory.bytes_by_kind
     held = sum(kinds[kind] for kind in ("dense_weights", "expert_weights", "embedding_and_head", "optimizer_state"))
     head = {each.name: int(each.size_bytes) for each in head_saved(graph.model, graph.layout)}
-    kept = activation_bytes(graph, 0, memory.checkpointed_layers)
+    loads = [1.0] * graph.model.num_layers if loads is None else loads
+    kept = activation_bytes(graph, 0, memory.checkpointed_layers, loads)
     return {
         "backward_begins": held + kept + 2 * head["log_probabilities"],  # gradients of the loss and of its logits
-        "backward": held + _most_in_backward(graph, memory, kept),
+        "backward": held + _most_in_backward(graph, memory, loads, kept),
         "reduction": held + kinds["gradients"] + 2 * _bucket_bytes(graph),
         "update": held + kinds["gradients"] + _update_bytes(graph, memory),
     }
 
 
-def _most_in_backward(graph: Graph, memory: MemoryPlan, kept: int) -> int:
+def fullest_peaks(graph: Graph, memory: MemoryPlan, every_load: Iterable[Sequence[float]]) -> dict[str, int]:
+    """Return `step_peaks` of the GPU whose peak is highest, of GPUs with these loads."""
+    found = (step_peaks(graph, memory, loads) for loads in every_load)
+    return max(found, key=lambda peaks: max(peaks.values()))
+
+
+def _most_in_backward(graph: Graph, memory: MemoryPlan, loads: Sequence[float], kept: int) -> int:
     """Return the most of kept tensors, gradients and a layer's own work while the layers go backward.
 
     A layer's gradients of activations have the sizes of the activations themselves, but for those of the experts'
@@ -59,11 +74,11 @@ def _most_in_backward(graph: Graph, memory: MemoryPlan, kept: int) -> int:
     most = 0.0
     for layer in reversed(graph.stages[0]):
         block = model.blocks[graph.block_of(layer)]
-        whole = saved_bytes(layer_saved(model, block, layout))
+        whole = saved_bytes(layer_saved(model, block, layout, loads[layer]))
         again = whole if layer in memory.checkpointed_layers else 0
-        dense = dense_parameters(block, model.hidden_size) / layout.strategy.tp
+        dense = block_dense_parameters(graph, graph.block_of(layer))
         scattered = dense * (element + _FP32) if shards > 1 else 0.0
-        work = max(memory.bytes_by_kind["activations"], _experts_work(block, graph))
+        work = max(memory.bytes_by_kind["activations"], _experts_work(block, graph, loads[layer]))
         most = max(most, kept + again + gradients + scattered + work)
         kept -= hidden.size_bytes if again else whole
         gradients += element * (dense / shards + held_expert_parameters(block, graph))
@@ -74,17 +89,15 @@ def _bucket_bytes(graph: Graph) -> int:
     """Return the most gradients that are summed over ranks at a time: dense ones, or those of instances' experts."""
     layout, model = graph.layout, graph.model
     strategy = layout.strategy
-    blocks = model.layers
     shards = optimizer_shards(layout)
-    dense = sum(dense_parameters(block, model.hidden_size) for block in blocks) / strategy.tp
-    dense += vocabulary_elements(graph, 0)
+    dense = sum(block_dense_parameters(graph, graph.block_of(layer)) for layer in graph.stages[0]) + vocabulary_elements(graph, 0)
     shared = [dense / shards] if strategy.attn_dp // shards * strategy.instances > 1 else [0.0]
     if strategy.instances > 1:
-        shared.append(sum(held_expert_parameters(block, graph) for block in blocks))
+        shared.append(sum(held_expert_parameters(block, graph) for block in model.layers))
     return int(min(_BUCKET_BYTES, BYTES_PER_ELEMENT[layout.options.dtypes.activations] * max(shared)))
 
 
-def _experts_work(block: Block, graph: Graph) -> float:
+def _experts_work(block: Block, graph: Graph, load: float) -> float:
     """Return the FP32 bytes where the experts' outputs go backward.
 
     Of a token the gradient of the layer's output, of a row that came those of its sum, and for each of its experts
@@ -93,7 +106,8 @@ def _experts_work(block: Block, graph: Graph) -> float:
     moe, layout, hidden = block.moe, graph.layout, graph.model.hidden_size
     if moe is None:
         return 0.0
-    rows = 3 * expert_rows(moe, layout) + layout.stage_tokens * min(moe.top_k, layout.strategy.ep) / layout.strategy.ep
+    came = min(load * min(moe.top_k, layout.strategy.ep) / layout.strategy.ep, 1.0) * layout.stage_tokens
+    rows = 3 * load * expert_rows(moe, layout) + came
     return _FP32 * (moe.row_size(hidden) * rows + hidden * layout.tokens)
 
 

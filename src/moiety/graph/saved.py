@@ -49,8 +49,11 @@ def saved_bytes(tensors: list[Saved]) -> int:
     return math.ceil(math.fsum(each.size_bytes for each in tensors))
 
 
-def layer_saved(model: Model, block: Block, layout: Layout) -> list[Saved]:
-    """Return what a layer keeps; the first tensor is its input in FP32."""
+def layer_saved(model: Model, block: Block, layout: Layout, load: float = 1.0) -> list[Saved]:
+    """Return what a layer keeps; the first tensor is its input in FP32.
+
+    `load` is what the GPU's experts get of the tokens' rows, relative to an equal share.
+    """
     hidden, part = model.hidden_size, block.feed_forward
     found: list[Saved] = []
     if block.attention is not None:
@@ -61,7 +64,7 @@ def layer_saved(model: Model, block: Block, layout: Layout) -> list[Saved]:
     if isinstance(part, DenseFeedForward):
         found += _network("dense", layout.tokens, layout.share(part.intermediate_size), layout, gated=part.gated)
     elif part is not None:
-        found += _moe_saved(part, model, layout)
+        found += _moe_saved(part, model, layout, load)
     return found
 
 
@@ -172,7 +175,7 @@ def _latent(attention: MultiHeadLatentAttention, model: Model, layout: Layout) -
     return [*found, Saved("attn_out", (layout.tokens, out), act)] if attention.v_head_dim < width else found
 
 
-def _moe_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Saved]:
+def _moe_saved(part: MoeFeedForward, model: Model, layout: Layout, load: float) -> list[Saved]:
     act, tokens = _activation_bytes(layout), layout.tokens
     found = _router_saved(part, model, layout)
     if part.shared_intermediate_size:
@@ -183,7 +186,7 @@ def _moe_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Saved
         found += [Saved("shared_gate", (tokens, 1), act), Saved("shared_out", (tokens, model.hidden_size), act)]
     if layout.routes_tokens:
         found.append(Saved("sent_tokens", (tokens / layout.strategy.tp, min(part.top_k, layout.strategy.ep)), _INDEX))
-    return found + _experts_saved(part, model, layout)
+    return found + _experts_saved(part, model, layout, load)
 
 
 def _router_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Saved]:
@@ -202,9 +205,9 @@ def _router_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Sa
     return found
 
 
-def _experts_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Saved]:
-    """Return what the routed experts keep of an equal share of the tokens' rows: places, products, weighted outputs."""
-    rows = expert_rows(part, layout)
+def _experts_saved(part: MoeFeedForward, model: Model, layout: Layout, load: float) -> list[Saved]:
+    """Return what the routed experts keep of their share of the tokens' rows: places, products, weighted outputs."""
+    rows = load * expert_rows(part, layout)
     width, row = part.expert_intermediate_size // layout.strategy.etp, part.row_size(model.hidden_size)
     clamped = model.architecture in _CLAMPED_GATES
     return [

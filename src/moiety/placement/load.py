@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from moiety.placement.placement import Placement
 
@@ -40,6 +40,21 @@ def rank_loads(placement: Placement, row: int, share: Sequence[float]) -> tuple[
         ranks * sum(share[expert] / copies[expert] for expert in placement.experts_of_rank(row, rank))
         for rank in range(ranks)
     )
+
+
+def loads_of_counts(
+    placement: Placement, counts: Mapping[int, Sequence[float]], num_layers: int
+) -> tuple[tuple[float, ...], ...]:
+    """Return each expert rank's load in every layer of the model, where routers chose the experts so often, by layer.
+
+    Loads are as for `rank_loads`, 1 in layers without experts and where nothing was chosen.
+    """
+    columns = [(1.0,) * placement.num_expert_ranks] * num_layers
+    for row, layer in enumerate(placement.layers):
+        total = math.fsum(counts[layer])
+        if total:
+            columns[layer] = rank_loads(placement, row, [each / total for each in counts[layer]])
+    return tuple(zip(*columns, strict=True))
 
 
 def mean_balance(placement: Placement, shares: Sequence[Sequence[float]]) -> float:

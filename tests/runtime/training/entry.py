@@ -85,21 +85,25 @@ def _trained(
         }
 
 
-def saved_cases(place: Place, cases: list[dict[str, Any]]) -> list[dict[str, int] | None]:
-    """Return what each case keeps for the backward pass here, and a step's peak, None where the rank has no part."""
+def saved_cases(place: Place, cases: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """Return what each case keeps for the backward pass here, a step's peak, and how often its tokens chose experts.
+
+    None where the rank has no part.
+    """
     return [
         _saved(place, number, **case) if place.rank < case["plan"].num_gpus else None
         for number, case in enumerate(cases)
     ]
 
 
-def _saved(place: Place, number: int, plan: Plan, folder: Path, rows: list[Row], **options: Any) -> dict[str, int]:  # noqa: ANN401 - the trainer's
+def _saved(place: Place, number: int, plan: Plan, folder: Path, rows: list[Row], **options: Any) -> dict[str, Any]:  # noqa: ANN401 - the trainer's
     with trainer(place, number, plan, folder, **options) as rank:
         saved = saved_bytes(rank, rows)
         rank.step(rows)  # which makes the optimizer's state
         rank.forget_gradients()
         _, found = allocations_of(lambda: rank.step(rows), storage_bytes(rank.held()), rank.model.device)
-        return {**saved, "peak": found.peak_bytes}
+        counts = {layer: each.tolist() for layer, each in rank.counts.items()}
+        return {**saved, "peak": found.peak_bytes, "counts": counts}
 
 
 def _box(piece: Piece, tensor: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a gradient may be missing

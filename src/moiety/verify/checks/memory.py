@@ -272,12 +272,14 @@ def _training_state(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
         model.blocks[model.layer_blocks[i]]
         for i in held_layers(model.num_layers, strategy.pp, plan.options.virtual_stages)[memory.stage]
     ]
-    total_parameters = sum(block.num_parameters(model.hidden_size) for block in blocks)
     mixtures = [block.moe for block in blocks if block.moe is not None]
     once = sum(part.num_experts * part.expert_parameters(model.hidden_size) for part in mixtures)
     copies = sum(plan.options.redundant_experts * part.expert_parameters(model.hidden_size) for part in mixtures)
     tables = _tables(inspection, pool, memory) * model.vocab_size * model.hidden_size
-    dense = (total_parameters - once + tables) / strategy.tp
+    dense = tables / strategy.tp + math.fsum(
+        dense_weights(block, model.hidden_size, strategy.tp) + router_weights(block, model.hidden_size)
+        for block in blocks
+    )
     experts = (once + copies) / (strategy.ep * strategy.etp)
     sharded = plan.options.dense_parameter_sharding
     local = (dense / strategy.attn_dp if sharded else dense) + experts
