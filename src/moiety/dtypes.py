@@ -17,7 +17,7 @@ BYTES_PER_ELEMENT: dict[Dtype, float] = {
     "mxfp4": 0.5 + 1.0 / 32,  # OCP MX: an E8M0 scale per 32
 }
 """Of weights, and of all that has no scales."""
-SCALE_BLOCK: dict[Dtype, int] = {"fp8": 128}
+HELD_BLOCK: dict[Dtype, tuple[int, int]] = {"fp8": (128, 128), "mxfp4": (1, 32)}
 """Formats that ranks hold weights in as codes with scales; of how many rows and columns of a matrix a scale is."""
 ROW_BYTES_PER_ELEMENT: dict[Dtype, float] = {**BYTES_PER_ELEMENT, "fp8": 1.0 + 4.0 / 128}
 """Of rows of tokens, which are quantised one by one: in FP8 an FP32 scale per 128 values of a row (DeepEP)."""

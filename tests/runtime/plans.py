@@ -56,6 +56,7 @@ def plan_of(
     dtype: Dtype = "fp32",
     kv_cache: Dtype | None = None,
     weights: Dtype | None = None,
+    experts: Dtype | None = None,
     device: Device = CPU,
 ) -> Plan:
     """Return a plan that runs the checkpoint in `folder`, its experts placed in order."""
@@ -69,7 +70,7 @@ def plan_of(
         placement=_placement(folder, degrees, num_nodes, redundant),
     )
     formats = dict.fromkeys(("weights", "experts", "activations", "kv_cache", "dispatch", "combine"), dtype)
-    formats |= {"kv_cache": kv_cache or dtype, "weights": weights or dtype, "experts": weights or dtype}
+    formats |= {"kv_cache": kv_cache or dtype, "weights": weights or dtype, "experts": experts or weights or dtype}
     return Plan(
         name="test",
         model=model,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,8 @@ from hypothesis import strategies as st
 from moiety.runtime.allocations import allocations_of
 from moiety.runtime.block_scaled import BlockScaled, block_bounds, cut, joined, quantised, stacked
 from moiety.runtime.expansion import expand, matrix_of, room_bytes, room_for, whole
+from moiety.runtime.mxfp4 import E8M0, FP4_PAIRS, from_number
+from tests.runtime.mxfp4_checkpoints import GROUP, numbers_of, quantised_by_group
 
 SIZES = st.sampled_from((1, 5, 127, 128, 129, 300))
 FORMATS = st.sampled_from((torch.float32, torch.bfloat16, torch.float16))
@@ -29,6 +33,35 @@ def by_element(held: BlockScaled) -> torch.Tensor:
         for bounds in (held.row_bounds, held.column_bounds)
     )
     return (held.codes.float() * held.scales[row_block][:, column_block]).to(held.dtype)
+
+
+def pairs_of(values: torch.Tensor) -> BlockScaled:
+    """Return values [rows, columns], a multiple of 32, in MXFP4 for products in their format."""
+    codes, scales = quantised_by_group(values)
+    codes = codes.flatten(-2)
+    pairs = (codes[:, 0::2] + (codes[:, 1::2] << 4)).view(FP4_PAIRS)
+    rows, columns = values.shape
+    bounds = tuple(range(rows + 1)), block_bounds(range(columns), GROUP)
+    return BlockScaled(pairs, scales.view(E8M0), *bounds, values.dtype)
+
+
+@given(rows=SIZES, groups=st.integers(1, 5), dtype=FORMATS, is_turned=st.booleans(), first=st.integers(0, 31))
+@settings(max_examples=30)
+def test_a_matrix_in_mxfp4_is_each_number_times_the_scale_of_its_group(
+    rows: int, groups: int, dtype: torch.dtype, is_turned: bool, first: int
+) -> None:
+    values = values_of(rows, groups * GROUP, kind=dtype)
+    expected = numbers_of(*quantised_by_group(values))[:, first:].to(dtype)
+    held = pairs_of(values)
+    codes = from_number(held.codes.view(torch.uint8), first, values.shape[1] - first).view(FP4_PAIRS)
+    held = replace(held, codes=codes, column_bounds=block_bounds(range(first, values.shape[1]), GROUP))
+    assert held.shape == expected.shape
+    found = whole(held.mT if is_turned else held)
+    assert torch.equal(found.mT if is_turned else found, expected)
+    assert (found.mT if is_turned else found).is_contiguous(), "it lies as its codes do"
+    assert torch.equal(whole(stacked([held.mT, held.mT])[1]), expected.mT)
+    both = joined([held.mT, held.mT], -1)
+    assert torch.equal(whole(both), torch.cat([expected, expected]).mT), "rows as they lie in memory"
 
 
 @given(rows=SIZES, columns=SIZES, dtype=FORMATS, is_turned=st.booleans())
@@ -117,8 +150,10 @@ def test_experts_of_a_stack_are_expanded_one_at_a_time_into_the_same_room() -> N
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_expanding_asks_the_allocator_for_nothing(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("has_pairs", [False, True])
+def test_expanding_asks_the_allocator_for_nothing(dtype: torch.dtype, has_pairs: bool) -> None:
     held = cut(quantised(values_of(300, 400), dtype), range(50, 300), range(100, 400))
+    held = pairs_of(values_of(300, 416, kind=dtype)) if has_pairs else held
     room = room_for(held)
     assert room is not None
     expand(held, room)

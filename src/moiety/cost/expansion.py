@@ -1,7 +1,7 @@
-"""The room in which a step of our run time expands weights that are held in FP8, for products in another format.
+"""The room in which a step of our run time expands weights that are held as codes and scales: FP8, experts in MXFP4.
 
-One matrix is expanded at a time, in every phase: a projection, or one expert's. Engines whose kernels take FP8 need
-none. `runtime/expansion.py` is what is counted here.
+One matrix is expanded at a time, in every phase: a projection, or one expert's. Engines whose kernels take the codes
+need none. `runtime/expansion.py` is what is counted here.
 """
 
 from __future__ import annotations
@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from moiety.dtypes import BYTES_PER_ELEMENT, SCALE_BLOCK
+from moiety.dtypes import BYTES_PER_ELEMENT, HELD_BLOCK
 
 if TYPE_CHECKING:
     from moiety.dtypes import Dtype
     from moiety.graph.op import Op, Tensor
 
 _FP32 = 4
+_ROWS_AT_A_TIME = 128
+"""Of MXFP4 that are made in FP32 at a time."""
+_STACK = len("erc")
+"""Axes of experts' weights: experts, rows, columns."""
 _UNTIL_USED = frozenset({"kv_absorb"})
 """Ops whose matrix is used again at the end of what comes after them: the half that makes values of latents."""
 
@@ -24,21 +28,24 @@ class Expansion(NamedTuple):
     """How weights are expanded."""
 
     on_cpu: bool
-    """A row of blocks is multiplied by its scales in FP32 before it is rounded; a GPU's kernel does that on the way."""
+    """Of matrices in FP8 a row of blocks is multiplied by its scales in FP32 before it is rounded, which a GPU's kernel
+    does on the way."""
     activations: Dtype
     """What products take."""
 
     def room_bytes(self, weight: Tensor) -> int:
-        """Return what the largest matrix of a weight is expanded into: it, and on CPUs a row of its blocks in FP32."""
-        if weight.dtype not in SCALE_BLOCK:
+        """Return what the largest matrix of a weight is expanded into, with what that takes beside it."""
+        if weight.dtype not in HELD_BLOCK or not self._expands(weight):
             return 0
         *_, rows, columns = weight.shape
         rows = max(weight.matrices, default=rows)
-        room = math.ceil(rows * columns * BYTES_PER_ELEMENT[self.activations])
-        if self.on_cpu and self.activations != "fp32":
-            # whichever way its codes lie
-            room += _FP32 * max(min(size, SCALE_BLOCK[weight.dtype]) * other for size, other in _both(rows, columns))
-        return room
+        beside = self._fp8_items(rows, columns) if weight.dtype == "fp8" else self._mxfp4_items(rows, columns)
+        return math.ceil(rows * columns * BYTES_PER_ELEMENT[self.activations]) + _FP32 * beside
+
+    def _expands(self, weight: Tensor) -> bool:
+        """Return whether it is held as codes, and no kernel multiplies by these: GPUs' do by experts in FP8."""
+        is_of_experts = len(weight.shape) == _STACK
+        return is_of_experts if weight.dtype == "mxfp4" else self.on_cpu or not is_of_experts
 
     def of_op(self, op: Op, last_use: int, index: int) -> tuple[int, int]:
         """Return the bytes that the op at `index` expands a matrix into, and the op until which they are needed.
@@ -48,6 +55,15 @@ class Expansion(NamedTuple):
         size = max((self.room_bytes(each) for each in op.weights), default=0)
         return size, last_use if op.name in _UNTIL_USED else index
 
+    def _fp8_items(self, rows: int, columns: int) -> int:
+        """Return the FP32 numbers of a row of blocks, whichever way the codes lie."""
+        if self.activations == "fp32" or not self.on_cpu:
+            return 0
+        block, _ = HELD_BLOCK["fp8"]
+        return max(min(rows, block) * columns, min(columns, block) * rows)
 
-def _both(rows: int, columns: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (rows, columns), (columns, rows)
+    def _mxfp4_items(self, rows: int, columns: int) -> int:
+        """Return the FP32 numbers of the rows that are made at a time, and of their scales."""
+        _, group = HELD_BLOCK["mxfp4"]
+        numbers = 0 if self.activations == "fp32" else columns
+        return min(rows, _ROWS_AT_A_TIME) * (numbers + math.ceil(columns / group))

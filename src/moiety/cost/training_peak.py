@@ -90,7 +90,9 @@ def _bucket_bytes(graph: Graph) -> int:
     layout, model = graph.layout, graph.model
     strategy = layout.strategy
     shards = optimizer_shards(layout)
-    dense = sum(block_dense_parameters(graph, graph.block_of(layer)) for layer in graph.stages[0]) + vocabulary_elements(graph, 0)
+    dense = sum(
+        block_dense_parameters(graph, graph.block_of(layer)) for layer in graph.stages[0]
+    ) + vocabulary_elements(graph, 0)
     shared = [dense / shards] if strategy.attn_dp // shards * strategy.instances > 1 else [0.0]
     if strategy.instances > 1:
         shared.append(sum(held_expert_parameters(block, graph) for block in model.layers))

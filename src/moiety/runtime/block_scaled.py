@@ -1,20 +1,23 @@
-"""Weights in FP8 as a rank holds them: codes, and a scale for every block of rows and columns."""
+"""Weights as a rank holds them in FP8 and MXFP4: codes, and a scale for every block of rows and columns."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch.nn.functional import pad
 
 from moiety.runtime.fp8 import BLOCK, FP8
+from moiety.runtime.mxfp4 import FP4_PAIRS, NO_SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+CodeFormat: TypeAlias = Literal["fp8", "mxfp4"]
+"""Formats of plans (`dtypes.experts`) that weights are held in as codes and scales."""
 Bounds: TypeAlias = tuple[int, ...]
 """Where the blocks along an axis begin, and where the last one ends."""
 
@@ -29,21 +32,36 @@ _LEAST_SCALE = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BlockScaled:
-    """A matrix, or a stack of them, in FP8; blocks at the edges may be cut. `expansion.py` says what it stands for."""
+    """A matrix, or a stack of them, as codes; blocks at the edges may be cut. `expansion.py` says what it stands for.
+
+    The formats of codes and scales are theirs in torch: E4M3 or E5M2 with float32, or pairs of E2M1 with E8M0 (MXFP4).
+    """
 
     codes: torch.Tensor
-    """[..., rows, columns], E4M3 or E5M2."""
+    """[..., rows, columns]; pairs lie along columns, [..., rows, ceil(columns / 2)]."""
     scales: torch.Tensor
-    """[..., blocks of rows, blocks of columns], float32."""
+    """[..., blocks of rows, blocks of columns]."""
     row_bounds: Bounds
     column_bounds: Bounds
     dtype: torch.dtype
     """What products take the numbers in."""
+    is_turned: bool = False
+    """Whether rows and columns are exchanged against how all this lies in memory, pairs included."""
 
     @property
     def shape(self) -> torch.Size:
         """[..., rows, columns]."""
-        return self.codes.shape
+        return torch.Size((*self.codes.shape[:-2], self.row_bounds[-1], self.column_bounds[-1]))
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether a byte has two codes: MXFP4."""
+        return self.codes.dtype == FP4_PAIRS
+
+    @property
+    def stored(self) -> BlockScaled:
+        """The same as it lies in memory, codes of a row side by side."""
+        return self.mT if self.is_turned else self
 
     @property
     def device(self) -> torch.device:
@@ -58,9 +76,10 @@ class BlockScaled:
     @property
     def mT(self) -> BlockScaled:  # noqa: N802 - as torch calls it
         """The same memory with rows and columns exchanged."""
-        return BlockScaled(self.codes.mT, self.scales.mT, self.column_bounds, self.row_bounds, self.dtype)
+        codes, scales = self.codes.mT, self.scales.mT
+        return BlockScaled(codes, scales, self.column_bounds, self.row_bounds, self.dtype, not self.is_turned)
 
-    def __getitem__(self, place: int) -> BlockScaled:
+    def __getitem__(self, place: int | tuple[int, ...]) -> BlockScaled:
         """Return one of a stack."""
         return replace(self, codes=self.codes[place], scales=self.scales[place])
 
@@ -69,12 +88,14 @@ class BlockScaled:
         return replace(self, codes=self.codes.to(device), scales=self.scales.to(device))
 
     def has_nan(self) -> bool:
-        """Whether a code of E4M3 stands for no number."""
+        """Whether a code of E4M3, or a scale of E8M0, stands for no number."""
+        if self.has_pairs:
+            return bool((self.scales.view(torch.uint8) == NO_SCALE).any())
         return self.codes.dtype == FP8 and bool(((self.codes.view(torch.uint8) & _NO_NUMBER) == _NO_NUMBER).any())
 
 
 Weight: TypeAlias = "torch.Tensor | BlockScaled"
-"""Numbers in the format that products take, or in FP8."""
+"""Numbers in the format that products take, or codes and scales."""
 
 
 def quantised(values: torch.Tensor, dtype: torch.dtype) -> BlockScaled:
@@ -136,24 +157,54 @@ def even_blocks(bounds: Bounds) -> tuple[int, int] | None:
 
 def stacked(weights: Sequence[BlockScaled]) -> BlockScaled:
     """Return matrices that are divided into the same blocks as one stack."""
-    some = weights[0]
+    parts = [each.stored for each in weights]
+    some = parts[0]
     assert all(
         (each.row_bounds, each.column_bounds, each.codes.dtype)
         == (some.row_bounds, some.column_bounds, some.codes.dtype)
-        for each in weights
+        for each in parts
     ), "they are alike"
-    codes = torch.stack([each.codes.view(torch.uint8) for each in weights]).view(some.codes.dtype)
-    return replace(some, codes=codes, scales=torch.stack([each.scales for each in weights]))
+    codes, scales = ([_bytes(getattr(each, kind)) for each in parts] for kind in ("codes", "scales"))
+    found = _with_bytes(some, torch.stack(codes), torch.stack(scales))
+    return found.mT if weights[0].is_turned else found
 
 
 def joined(weights: Sequence[BlockScaled], axis: int) -> BlockScaled:
-    """Return weights one after the other along rows (axis -2) or columns (-1); none of their blocks grow together."""
-    some = weights[0]
-    codes = torch.cat([each.codes.view(torch.uint8) for each in weights], dim=axis).view(some.codes.dtype)
-    scales = torch.cat([each.scales for each in weights], dim=axis)
-    of_rows = axis == _ROWS
+    """Return weights one after the other along rows (axis -2) or columns (-1); none of their blocks grow together.
+
+    Of pairs, all but the last have even numbers of columns as they lie in memory, where they are joined along those.
+    """
+    if weights[0].is_turned:
+        return joined([each.mT for each in weights], -3 - axis).mT
+    some, of_rows = weights[0], axis == _ROWS
+    halves = not of_rows and some.has_pairs
+    assert not (halves and any(each.shape[-1] % 2 for each in weights[:-1])), "a byte belongs to one of them"
+    codes, scales = ([_bytes(getattr(each, kind)) for each in weights] for kind in ("codes", "scales"))
     bounds: list[int] = [0]
     for each in weights:
         bounds += [bounds[-1] + bound for bound in (each.row_bounds if of_rows else each.column_bounds)[1:]]
     rows, columns = (tuple(bounds), some.column_bounds) if of_rows else (some.row_bounds, tuple(bounds))
-    return BlockScaled(codes, scales, rows, columns, some.dtype)
+    found = _with_bytes(some, torch.cat(codes, dim=axis), torch.cat(scales, dim=axis))
+    return replace(found, row_bounds=rows, column_bounds=columns)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return codes or scales as torch can join them: of one byte, as bytes."""
+    return tensor.view(torch.uint8) if tensor.element_size() == 1 else tensor
+
+
+def in_memory(weight: Weight) -> tuple[torch.Tensor, ...]:
+    """Return the tensors that a weight lies in, in one piece each; those of one byte as bytes."""
+    if isinstance(weight, torch.Tensor):
+        return (weight,)
+    return _bytes(weight.stored.codes), _bytes(weight.stored.scales)
+
+
+def laid_in(like: BlockScaled, codes: torch.Tensor, scales: torch.Tensor) -> BlockScaled:
+    """Return a weight like another that lies in these tensors, as `in_memory` gives them."""
+    found = _with_bytes(like.stored, codes, scales)
+    return found.mT if like.is_turned else found
+
+
+def _with_bytes(like: BlockScaled, codes: torch.Tensor, scales: torch.Tensor) -> BlockScaled:
+    return replace(like, codes=codes.view(like.codes.dtype), scales=scales.view(like.scales.dtype))

@@ -99,8 +99,9 @@ def dense_weights(block: Block, hidden_size: int, tp: int) -> float:
 def largest_projection(block: Block, hidden_size: int, tp: int) -> float:
     """Return the weights of the largest of a layer's dense matrices that every kind of it has, on each GPU."""
     attention, part = block.attention, block.feed_forward
-    width = part.shared_intermediate_size if isinstance(part, MoeFeedForward) else part.intermediate_size
-    context = 0
+    width = context = 0
+    if part is not None:
+        width = part.shared_intermediate_size if isinstance(part, MoeFeedForward) else part.intermediate_size
     if isinstance(attention, GroupedQueryAttention):
         context = attention.num_heads * attention.head_dim * (2 if attention.output_gate else 1)
     elif isinstance(attention, MultiHeadLatentAttention):
@@ -109,9 +110,11 @@ def largest_projection(block: Block, hidden_size: int, tp: int) -> float:
 
 
 def largest_expert_matrix(block: Block, hidden_size: int, etp: int) -> float:
-    """Return the weights of gate and up of one routed expert, which products take as one matrix, on each GPU."""
-    part = block.feed_forward
-    return 2 * part.expert_intermediate_size / etp * hidden_size if isinstance(part, MoeFeedForward) else 0.0
+    """Return the weights that go into the width of one routed expert, gate and up as one matrix, on each GPU."""
+    moe = block.moe
+    if moe is None:
+        return 0.0
+    return (2 if moe.gated else 1) * moe.expert_intermediate_size / etp * moe.row_size(hidden_size)
 
 
 def router_weights(block: Block, hidden_size: int) -> int:

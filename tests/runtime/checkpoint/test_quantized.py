@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from moiety.errors import InputError
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.checkpoint.weights import WeightSource
+from moiety.runtime.expansion import whole
 from tests.runtime.checkpoint.models import LAYER, change_file, save_stacked, source_of, tiny_model, weights_of
 
 if TYPE_CHECKING:
@@ -213,6 +214,11 @@ def test_an_experts_columns_of_mxfp4_cost_whole_groups_at_most(
     found = source.read_expert(LAYER, "gate_up_proj", expert, slice(start, stop))
     assert torch.equal(found, gate_up[0, :, 2 * start : 2 * max(start, stop)])
     assert source.bytes_read - before <= groups * 17 * 64 + found.numel() * 17 // 32
+    held = source.read_expert_codes(LAYER, "down_proj", expert, slice(start, stop), torch.float32, "mxfp4")
+    assert held.has_pairs
+    assert torch.equal(whole(held).bfloat16(), down[0, start:stop]), "a byte's codes may belong to two ranks"
+    held = source.read_expert_codes(LAYER, "gate_up_proj", expert, slice(start, stop), torch.float32, "mxfp4")
+    assert torch.equal(whole(held).bfloat16(), gate_up[0, :, 2 * start : 2 * max(start, stop)])
 
 
 def test_an_exponent_of_all_ones_is_no_number(tmp_path: Path) -> None:

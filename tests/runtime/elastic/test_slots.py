@@ -1,4 +1,4 @@
-"""Experts are taken out of stacks, and put into others, as they are held: in FP8 no scale and no code is made anew."""
+"""Experts are taken out of stacks, and put into others, as they are held: no scale and no code is made anew."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from moiety.runtime.block_scaled import BlockScaled, quantised, stacked
 from moiety.runtime.elastic.slots import empty_like, joined, overwrite, parts_of
 from moiety.runtime.expansion import whole
 from moiety.runtime.experts.weights import ExpertWeights
+from tests.runtime.test_block_scaled import pairs_of
 
-HIDDEN, WIDTH = 130, 96
+HIDDEN, WIDTH = 160, 96
 
 
-def experts(seed: int, *, is_stored_so: bool, in_fp8: bool = True) -> ExpertWeights:
+def experts(seed: int, *, is_stored_so: bool, held: str = "fp8") -> ExpertWeights:
     """Return two random experts with a bias, in one of the two ways to lay them out."""
     generator = torch.Generator().manual_seed(seed)
 
     def stack(rows: int, columns: int) -> torch.Tensor | BlockScaled:
         each = [torch.randn(rows, columns, generator=generator) for _ in range(2)]
-        return stacked([quantised(one, torch.float32) for one in each]) if in_fp8 else torch.stack(each)
+        if held == "mxfp4":
+            return stacked([pairs_of(one.mT).mT for one in each])
+        return stacked([quantised(one, torch.float32) for one in each]) if held == "fp8" else torch.stack(each)
 
     gate_up = stack(HIDDEN, 2 * WIDTH) if is_stored_so else stack(2 * WIDTH, HIDDEN).mT
     down = stack(WIDTH, HIDDEN) if is_stored_so else stack(HIDDEN, WIDTH).mT
@@ -33,11 +36,11 @@ def numbers(weights: ExpertWeights, slot: int) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("is_stored_so", [True, False])
-@pytest.mark.parametrize("in_fp8", [True, False])
-def test_experts_are_the_same_wherever_they_are_put(*, is_stored_so: bool, in_fp8: bool) -> None:
-    some, others = (experts(seed, is_stored_so=is_stored_so, in_fp8=in_fp8) for seed in (1, 2))
+@pytest.mark.parametrize("held", ["fp8", "mxfp4", "as products take them"])
+def test_experts_are_the_same_wherever_they_are_put(held: str, *, is_stored_so: bool) -> None:
+    some, others = (experts(seed, is_stored_so=is_stored_so, held=held) for seed in (1, 2))
     stack = joined([(others, 1), (some, 0), (others, 0)])
-    assert (stack.num_slots, stack.is_fp8, stack.is_stored_so) == (3, in_fp8, is_stored_so)
+    assert (stack.num_slots, stack.is_fp8, stack.is_stored_so) == (3, held in {"fp8", "mxfp4"}, is_stored_so)
     room = empty_like(some, 1)
     overwrite(room, 0, (others, 1))
     for found, (source, slot) in ((numbers(stack, 0), (others, 1)), (numbers(room, 0), (others, 1))):

@@ -19,7 +19,7 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 from moiety.errors import InputError
 from moiety.placement.serving.rule import serving_table
-from moiety.runtime.block_scaled import BlockScaled, quantised
+from moiety.runtime.block_scaled import BlockScaled, quantised, stacked
 from moiety.runtime.dispatch.serving import SlotChooser
 from moiety.runtime.dispatch.wire import Rows
 from moiety.runtime.expansion import whole
@@ -31,6 +31,7 @@ from moiety.runtime.experts.local import LocalExperts
 from moiety.runtime.experts.weights import ExpertWeights
 from moiety.runtime.gates import Gate, known_gate
 from moiety.runtime.telemetry import Silent
+from tests.runtime.test_block_scaled import pairs_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -271,3 +272,20 @@ def test_every_width_is_computed_and_has_gradients(width: int, dtype: torch.dtyp
     assert gate_up.grad is not None
     assert not gate_up.grad[0].any()
     assert gate_up.grad[1:].any(dim=(1, 2)).all()
+
+
+@pytest.mark.parametrize("num_rows", [3, 40, 600])
+def test_weights_in_mxfp4_are_computed_slot_by_slot_to_the_bits_of_what_they_stand_for(num_rows: int) -> None:
+    weights = weights_of(width=32)
+    held = [stacked([pairs_of(one) for one in each.mT]).mT for each in weights.plain]
+    numbers = [torch.stack([whole(each.mT[slot]) for slot in range(4)]).mT for each in held]
+    of_codes, plain = (replace(weights, gate_up=gate_up, down=down) for gate_up, down in (held, numbers))
+    assert backend_for(of_codes).name == "matmul"
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(num_rows, 32, generator=generator)
+    slots = torch.randint(-1, 4, (num_rows, 2), generator=generator)
+    rows = Rows(hidden, torch.arange(num_rows), slots, torch.rand(num_rows, 2, generator=generator))
+    with torch.inference_mode():
+        found, expected = (backend_for(each, "matmul").outputs(rows, each, Silent(), 0) for each in (of_codes, plain))
+    assert expected.abs().max() > 0.1
+    assert torch.equal(found, expected)

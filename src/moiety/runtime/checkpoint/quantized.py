@@ -1,8 +1,9 @@
-"""Quantised weights: FP8 with block scales, as it is or dequantised, and MXFP4, dequantised. Others are refused."""
+"""Quantised weights: FP8 with block scales and MXFP4, as they are or dequantised. Others are refused."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,10 +12,13 @@ from moiety.errors import InputError
 from moiety.runtime.block_scaled import BlockScaled, block_bounds
 from moiety.runtime.checkpoint.slice_reader import DTYPES, whole
 from moiety.runtime.checkpoint.view import StoredView, numbers_only, read_quantised
+from moiety.runtime.expansion import expanded
+from moiety.runtime.mxfp4 import E8M0, FP4_PAIRS, GROUP, from_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from moiety.runtime.block_scaled import CodeFormat
     from moiety.runtime.checkpoint.header import TensorEntry
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.checkpoint.slice_reader import Box, SliceReader
@@ -24,12 +28,6 @@ FP8 = ("F8_E4M3", "F8_E5M2")
 SCALE_SUFFIX = "_scale_inv"
 _SCALE_FORMATS = ("F32", "BF16", "F16")
 _BLOCK = (128, 128)  # DeepSeek-V3's, where config.json does not state `weight_block_size`
-_GROUP = 32  # OCP Microscaling Formats 1.0: elements that share a scale in MXFP4
-_FP4_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)  # E2M1, ibidem; the fourth bit is the sign
-_FP4 = (*_FP4_MAGNITUDES, *(-each for each in _FP4_MAGNITUDES))
-_PAIRS = torch.tensor([[low, high] for high in _FP4 for low in _FP4], dtype=torch.float32)
-"""The two numbers of each byte, low bits first: [256, 2]."""
-_E8M0 = torch.tensor([*(2.0 ** (code - 127) for code in range(255)), float("nan")], dtype=torch.float32)
 _REFUSED = {
     ".qweight": "GPTQ or AWQ",
     ".qzeros": "GPTQ or AWQ",
@@ -91,8 +89,9 @@ class BlockScaledView:
             out[part] = stored[part].float() * scales[..., place : place + 1, :]
         return out
 
-    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
+    def read_codes(self, box: Box, reader: SliceReader, dtype: torch.dtype, codes: CodeFormat) -> BlockScaled:
         """Return the codes of the slice as they are, and the scales of its blocks."""
+        assert codes == "fp8", "nothing is quantised to another format"
         *first, rows, columns = box
         bounds = [block_bounds(axis, size) for axis, size in zip((rows, columns), self.block, strict=True)]
         if len(self.scales.shape) < len(self.entry.shape):
@@ -129,12 +128,12 @@ class Mxfp4View:
     def shape(self) -> tuple[int, ...]:
         """[..., columns, rows]: as the model knows it."""
         *first, rows, groups = self.scales.shape
-        return (*first, groups * _GROUP, rows)
+        return (*first, groups * GROUP, rows)
 
     @property
-    def codes(self) -> None:
-        """It is not in FP8."""
-        return
+    def codes(self) -> torch.dtype:
+        """Pairs of E2M1."""
+        return FP4_PAIRS
 
     def entries(self) -> Iterator[TensorEntry]:
         """Yield the blocks and the scales."""
@@ -142,18 +141,28 @@ class Mxfp4View:
         yield self.scales
 
     def read(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> torch.Tensor:
-        """Return the slice; whole groups of 32 are read."""
+        """Return the slice, multiplied in FP32 and rounded once; whole groups of 32 are read."""
         *first, columns, rows = box
-        groups = _blocks(columns, _GROUP)
-        packed = reader.read(self.blocks, (*first, rows, groups, range(_GROUP // 2)))
-        scales = _E8M0[reader.read(self.scales, (*first, rows, groups)).int()]
-        values = _PAIRS[packed.int()].flatten(-2).mul_(scales.unsqueeze(-1)).flatten(-2)
-        wanted = values.narrow(-1, columns.start - groups.start * _GROUP, len(columns))
-        return wanted.transpose(-1, -2).to(dtype).contiguous()
+        held = self._pairs(box, reader, dtype)
+        out = torch.empty(*map(len, (*first, columns, rows)), dtype=dtype)
+        for place in product(*(range(len(each)) for each in first)):
+            out[place] = expanded(held[place])
+        return out
 
-    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
-        """Return the slice, quantised anew."""
-        return read_quantised(self, box, reader, dtype)
+    def read_codes(self, box: Box, reader: SliceReader, dtype: torch.dtype, codes: CodeFormat) -> BlockScaled:
+        """Return the codes of the slice as they are and the scales of its groups; in FP8, quantised anew."""
+        if codes == "fp8":
+            return read_quantised(self, box, reader, dtype)
+        return numbers_only(self._pairs(box, reader, dtype), self)
+
+    def _pairs(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
+        *first, columns, rows = box
+        groups = _blocks(columns, GROUP)
+        packed = reader.read(self.blocks, (*first, rows, groups, range(GROUP // 2))).flatten(-2)
+        scales = reader.read(self.scales, (*first, rows, groups)).view(E8M0)
+        pairs = from_number(packed, columns.start - groups.start * GROUP, len(columns)).view(FP4_PAIRS)
+        bounds = tuple(range(len(rows) + 1)), block_bounds(columns, GROUP)
+        return BlockScaled(pairs, scales, *bounds, dtype).mT
 
 
 def stored_views(checkpoint: Checkpoint) -> dict[str, View]:
@@ -208,7 +217,7 @@ def _mxfp4(blocks: TensorEntry, tensors: Mapping[str, TensorEntry], dtype: torch
     if scales is None:
         rule = f"MXFP4 needs its scales, {name}, which no file holds"
         raise InputError(rule, source=str(blocks.file), field=blocks.name)
-    if scales.dtype != "U8" or (*scales.shape, _GROUP // 2) != blocks.shape or len(scales.shape) < len("rc"):
+    if scales.dtype != "U8" or (*scales.shape, GROUP // 2) != blocks.shape or len(scales.shape) < len("rc"):
         rule = f"scales of {blocks.name} {list(blocks.shape)} must be U8 of shape {list(blocks.shape[:-1])}"
         raise InputError(rule, source=str(scales.file), field=name, value=f"{scales.dtype} {list(scales.shape)}")
     return Mxfp4View(blocks, scales, dtype)

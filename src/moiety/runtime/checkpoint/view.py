@@ -15,7 +15,7 @@ from moiety.runtime.fp8 import BLOCK
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moiety.runtime.block_scaled import BlockScaled
+    from moiety.runtime.block_scaled import BlockScaled, CodeFormat
     from moiety.runtime.checkpoint.header import TensorEntry
     from moiety.runtime.checkpoint.slice_reader import Box, SliceReader
 
@@ -40,7 +40,7 @@ class View(Protocol):
 
     @property
     def codes(self) -> torch.dtype | None:
-        """The FP8 format that the files have all of it in; None: another one, or several."""
+        """What the files have all of it in, FP8 or pairs of E2M1, with scales; None: something else, or several."""
         ...
 
     def entries(self) -> Iterator[TensorEntry]:
@@ -51,11 +51,12 @@ class View(Protocol):
         """Return the slice in `dtype`, contiguous, in memory of its own."""
         ...
 
-    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
-        """Return the slice [..., rows, columns] in FP8, for products in `dtype`.
+    def read_codes(self, box: Box, reader: SliceReader, dtype: torch.dtype, codes: CodeFormat) -> BlockScaled:
+        """Return the slice [..., rows, columns] as codes and scales, for products in `dtype`.
 
-        It has the codes and scales of the files; where these have another format, those of whole blocks of 128 x 128,
-        so that every slice of a parameter has the same numbers. Raises InputError where a weight is no number.
+        It has the codes and scales of the files. Where these have another format than FP8, it has those of whole blocks
+        of 128 x 128, so that every slice of a parameter has the same numbers; in MXFP4 only what `codes` has so is
+        read. Raises InputError where a weight is no number.
         """
         ...
 
@@ -83,7 +84,7 @@ class StoredView:
 
     @property
     def codes(self) -> None:
-        """It has no scales, and so is not in FP8."""
+        """It has no scales, and so no codes."""
         return
 
     def entries(self) -> Iterator[TensorEntry]:
@@ -94,8 +95,9 @@ class StoredView:
         """Return the slice."""
         return reader.read(self.entry, box).to(dtype)
 
-    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
-        """Return the slice, quantised."""
+    def read_codes(self, box: Box, reader: SliceReader, dtype: torch.dtype, codes: CodeFormat) -> BlockScaled:
+        """Return the slice, quantised to FP8."""
+        assert codes == "fp8", "nothing is quantised to another format"
         return read_quantised(self, box, reader, dtype)
 
 
@@ -137,9 +139,9 @@ class StackedView:
             out[place] = self.parts[part].read(box[1:], reader, dtype)
         return out
 
-    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
+    def read_codes(self, box: Box, reader: SliceReader, dtype: torch.dtype, codes: CodeFormat) -> BlockScaled:
         """Return the slice, of which only the parts that it names are read."""
-        return stacked([self.parts[part].read_fp8(box[1:], reader, dtype) for part in box[0]])
+        return stacked([self.parts[part].read_codes(box[1:], reader, dtype, codes) for part in box[0]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,9 +188,9 @@ class JoinedView:
             place += size
         return out
 
-    def read_fp8(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> BlockScaled:
+    def read_codes(self, box: Box, reader: SliceReader, dtype: torch.dtype, codes: CodeFormat) -> BlockScaled:
         """Return the slice, of which only the parts that it reaches into are read."""
-        pieces = [part.read_fp8(inside, reader, dtype) for part, inside in self._reached(box)]
+        pieces = [part.read_codes(inside, reader, dtype, codes) for part, inside in self._reached(box)]
         return pieces[0] if len(pieces) == 1 else joined(pieces, self.axis - len(box))
 
     def _reached(self, box: Box) -> Iterator[tuple[View, Box]]:

@@ -12,19 +12,21 @@ from moiety.runtime.block_scaled import joined
 from moiety.runtime.checkpoint.assembly import Fault, assembled, files_of
 from moiety.runtime.checkpoint.expert_layout import ExpertLayout
 from moiety.runtime.checkpoint.names import is_leftover, parts_of, renumbered, ties_by_default
-from moiety.runtime.checkpoint.quantized import stored_views
-from moiety.runtime.checkpoint.slice_reader import SliceReader, whole
+from moiety.runtime.checkpoint.quantized import FP8, stored_views
+from moiety.runtime.checkpoint.slice_reader import DTYPES, SliceReader, whole
+from moiety.runtime.mxfp4 import FP4_PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from moiety.runtime.block_scaled import BlockScaled
+    from moiety.runtime.block_scaled import BlockScaled, CodeFormat
     from moiety.runtime.checkpoint.expert_layout import ExpertKind
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.checkpoint.names import Part
     from moiety.runtime.checkpoint.slice_reader import Box
     from moiety.runtime.checkpoint.view import View
 
+_FP8 = frozenset(DTYPES[each] for each in FP8)
 _TIED = ("lm_head.weight", "model.embed_tokens.weight")
 """Output head and embedding, of which a checkpoint holds one where the model ties them."""
 
@@ -50,7 +52,7 @@ class WeightSource:
             for name, shape in self.parameters.items()
             if name in parts
         }
-        self._is_fp8 = any(each.codes is not None for each in views.values())
+        self._is_fp8 = any(each.codes in _FP8 for each in views.values())
         self._first_parts = {name: of_one[0] for name, of_one in parts.items()}
         self._tie()
 
@@ -88,17 +90,20 @@ class WeightSource:
         view = self._view(name)
         return view.read(_box(view, slices), self._reader, dtype or view.dtype)
 
-    def gives_fp8(self, name: str) -> bool:
-        """Return whether a rank whose plan has a parameter in FP8 holds it so.
+    def gives(self, name: str, codes: CodeFormat) -> bool:
+        """Return whether a rank whose plan has a parameter in that format holds it so.
 
-        It does, but for what an FP8 checkpoint itself keeps in another format. Raises InputError as `read` does.
+        In FP8 it does, but for what an FP8 checkpoint itself keeps in another format; in MXFP4 it holds what the
+        checkpoint has so. Raises InputError as `read` does.
         """
-        return not self._is_fp8 or self._view(name).codes is not None
+        if codes == "mxfp4":
+            return self._view(name).codes == FP4_PAIRS
+        return not self._is_fp8 or self._view(name).codes in _FP8
 
-    def read_fp8(self, name: str, *slices: slice, dtype: torch.dtype) -> BlockScaled:
-        """Return a slice of a matrix in FP8 for products in `dtype`; see `View.read_fp8`."""
+    def read_codes(self, name: str, *slices: slice, dtype: torch.dtype, codes: CodeFormat) -> BlockScaled:
+        """Return a slice of a matrix as codes and scales for products in `dtype`; see `View.read_codes`."""
         view = self._view(name)
-        return view.read_fp8(_box(view, slices), self._reader, dtype)
+        return view.read_codes(_box(view, slices), self._reader, dtype, codes)
 
     def read_expert(
         self,
@@ -118,13 +123,13 @@ class WeightSource:
         pieces = [view.read(box, self._reader, dtype or view.dtype) for box in boxes]
         return (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=axis)).squeeze(0)
 
-    def read_expert_fp8(
-        self, prefix: str, kind: ExpertKind, expert: int, columns: slice | None, dtype: torch.dtype
+    def read_expert_codes(
+        self, prefix: str, kind: ExpertKind, expert: int, columns: slice | None, dtype: torch.dtype, codes: CodeFormat
     ) -> BlockScaled:
-        """Return the same in FP8 for products in `dtype`, of the two projections; see `View.read_fp8`."""
+        """Return the same of a projection as codes and scales, for products in `dtype`; see `View.read_codes`."""
         view = self._view(f"{prefix}.{kind}")
         axis, boxes = self._expert_boxes(prefix, kind, expert, columns)
-        pieces = [view.read_fp8(box, self._reader, dtype) for box in boxes]
+        pieces = [view.read_codes(box, self._reader, dtype, codes) for box in boxes]
         return (pieces[0] if len(pieces) == 1 else joined(pieces, axis - len(view.shape)))[0]
 
     def _expert_boxes(self, prefix: str, kind: ExpertKind, expert: int, columns: slice | None) -> tuple[int, list[Box]]:

@@ -17,7 +17,7 @@ from moiety.runtime.model.supply import CheckpointSupply
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from moiety.runtime.block_scaled import Weight
+    from moiety.runtime.block_scaled import CodeFormat, Weight
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.comm.bulk import BulkGroup
     from moiety.runtime.comm.pending import Pending
@@ -121,7 +121,7 @@ class Holdings:
         module: Any,  # noqa: ANN401 - as in `ExpertSupply`
         experts: tuple[int, ...],
         *,
-        in_fp8: bool,
+        codes: CodeFormat | None,
     ) -> ExpertWeights:
         """Return a layer's slots, after all transfers of the layer; see `ExpertSupply`."""
         etp, part = seat.strategy.etp, seat.coordinates["etp"]
@@ -135,7 +135,7 @@ class Holdings:
         if before is None or before.experts != experts:
             missing = tuple(expert for expert in dict.fromkeys(experts) if expert not in places)
             if missing:
-                read = self._read(seat, layer, prefix, module, missing, in_fp8=in_fp8, is_recovery=before is not None)
+                read = self._read(seat, layer, prefix, module, missing, codes=codes, is_recovery=before is not None)
                 places |= {expert: (read, slot) for slot, expert in enumerate(missing)}
             weights = joined([places[expert] for expert in experts])
             self.layers[layer] = HeldExperts(experts, etp, part, weights)
@@ -171,12 +171,12 @@ class Holdings:
         module: Any,  # noqa: ANN401 - transformers' experts
         experts: tuple[int, ...],
         *,
-        in_fp8: bool,
+        codes: CodeFormat | None,
         is_recovery: bool,
     ) -> ExpertWeights:
         assert self._checkpoint is not None, "it is opened first"
         try:
-            return read_experts(seat, module, self._checkpoint.source, prefix, experts, self.device, in_fp8=in_fp8)
+            return read_experts(seat, module, self._checkpoint.source, prefix, experts, self.device, codes=codes)
         except (InputError, OSError) as error:
             if not is_recovery:
                 raise

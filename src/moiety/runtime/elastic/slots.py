@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moiety.runtime.block_scaled import BlockScaled
+from moiety.runtime.block_scaled import BlockScaled, in_memory, laid_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ Place = tuple["ExpertWeights", int]
 
 
 def parts_of(weights: ExpertWeights, slot: int) -> list[torch.Tensor]:
-    """Return the tensors of one expert (in FP8: codes and scales), each in one piece, as views of the stacks."""
+    """Return the tensors of one expert, codes and scales if it is held so, each in one piece: views of the stacks."""
     return [stack[slot] for stack in _stacks(weights)]
 
 
@@ -67,15 +67,14 @@ class Arrival:
 def _stacks(weights: ExpertWeights) -> list[torch.Tensor]:
     """Return the stacks as they lie in memory, [slots, ...], codes as bytes; what there is none of is left out."""
     turned = not weights.is_stored_so
-    found = [each.mT if turned else each for each in (weights.gate_up, weights.down)]
     return [
-        *(stack for each in found for stack in _tensors(each)),
+        *(stack for each in (weights.gate_up, weights.down) for stack in _tensors(each, is_turned=turned)),
         *(each for each in (weights.gate_up_bias, weights.down_bias) if each is not None),
     ]
 
 
-def _tensors(weight: Weight) -> tuple[torch.Tensor, ...]:
-    return (weight.codes.view(torch.uint8), weight.scales) if isinstance(weight, BlockScaled) else (weight,)
+def _tensors(weight: Weight, *, is_turned: bool) -> tuple[torch.Tensor, ...]:
+    return in_memory(weight.mT if is_turned and isinstance(weight, torch.Tensor) else weight)
 
 
 def _with_stacks(like: ExpertWeights, stacks: Sequence[torch.Tensor]) -> ExpertWeights:
@@ -91,8 +90,6 @@ def _with_stacks(like: ExpertWeights, stacks: Sequence[torch.Tensor]) -> ExpertW
 
 def _alike(like: Weight, stacks: Iterator[torch.Tensor], *, is_turned: bool) -> Weight:
     """Return the next stacks as weights like others."""
-    if not isinstance(like, BlockScaled):
-        return next(stacks).mT if is_turned else next(stacks)
-    stored = like.mT if is_turned else like
-    found = replace(stored, codes=next(stacks).view(stored.codes.dtype), scales=next(stacks))
-    return found.mT if is_turned else found
+    if isinstance(like, BlockScaled):
+        return laid_in(like, next(stacks), next(stacks))
+    return next(stacks).mT if is_turned else next(stacks)

@@ -46,7 +46,7 @@ class Backend:
     has_gradients: bool = True
     """Whether gradients come back through it."""
     takes_fp8: bool = False
-    """Whether it computes weights that are held in FP8 ..."""
+    """Whether it computes weights that are held in FP8, or MXFP4 if it expands them ..."""
     expands_fp8: bool = False
     """... one matrix of them at a time, expanded into memory of the step."""
     stays_on_device: bool = False
@@ -75,7 +75,7 @@ def backend_for(weights: ExpertWeights, name: str | None = None, *, trains: bool
 
 def _obstacle(backend: Backend, weights: ExpertWeights) -> str | None:
     if weights.is_fp8 and not backend.takes_fp8:
-        return "it takes no weights that are held in FP8"
+        return "it takes no weights that are held in FP8 or MXFP4"
     return backend.obstacle(weights)
 
 
@@ -98,6 +98,8 @@ def _triton_obstacle(weights: ExpertWeights) -> str | None:
 def _fp8_obstacle(weights: ExpertWeights) -> str | None:
     """Return why Triton's kernels cannot compute weights as they are held in FP8; None where they are not, or can."""
     held = [each for each in (weights.gate_up, weights.down) if isinstance(each, BlockScaled)]
+    if any(each.has_pairs for each in held):
+        return "Triton's kernels take no weights that are held in MXFP4"
     if any(even_blocks(each.row_bounds) is None for each in held):
         return f"Triton's kernels take FP8 in blocks of one size, {BLOCK} or more, along what is summed over"
     if held and held[0].device.type == "cuda" and not triton_reads(held[0].device):

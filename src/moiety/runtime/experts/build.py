@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from moiety.dtypes import Dtype
     from moiety.placement.placement import Placement
+    from moiety.runtime.block_scaled import CodeFormat
     from moiety.runtime.comm.network import Network
     from moiety.runtime.dispatch.serving import SlotChooser
     from moiety.runtime.experts.layer import RoutedExperts
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
     from moiety.runtime.overlap import Turns
     from moiety.runtime.seat import Seat
     from moiety.runtime.telemetry import Recorder
+
+
+_CODES: dict[Dtype, CodeFormat] = {"fp8": "fp8", "mxfp4": "mxfp4"}
+"""Formats of a plan that experts are held in as codes and scales."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +72,14 @@ def expert_layers(
     shape = stage_shape(seat, placement)
     routed = _routed(seat, shape, network, turns, recorder, trains=use.trains)
     choosers = rank_choosers(seat, placement, network.device)
-    in_fp8 = seat.plan.options.dtypes.experts == "fp8" and not use.trains
+    codes = None if use.trains else _CODES.get(seat.plan.options.dtypes.experts)
     found: dict[int, ExpertLayer] = {}
     for row, index in enumerate(placement.layers):
         if index not in seat.layers:
             continue
         prefix, module = modules[index]
         experts = placement.experts_of_rank(row, seat.coordinates["ep"])
-        weights = supply.experts(seat, index, prefix, module, experts, in_fp8=in_fp8)
+        weights = supply.experts(seat, index, prefix, module, experts, codes=codes)
         held = HeldLayer(index, choosers[index], weights, backend_for(weights, use.backend, trains=use.trains))
         found[index] = ExpertLayer(held, routed, partial=seat.strategy.tp > 1)
     return found

@@ -10,7 +10,7 @@ from moiety.runtime.block_scaled import stacked
 from moiety.runtime.experts.weights import ExpertWeights
 
 if TYPE_CHECKING:
-    from moiety.runtime.block_scaled import Weight
+    from moiety.runtime.block_scaled import CodeFormat, Weight
     from moiety.runtime.checkpoint.expert_layout import ExpertKind
     from moiety.runtime.checkpoint.weights import WeightSource
     from moiety.runtime.seat import Seat
@@ -27,12 +27,12 @@ class ExpertSupply(Protocol):
         module: Any,  # noqa: ANN401 - transformers' experts
         experts: tuple[int, ...],
         *,
-        in_fp8: bool,
+        codes: CodeFormat | None,
     ) -> ExpertWeights:
         """Return the weights of the rank's slots in a layer, which hold `experts`; the same way in every call.
 
         `prefix` is the name of the layer's expert parameters, `module` transformers' module, on the meta device;
-        `in_fp8`: whether the plan has them in FP8.
+        `codes`: the format that the plan has them in, where ranks hold them in that.
         """
         ...
 
@@ -45,11 +45,11 @@ def read_experts(
     experts: tuple[int, ...],
     device: torch.device,
     *,
-    in_fp8: bool,
+    codes: CodeFormat | None,
 ) -> ExpertWeights:
     """Return experts as the checkpoint holds them: whole, or this rank's columns under expert tensor parallelism.
 
-    `in_fp8`: their projections are held in FP8, unless an FP8 checkpoint keeps them in another format.
+    `codes`: their projections are held so where the checkpoint gives them (`WeightSource.gives`).
     """
     etp, index = seat.strategy.etp, seat.coordinates["etp"]
     transposed = bool(module.is_transposed)
@@ -62,8 +62,8 @@ def read_experts(
         return torch.stack(parts).to(device)
 
     def projection(kind: ExpertKind) -> Weight:
-        if in_fp8 and source.gives_fp8(f"{prefix}.{kind}"):
-            parts = [source.read_expert_fp8(prefix, kind, expert, columns, dtype) for expert in experts]
+        if codes is not None and source.gives(f"{prefix}.{kind}", codes):
+            parts = [source.read_expert_codes(prefix, kind, expert, columns, dtype, codes) for expert in experts]
             return stacked(parts).to(device)
         return read(kind, columns)
 

@@ -39,14 +39,14 @@ class ExpertWeights:
 
     @property
     def is_fp8(self) -> bool:
-        """Whether products have to expand a projection first."""
+        """Whether a projection is held as codes and scales, in FP8 or MXFP4."""
         return isinstance(self.gate_up, BlockScaled) or isinstance(self.down, BlockScaled)
 
     @property
     def plain(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """`gate_up` and `down` of weights that are not held in FP8."""
-        assert not isinstance(self.gate_up, BlockScaled), "it is in FP8"
-        assert not isinstance(self.down, BlockScaled), "it is in FP8"
+        """`gate_up` and `down` of weights that are not held as codes."""
+        assert not isinstance(self.gate_up, BlockScaled), "it is held as products take it"
+        assert not isinstance(self.down, BlockScaled), "it is held as products take it"
         return self.gate_up, self.down
 
     @property

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from moiety.runtime.block_scaled import Weight
+    from moiety.runtime.block_scaled import CodeFormat, Weight
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.seat import Seat
@@ -71,9 +71,9 @@ class CheckpointSupply:
 
     def matrix(self, name: str, slices: tuple[slice, ...], dtype: torch.dtype) -> Weight:
         """Read a slice; see `WeightSupply`."""
-        if not self.source.gives_fp8(name):
+        if not self.source.gives(name, "fp8"):
             return self.dense(name, slices, dtype)
-        return self.source.read_fp8(name, *slices, dtype=dtype).to(self._device)
+        return self.source.read_codes(name, *slices, dtype=dtype, codes="fp8").to(self._device)
 
     def experts(
         self,
@@ -83,8 +83,8 @@ class CheckpointSupply:
         module: Any,  # noqa: ANN401 - as in `ExpertSupply`
         experts: tuple[int, ...],
         *,
-        in_fp8: bool,
+        codes: CodeFormat | None,
     ) -> ExpertWeights:
         """Read experts; see `ExpertSupply`."""
         del layer
-        return read_experts(seat, module, self.source, prefix, experts, self._device, in_fp8=in_fp8)
+        return read_experts(seat, module, self.source, prefix, experts, self._device, codes=codes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT, SCALE_BLOCK
+from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
 from moiety.strategy.stages import held_layers
 from moiety.verify.closed_form import (
     cache_bytes,
@@ -18,10 +18,8 @@ from moiety.verify.closed_form import (
 from moiety.verify.findings import Finding, judged
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from moiety.dtypes import Dtype
-    from moiety.model.model import Block
     from moiety.plan import Arena, MemoryPlan, Pool
     from moiety.verify.inspection import Inspection
 
@@ -151,17 +149,22 @@ def _expanded(inspection: Inspection, pool: Pool) -> float:
     """Return the bytes of the largest matrix that the run time expands for its product; 0 where it expands none."""
     plan, strategy = inspection.plan, pool.strategy
     model, dtypes = plan.model, plan.options.dtypes
+    on_cpu = plan.cluster.device.architecture == "cpu"
     if plan.engine != "moiety" or pool.role == "training":
         return 0.0
     sizes = [
-        *(largest_projection(each, model.hidden_size, strategy.tp) for each in _if(dtypes.weights, model.blocks)),
-        *(largest_expert_matrix(each, model.hidden_size, strategy.etp) for each in _if(dtypes.experts, model.blocks)),
+        *(
+            largest_projection(each, model.hidden_size, strategy.tp)
+            for each in model.blocks
+            if dtypes.weights == "fp8"  # only experts are held in MXFP4
+        ),
+        *(
+            largest_expert_matrix(each, model.hidden_size, strategy.etp)
+            for each in model.blocks
+            if dtypes.experts == "mxfp4" or (dtypes.experts == "fp8" and on_cpu)  # GPUs multiply by FP8
+        ),
     ]
     return max(sizes, default=0.0) * BYTES_PER_ELEMENT[dtypes.activations]
-
-
-def _if(dtype: Dtype, blocks: Sequence[Block]) -> Sequence[Block]:
-    return blocks if dtype in SCALE_BLOCK else ()
 
 
 def _clashes(packed: Arena) -> int:
