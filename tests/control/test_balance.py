@@ -182,3 +182,18 @@ def test_a_reading_that_says_nothing_changes_nothing() -> None:
         assert not moves_of(commands)
         assert (after.ranks.relief == 1.0).all()
         assert np.isfinite(after.forecast.shares).all()
+
+
+def test_experts_follow_a_jump_within_the_allowance_and_then_stay() -> None:
+    rng = np.random.default_rng(9)
+    before, after = popularity(rng), popularity(rng)
+    state, made = placed_for(before), []
+    for at in range(160):
+        counts = window(before if at < 12 else after, rng, 0.1)
+        state, commands = at_rest(apply(ExpertCounts(60.0 * at, counts), state), 60.0 * at)
+        made.append(moves_of(commands, "balance"))
+    bounds, slots = state.policy, 2 * SLOTS
+    assert sum(made[:60]) > 0
+    for at in range(160):
+        assert sum(made[: at + 1]) <= bounds.mean_move_share * slots * (at + 1)
+    assert sum(made[80:]) == 0

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from moiety.placement.problem import Loads
 
 _KEPT_DEMANDS = 64
+_LEAST_ALLOWANCE = 4.0
+"""Moves that can be saved for, in the smallest of deployments: a swap and copies that follow."""
 _BACK = 0.05
 """Of its load that a GPU gets back when it has stayed cool."""
 
@@ -143,13 +145,24 @@ def _expert_counts(event: ExpertCounts, state: State) -> State:
     if event.counts.shape != shape:
         raise InputError(f"must be {list(shape)}, [layers, experts]", field="counts", value=list(event.counts.shape))
     after = replace(state, forecast=observe(state.forecast, event.counts))
-    if not is_covered(after):
+    rows = cleaned(event.counts).sum(axis=1)
+    if not (is_covered(after) and rows.any()):
         return after
     slot_map = working_map(after)
-    seen = relative_loads(working_problem(after, after.forecast.history), slot_map)
-    expected = relative_loads(working_problem(after, after.forecast.shares[None]), slot_map)
-    lone, rows = after.forecast.chosen == 0, cleaned(event.counts).sum(axis=1)
-    return replace(after, drift=observed_drift(state.drift, seen, expected[0], lone, rows))
+    drift = observed_drift(
+        replace(state.drift, allowance=_allowance(state, slot_map.size)),
+        after.forecast.history,
+        slot_map,
+        lambda shares, held: relative_loads(working_problem(after, shares), held),
+        rows,
+    )
+    return replace(after, drift=drift)
+
+
+def _allowance(state: State, slots: int) -> float:
+    """Return the moves that drift may cost after one more window."""
+    share, windows = state.policy.mean_move_share, state.policy.saved_windows
+    return min(state.drift.allowance + share * slots, max(windows * share * slots, _LEAST_ALLOWANCE))
 
 
 def _device_reading(event: DeviceReading, state: State) -> State:

@@ -37,50 +37,51 @@ def balance_experts(state: State, now: float) -> tuple[Command, ...]:  # noqa: A
     """Move the few experts whose gain pays for their copy, where layers drift, a GPU is hot, or ranks have changed."""
     if not state.policy.balance or state.pending or not is_covered(state):
         return ()
-    reason, layers = _occasion(state)
-    if not layers.any():
+    reason = _occasion(state)
+    if reason is None:
         return ()
-    problem = working_problem(state, state.forecast.shares[None, layers])
-    before = working_map(state)[layers]
-    bounds = state.policy
-    share = bounds.max_settling_share if reason == "members" else bounds.max_move_share
-    after = _better(state, problem, before, state.drift.uncertainty[layers], share)
-    chosen = np.flatnonzero(layers)
-    peaks = relative_loads(problem, after)[0].max(axis=1)
-    return (
-        MoveExperts(
-            state.epoch,
-            state.slot_map.shape[2],
-            _moves(state, problem, before, after, chosen),
-            reason,
-            tuple(zip(chosen.tolist(), peaks.tolist(), strict=True)),
-        ),
-    )
+    problem = working_problem(state, state.forecast.shares[None])
+    before = working_map(state)
+    after = _better(state, problem, before, reason)
+    return (MoveExperts(state.epoch, state.slot_map.shape[2], _moves(state, problem, before, after), reason),)
 
 
-def _occasion(state: State) -> tuple[Occasion, NDArray[np.bool_]]:
-    """Return why experts are to be placed anew, and in which layers, [layers]."""
+def _occasion(state: State) -> Occasion | None:
+    """Return why experts are to be placed anew, if they are."""
     now, then = speeds(state), state.speed_placed
-    every = np.ones_like(state.drift.adrift)
+    if not state.deployment.num_layers:
+        return None
     if ((now > 0) != (then > 0)).any():
-        return "members", every
+        return "members"
     if (np.abs(now - then) > _OTHER_SPEED).any():
-        return "heat", every
-    return "balance", state.drift.adrift
+        return "heat"
+    return "balance" if state.drift.following and state.drift.due else None
 
 
-def _better(state: State, problem: PlacementProblem, before: SlotMap, uncertainty: Loads, max_share: float) -> SlotMap:
+def _better(state: State, problem: PlacementProblem, before: SlotMap, reason: Occasion) -> SlotMap:
     """Return the map after copies have followed the load and peaks were lowered, where that pays; [layers, slots]."""
     deployment, bounds = state.deployment, state.policy
-    most = max(_FEWEST_MOVES, math.ceil(problem.num_slots * max_share))
+    share = bounds.max_settling_share if reason == "members" else bounds.max_move_share
+    most = max(_FEWEST_MOVES, math.ceil(problem.num_slots * share))
     followed = replicas_that_follow(before, problem.shares()[0], problem.num_gpus, most // 2)
     horizon_steps = bounds.horizon_windows * bounds.window_s / deployment.step_s
     payback = Payback(working_links(state), deployment.layer_step_s, horizon_steps)
-    level = 1 + np.maximum(uncertainty / 2, _LEAST_EXCESS)
+    level = np.full(problem.num_layers, 1 + _LEAST_EXCESS)
     moved = migrate(problem, followed, max_moves=most, payback=payback, enough=level, width=_WIDTH).slot_map
     after = settled(problem, before, moved)
-    pays = _net_gain_s(problem, before, after, payback) > 0
+    gain_s = _net_gain_s(problem, before, after, payback)
+    pays = gain_s > 0
+    if reason == "balance":
+        pays &= _affordable(gain_s, (after != before).sum(axis=1), state.drift.allowance)
     return np.where(pays[:, None], after, before)
+
+
+def _affordable(gain_s: Loads, num_moves: SlotMap, allowance: float) -> NDArray[np.bool_]:
+    """Return the layers whose moves gain most each, as many as all moves that are allowed; [layers]."""
+    order = np.argsort(-gain_s / np.maximum(num_moves, 1), kind="stable")
+    found = np.zeros(len(order), dtype=np.bool_)
+    found[order] = np.cumsum(num_moves[order]) <= allowance
+    return found
 
 
 def _net_gain_s(problem: PlacementProblem, before: SlotMap, after: SlotMap, payback: Payback) -> Loads:
@@ -91,16 +92,14 @@ def _net_gain_s(problem: PlacementProblem, before: SlotMap, after: SlotMap, payb
     return saved - port_time_s(sent, payback.links)
 
 
-def _moves(
-    state: State, problem: PlacementProblem, before: SlotMap, after: SlotMap, layers: NDArray[np.intp]
-) -> tuple[Move, ...]:
+def _moves(state: State, problem: PlacementProblem, before: SlotMap, after: SlotMap) -> tuple[Move, ...]:
     """Return the moves in an order in which every expert keeps a copy."""
     work = MoveProblem(problem.shares() * problem.num_gpus, 1 / problem.speed(), problem.num_nodes)
     rank = np.flatnonzero(state.ranks.working).tolist()
     width = problem.slots_per_gpu
     return tuple(
         Move(
-            int(layers[move.layer]),
+            move.layer,
             rank[move.slot // width],
             move.slot % width,
             move.expert,

@@ -69,8 +69,6 @@ class MoveExperts:
     moves: tuple[Move, ...]
     """By step; one without a move says that none pays."""
     reason: Occasion
-    peaks: tuple[tuple[int, float], ...] = ()
-    """(layer, peak load expected after it) of the layers that were looked at."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moiety.control.commands import Move, MoveExperts, Refuse, Resume
-from moiety.control.working import is_covered, relative_loads, working_problem
+from moiety.control.working import is_covered
 from moiety.placement.recovery import recover
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ def cover_experts(state: State, now: float) -> tuple[Command, ...]:  # noqa: ARG
         return (Refuse(state.epoch, found.lost, _named(found)),) if found.lost else (Resume(state.epoch),)
     if not found.fills and found.slot_map.shape[2] == state.slot_map.shape[2]:
         return ()
-    peaks = () if found.lost else _peaks(state, found)
-    return (MoveExperts(state.epoch, found.slot_map.shape[2], _moves(found), "recovery", peaks),)
+    return (MoveExperts(state.epoch, found.slot_map.shape[2], _moves(found), "recovery"),)
 
 
 def _moves(found: Recovery) -> tuple[Move, ...]:
@@ -58,16 +56,6 @@ def _moves(found: Recovery) -> tuple[Move, ...]:
         got[fill.layer, fill.gpu, fill.expert] = step
         moves.append(Move(fill.layer, fill.gpu, fill.slot, fill.expert, fill.source, step))
     return tuple(sorted(moves, key=lambda move: move.step))
-
-
-def _peaks(state: State, found: Recovery) -> tuple[tuple[int, float], ...]:
-    """Return the peak load of each layer under the map that was found."""
-    held = found.slot_map[:, state.ranks.working]
-    rows = held.reshape(len(held), -1)
-    problem = working_problem(state, state.forecast.shares[None])
-    problem = replace(problem, num_slots=rows.shape[1])
-    peaks: list[float] = relative_loads(problem, rows)[0].max(axis=1).tolist()
-    return tuple(enumerate(peaks))
 
 
 def _named(found: Recovery) -> str:

@@ -1,4 +1,4 @@
-"""Drift: layers in which the fullest GPU is expected to carry more than the forecast's own uncertainty explains."""
+"""Drift: whether the load has changed since experts were placed, and whether it pays to follow it."""
 
 from __future__ import annotations
 
@@ -7,66 +7,83 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.control.forecast.kalman import noise_and_walk, steady_gain
+from moiety.control.change import has_changed
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable
 
     from moiety.placement.problem import Loads, SlotMap
 
-_ALARM, _HEED = 7.0, 1.0
-"""Standard deviations that raise the alarm, and that count once it is raised: hysteresis. A peak among hundreds of
-GPUs, layers and windows must not be taken for drift; once there is drift, small imbalances are part of it."""
-_CALM = 8
-"""Windows without imbalance after which the alarm is off."""
-_LEAST_GAIN = 1 / 9
-"""Of the variance of one window: no forecast is trusted to average over more than about nine windows."""
-_FEWEST = 8
-"""Windows before which nothing is known of the noise."""
+    LoadsOf = Callable[[Loads, SlotMap], Loads]
+    """GPUs' loads relative to the mean, [windows, layers, GPUs], under shares [windows, layers, experts] and a map."""
+
+_TRIAL = 16
+"""Windows after which moves are judged by what they have saved."""
+_SETTLED = 8
+"""Windows whose mean is the usual load from then on, where they have saved nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drift:
-    """What is known of each layer."""
+    """What is known of it."""
 
-    level: Loads
-    """Peak load that was expected when the layer was last placed, [layers]; 1 is the mean GPU load."""
-    alarm: NDArray[np.bool_]
-    """[layers]"""
-    calm: SlotMap
-    """Windows without imbalance, [layers]."""
-    uncertainty: Loads
-    """Standard deviation of the forecast of a GPU's load, [layers]."""
-    adrift: NDArray[np.bool_]
-    """Layers to be placed anew, [layers]."""
-
-
-def no_drift(num_layers: int) -> Drift:
-    """Return what is known before the first window."""
-    never, ones = np.zeros(num_layers, dtype=np.bool_), np.ones(num_layers)
-    return Drift(ones, never, np.zeros(num_layers, dtype=np.int64), ones * 0.0, never)
+    following: bool
+    """Whether experts move after the load."""
+    due: bool
+    """Whether a window has come since they were last looked at."""
+    windows: int
+    """Since the load was last taken to be usual; while it is followed, since the trial began."""
+    usual: Loads
+    """Shares that the experts stay where they are for, [windows, layers, experts]; none: those of an even load."""
+    before: SlotMap
+    """The map when the trial began, [layers, slots]."""
+    saved: float
+    """Peak load that moves since then have saved, in mean GPU loads, mean over layers, summed over windows."""
+    allowance: float
+    """Moves that may be made."""
 
 
-def observed_drift(before: Drift, loads: Loads, expected: Loads, lone: NDArray[np.bool_], rows: Loads) -> Drift:
+def no_drift(slot_map: SlotMap, num_experts: int) -> Drift:
+    """Return what is known before the first window, of a map [layers, slots]."""
+    return Drift(
+        following=False,
+        due=False,
+        windows=0,
+        usual=np.zeros((0, len(slot_map), num_experts)),
+        before=slot_map,
+        saved=0.0,
+        allowance=0.0,
+    )
+
+
+def observed_drift(before: Drift, history: Loads, slot_map: SlotMap, loads_of: LoadsOf, rows: Loads) -> Drift:
     """Return the drift after a window.
 
-    `loads` [windows, layers, GPUs] are the GPUs' loads of the last windows under the map in use, `expected`
-    [layers, GPUs] those of the next, all over the GPU's speed and relative to the mean. `lone` [layers] says where they
-    rest on the last window alone, and so have all of its noise. `rows` [layers] are those that the last window counted:
-    counts scatter as those of a multinomial law at the least, however alike the few windows are that have been seen.
+    `history` [windows, layers, experts] are the shares of the last ones, `slot_map` [layers, slots] is the map in use,
+    and `rows` [layers] are those that the last window counted.
     """
-    noise, walk = noise_and_walk(loads)
-    noise = np.maximum(noise, (loads.shape[2] - 1) / np.maximum(rows, 1.0))
-    gain = np.where(lone, 1.0, np.maximum(steady_gain(noise, walk), _LEAST_GAIN))
-    uncertainty = np.sqrt(noise * gain)
-    above = expected.max(axis=1) - np.maximum(before.level, 1.0)
-    heeded = above > _HEED * uncertainty
-    calm = np.where(heeded, 0, before.calm + 1)
-    known = len(loads) >= _FEWEST
-    alarm = (before.alarm | (above > _ALARM * uncertainty)) & (calm < _CALM) & known
-    return replace(before, alarm=alarm, calm=calm, uncertainty=uncertainty, adrift=alarm & heeded)
+    now = replace(before, windows=before.windows + 1)
+    if now.following:
+        return replace(_judged(now, history, slot_map, loads_of), due=True)
+    loads = loads_of(history[-now.windows :], slot_map)
+    usual = loads_of(now.usual, slot_map).mean(axis=0) if len(now.usual) else np.ones(loads.shape[1:])
+    if not has_changed(loads, usual, len(now.usual) or np.inf, rows, now.windows):
+        return now
+    return replace(_trial(now, slot_map), following=True, due=True)
 
 
-def placed(before: Drift, layers: NDArray[np.bool_], level: Loads) -> Drift:
-    """Return the drift after `layers` [layers] were looked at, and placed so that peaks of `level` are expected."""
-    return replace(before, level=np.where(layers, level, before.level), adrift=before.adrift & ~layers)
+def _judged(now: Drift, history: Loads, slot_map: SlotMap, loads_of: LoadsOf) -> Drift:
+    """Return the drift when the last window has told what the moves of this trial are worth."""
+    if now.before.shape != slot_map.shape:
+        return _trial(now, slot_map)  # ranks have gone or come
+    peaks = [loads_of(history[-1:], each)[0].max(axis=1) for each in (now.before, slot_map)]
+    now = replace(now, saved=now.saved + float((peaks[0] - peaks[1]).mean()))
+    if now.windows < _TRIAL:
+        return now
+    if now.saved > 0:
+        return _trial(now, slot_map)
+    return replace(now, following=False, windows=0, usual=history[-_SETTLED:])
+
+
+def _trial(now: Drift, slot_map: SlotMap) -> Drift:
+    return replace(now, windows=0, before=slot_map, saved=0.0)

@@ -21,7 +21,6 @@ from moiety.control.commands import (
     ScaleUp,
     StandBack,
 )
-from moiety.control.drift import placed
 from moiety.control.health import is_deadlocked, speeds
 from moiety.control.state import NOBODY, Status
 from moiety.health import Blame
@@ -110,9 +109,7 @@ def _move_experts(command: MoveExperts, state: State, time_s: float) -> State:
     if command.num_slots > size:
         grown = np.full((layers, ranks, command.num_slots - size), EMPTY, dtype=np.int64)
         slot_map = np.concatenate([slot_map, grown], axis=2)
-    looked_at, level = np.zeros(layers, dtype=np.bool_), np.ones(layers)
-    for layer, peak in command.peaks:
-        looked_at[layer], level[layer] = True, peak
+    spent = len(command.moves) if command.reason == "balance" else 0
     return replace(
         state,
         slot_map=slot_map if command.moves else slot_map[:, :, : command.num_slots],
@@ -120,7 +117,7 @@ def _move_experts(command: MoveExperts, state: State, time_s: float) -> State:
         pending=command.moves,
         pending_s=time_s,
         pending_reason=command.reason,
-        drift=placed(state.drift, looked_at, level),
+        drift=replace(state.drift, due=False, allowance=state.drift.allowance - spent),
         speed_placed=speeds(state) if command.reason in {"members", "heat"} else state.speed_placed,
     )
 

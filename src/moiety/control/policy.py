@@ -106,6 +106,10 @@ class Policy:
     """Of a layer's slots, moved at once for balance ..."""
     max_settling_share: float = 0.25
     """... and when ranks have gone or come."""
+    mean_move_share: float = 0.035
+    """Of all slots, moved in a window because loads drift, in the mean over time ..."""
+    saved_windows: float = 8.0
+    """... of which so many windows without moves leave theirs to those that follow."""
     horizon_windows: float = 8.0
     """For which loads are expected to last."""
     # Heat

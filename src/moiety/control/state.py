@@ -181,7 +181,7 @@ def initial_state(
         pending_reason="recovery",
         unfit=None,
         forecast=empty_forecast(layers, experts),
-        drift=no_drift(layers),
+        drift=no_drift(slot_map.astype(np.int64), experts),
         refused=(),
         standing_back=False,
         superseded=False,
