@@ -40,7 +40,7 @@ def numbers(weights: ExpertWeights, slot: int) -> list[torch.Tensor]:
 def test_experts_are_the_same_wherever_they_are_put(held: str, *, is_stored_so: bool) -> None:
     some, others = (experts(seed, is_stored_so=is_stored_so, held=held) for seed in (1, 2))
     stack = joined([(others, 1), (some, 0), (others, 0)])
-    assert (stack.num_slots, stack.is_fp8, stack.is_stored_so) == (3, held in {"fp8", "mxfp4"}, is_stored_so)
+    assert (stack.num_slots, stack.is_in_codes, stack.is_stored_so) == (3, held in {"fp8", "mxfp4"}, is_stored_so)
     room = empty_like(some, 1)
     overwrite(room, 0, (others, 1))
     for found, (source, slot) in ((numbers(stack, 0), (others, 1)), (numbers(room, 0), (others, 1))):

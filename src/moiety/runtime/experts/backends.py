@@ -45,9 +45,9 @@ class Backend:
     """Whether a layer gets this way unless told otherwise, where nothing is in its way."""
     has_gradients: bool = True
     """Whether gradients come back through it."""
-    takes_fp8: bool = False
+    takes_codes: bool = False
     """Whether it computes weights that are held in FP8, or MXFP4 if it expands them ..."""
-    expands_fp8: bool = False
+    expands_codes: bool = False
     """... one matrix of them at a time, expanded into memory of the step."""
     stays_on_device: bool = False
     """Whether nothing waits for the device where all slots of the rows are here (`Rows.all_here`)."""
@@ -74,7 +74,7 @@ def backend_for(weights: ExpertWeights, name: str | None = None, *, trains: bool
 
 
 def _obstacle(backend: Backend, weights: ExpertWeights) -> str | None:
-    if weights.is_fp8 and not backend.takes_fp8:
+    if weights.is_in_codes and not backend.takes_codes:
         return "it takes no weights that are held in FP8 or MXFP4"
     return backend.obstacle(weights)
 
@@ -130,7 +130,7 @@ BACKENDS = {
             _triton_obstacle,
             _suits_tensor_cores,
             has_gradients=False,
-            takes_fp8=True,
+            takes_codes=True,
             stays_on_device=True,
         ),
         Backend("grouped_mm", partial_outputs, _grouped_mm_obstacle, lambda _: True, most_fixed=MOST_PAIRS),
@@ -139,8 +139,8 @@ BACKENDS = {
             partial(partial_outputs, multiply=one_by_one),
             lambda _: None,
             lambda _: True,
-            takes_fp8=True,
-            expands_fp8=True,
+            takes_codes=True,
+            expands_codes=True,
             most_fixed=MOST_PAIRS,
         ),
         Backend(

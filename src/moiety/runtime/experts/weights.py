@@ -38,7 +38,7 @@ class ExpertWeights:
         return self.gate_up.shape[0]
 
     @property
-    def is_fp8(self) -> bool:
+    def is_in_codes(self) -> bool:
         """Whether a projection is held as codes and scales, in FP8 or MXFP4."""
         return isinstance(self.gate_up, BlockScaled) or isinstance(self.down, BlockScaled)
 

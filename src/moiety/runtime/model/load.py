@@ -98,7 +98,7 @@ def load_model(
     rotary = rebuilt_buffers(skeleton.base.rotary_emb, skeleton.base.config).to(network.device)
     held = [each.held for each in experts.values()]
     loading.bytes_by_kind["expert_weights"] = sum(each.weights.size_bytes for each in held)
-    expanded = [each.weights for each in held if each.backend.expands_fp8]
+    expanded = [each.weights for each in held if each.backend.expands_codes]
     of_experts = [room_bytes(each) for weights in expanded for each in (weights.gate_up, weights.down)]
     return RankModel(
         seat=seat,
