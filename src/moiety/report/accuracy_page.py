@@ -28,9 +28,9 @@ moiety validate ROWS.jsonl ... --page docs/accuracy.md --left-out left-out.txt
 from rows in the format below; nobody edits the figures. The serving constants are fitted on the serving rows that ran
 without speculation and on the offline runs (of rows with prefill apart, the time per output token only), those of
 deployments with prefill apart on their times to first token, given the others, those of collectives, kernels,
-power and training on all of theirs: what they are worth on others stands under "rows that the fit did not see". The
-catalogue keeps some of the rows of every kind (`moiety validate` without a file), and a test fails when a change makes
-their errors worse by more than two points.
+power and training on all of theirs (but those of training not on the runs of Nemotron 3, which came after): what they
+are worth on others stands under "rows that the fit did not see". The catalogue keeps some of the rows of every kind
+(`moiety validate` without a file), and a test fails when a change makes their errors worse by more than two points.
 
 "At best" is the rank correlation that a law without error would reach in the same groups: rows that were measured again
 (all that is stated the same, the result not) scatter, and values closer together than that have no order to predict
