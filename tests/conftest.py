@@ -1,6 +1,7 @@
 """How the tests run: Hypothesis without deadlines, as the machine may be busy; Triton's kernels in its interpreter."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -11,6 +12,8 @@ from tests.chaos import recoveries
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 settings.register_profile("local", deadline=None)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+"""Shells have background jobs ignore it, and what these start would too: tests interrupt processes."""
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
