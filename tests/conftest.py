@@ -10,10 +10,10 @@ from tests.chaos import recoveries
 
 # No test needs a GPU. Triton reads this when it is first imported, and torch or transformers may be the first to do so.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Shells have background jobs ignore it, and what these start would too: tests interrupt processes.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("local", deadline=None)
-signal.signal(signal.SIGINT, signal.default_int_handler)
-"""Shells have background jobs ignore it, and what these start would too: tests interrupt processes."""
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
