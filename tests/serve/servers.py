@@ -110,7 +110,7 @@ def served(
         yield Server(process, found[0])
     finally:
         process.kill()
-        process.communicate()
+        sys.stderr.write(process.communicate()[1] or "")  # shown where the test fails
 
 
 def checkpoint_with_texts(folder: Path) -> Path:

@@ -75,10 +75,12 @@ class Ranks:
         """Of the generation that is ready; None between two."""
         self._generation = 0
         """The one that is ready, or was last."""
+        self._served_generation: int | None = None
+        """The one that `ready` has returned last; another may be ready before anybody has looked."""
         self._groups: tuple[tuple[int, ...], ...] = ()
         """The processes of each of its attention groups."""
         self._has_caches: tuple[bool, ...] = ()
-        """Whether they all kept their caches from the generation before."""
+        """Whether they all kept their caches since the generation that `ready` has returned last."""
         self._served_groups: tuple[tuple[int, ...], ...] = ()
         """The groups that `ready` has returned last."""
         self._loss, self._is_loss = "the ranks are being started", False
@@ -130,6 +132,7 @@ class Ranks:
         await self._until(lambda: self._plan is not None)
         self._is_loss = False
         kept, self._served_groups = self._kept(), self._groups
+        self._served_generation = self._generation
         return kept
 
     async def step(self, order: StepOrder) -> tuple[tuple[int, ...], ...]:
@@ -149,11 +152,16 @@ class Ranks:
 
     async def lost(self) -> None:
         """Wait for the end of the generation; raise RanksLostError then. Returns never."""
-        await self._until(lambda: self._plan is None)
+        await self._until(lambda: not self._serves)
         self._check()
 
+    @property
+    def _serves(self) -> bool:
+        """Whether the generation that `ready` has returned last is still the one that is ready."""
+        return self._plan is not None and self._generation == self._served_generation
+
     def _check(self) -> None:
-        if self._plan is None:
+        if not self._serves:
             raise RanksLostError(self._loss, is_loss=self._is_loss)
 
     async def _until(self, holds: Callable[[], bool]) -> None:
@@ -186,8 +194,13 @@ class Ranks:
             groups.setdefault(seat.attention_group, []).append(seat.rank)
         ordered = [groups[number] for number in range(len(groups))]
         is_one_stage = event.plan.pools[0].strategy.pp == 1  # else layers may have changed hands in between
+        before = dict(zip(self._groups, self._has_caches, strict=True))
+        is_served = self._generation == self._served_generation
         self._groups = tuple(tuple(event.members[rank] for rank in each) for each in ordered)
-        self._has_caches = tuple(is_one_stage and all(event.kept[rank] for rank in each) for each in ordered)
+        self._has_caches = tuple(
+            is_one_stage and all(event.kept[rank] for rank in each) and (is_served or before.get(members, False))
+            for each, members in zip(ordered, self._groups, strict=True)
+        )
         self._plan, self._generation = event.plan, event.generation
 
     def _kept(self) -> tuple[int | None, ...]:
