@@ -23,10 +23,7 @@ def stage_units(stage: int, num_stages: int, num_microbatches: int, *, training:
         return forward
     backward = [Unit("backward", m) for m in range(num_microbatches)]
     warm_up = min(num_stages - stage - 1, num_microbatches)
-    units = forward[:warm_up]
-    for index in range(num_microbatches - warm_up):
-        units += [forward[warm_up + index], backward[index]]
-    return units + backward[num_microbatches - warm_up :]
+    return _in_turns(forward, backward, warm_up)
 
 
 def interleaved_units(stage: int, num_stages: int, num_microbatches: int, parts: int) -> list[Unit]:
@@ -44,7 +41,11 @@ def interleaved_units(stage: int, num_stages: int, num_microbatches: int, parts:
     forward = [Unit("forward", microbatch, part) for part, microbatch in order]
     backward = [Unit("backward", microbatch, parts - 1 - part) for part, microbatch in order]
     warm_up = min(2 * (num_stages - stage - 1) + (parts - 1) * num_stages, len(order))
-    units = forward[:warm_up]
-    for index in range(len(order) - warm_up):
-        units += [forward[warm_up + index], backward[index]]
-    return units + backward[len(order) - warm_up :]
+    return _in_turns(forward, backward, warm_up)
+
+
+def _in_turns(forward: list[Unit], backward: list[Unit], warm_up: int) -> list[Unit]:
+    """Return all passes: `warm_up` forward, then one forward and one backward by turns, then backward what is left."""
+    paired = zip(forward[warm_up:], backward, strict=False)
+    left = backward[len(forward) - warm_up :]
+    return [*forward[:warm_up], *(unit for pair in paired for unit in pair), *left]
