@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from moiety.graph.op import Op, Tensor
 
 _FP32 = 4
-_ROWS_AT_A_TIME = 128
-"""Of MXFP4 that are made in FP32 at a time."""
+ROWS_AT_A_TIME = 128
+"""Of MXFP4 that are made in FP32 at a time, so that they are in the CPU's caches for the next op; as a block of FP8."""
 _STACK = len("erc")
 """Axes of experts' weights: experts, rows, columns."""
 _UNTIL_USED = frozenset({"kv_absorb"})
@@ -66,4 +66,4 @@ class Expansion(NamedTuple):
         """Return the FP32 numbers of the rows that are made at a time, and of their scales."""
         _, group = HELD_BLOCK["mxfp4"]
         numbers = 0 if self.activations == "fp32" else columns
-        return min(rows, _ROWS_AT_A_TIME) * (numbers + math.ceil(columns / group))
+        return min(rows, ROWS_AT_A_TIME) * (numbers + math.ceil(columns / group))

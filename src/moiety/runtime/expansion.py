@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from moiety.cost.expansion import ROWS_AT_A_TIME
 from moiety.runtime.arena.trace import called
 from moiety.runtime.block_scaled import block_index
 from moiety.runtime.fp8 import FP8, triton_reads
@@ -18,8 +19,6 @@ from moiety.runtime.mxfp4 import unpack_into
 if TYPE_CHECKING:
     from moiety.runtime.block_scaled import BlockScaled, Bounds, Weight
 
-ROWS_AT_A_TIME = 128
-"""Of MXFP4 that are made in FP32 at a time, so that they are in the CPU's caches for the next op; as a block of FP8."""
 _HAS_TRITON = find_spec("triton") is not None
 _SHIFT = torch.tensor(20, dtype=torch.int32)
 """From the last of E4M3's 3 bits of fraction to the last but 20 of FP32's 23."""
