@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     compiler = shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
-        pytest.skip("there is no C compiler to build the fake NVML with")
+        pytest.skip("there is no C compiler to build the fake drivers with")
     folder = tmp_path_factory.mktemp("nvml")
     build(compiler, folder)
     return folder

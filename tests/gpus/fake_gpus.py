@@ -1,4 +1,4 @@
-"""The tests' own NVML: a C library built on the spot, with its GPUs in a file."""
+"""The tests' own NVML and CUDA driver: C libraries built on the spot, with their GPUs in a file."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-SOURCE = Path(__file__).with_name("fake_nvml.c")
+SOURCES = {"libnvidia-ml.so.1": "fake_nvml.c", "libcuda.so.1": "fake_cuda.c"}
 _GPU = struct.Struct("8I")
 
 
@@ -28,7 +28,7 @@ class FakeGpu:
 
 @dataclass(frozen=True, slots=True)
 class FakeMachine:
-    """A folder with the library, which the loader finds before the driver's, and the file with its GPUs."""
+    """A folder with the libraries, which the loader finds before the driver's, and the file with their GPUs."""
 
     folder: Path
     state: Path
@@ -48,7 +48,13 @@ class FakeMachine:
         return os.environ | found | more
 
 
+def uuid(index: int) -> str:
+    """Return the UUID of the GPU that is NVML's number `index`."""
+    return f"GPU-fa4e0000-0000-0000-0000-{index:012}"
+
+
 def build(compiler: str, folder: Path) -> None:
-    """Build the library under the driver's name."""
-    target = folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", target, SOURCE], check=True)
+    """Build the libraries under the driver's names."""
+    for name, source in SOURCES.items():
+        path = Path(__file__).with_name(source)
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", folder / name, path], check=True)

@@ -51,7 +51,7 @@ int nvmlDeviceGetCount_v2(unsigned *found) { REFUSE; *found = count; return 0; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, struct gpu **device) { REFUSE; *device = gpus + index; return 0; }
 int nvmlDeviceGetUUID(struct gpu *device, char *text, unsigned length) {
     REFUSE;
-    snprintf(text, length, "GPU-fake-%d", (int)(device - gpus));
+    snprintf(text, length, "GPU-fa4e0000-0000-0000-0000-%012d", (int)(device - gpus));
     return 0;
 }
 int nvmlDeviceGetName(struct gpu *device, char *text, unsigned length) {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli.command import Done, moiety_process, refused
-from tests.gpus.fake_gpus import FakeGpu, FakeMachine
+from tests.gpus.fake_gpus import FakeGpu, FakeMachine, uuid
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +52,7 @@ def test_gpus_are_read(machine: FakeMachine) -> None:
     cool, hot = json.loads(control(machine, "gpus", "--json").out)["gpus"]
     assert cool == {
         "index": 0,
-        "uuid": "GPU-fake-0",
+        "uuid": uuid(0),
         "name": "Fake H100",
         "power_w": 321.0,
         "sm_clock_hz": 1.98e9,
@@ -124,7 +124,7 @@ def test_what_a_killed_run_has_left_is_restored_by_the_next(machine: FakeMachine
     assert all(locked(machine))
     done = control(machine, "restore", "--json", "--journal", "limits.json")
     assert done.code == 0, done.err
-    assert [each["uuid"] for each in json.loads(done.out)["restored"]] == ["GPU-fake-0", "GPU-fake-1"]
+    assert [each["uuid"] for each in json.loads(done.out)["restored"]] == [uuid(0), uuid(1)]
     assert locked(machine) == [0, 0]
     again = control(machine, "restore", "--json", "--journal", "limits.json")
     assert json.loads(again.out) == {"restored": []}
@@ -155,8 +155,8 @@ def test_what_cannot_be_restored_stays_in_the_journal(machine: FakeMachine, deco
         machine, "restore", "--journal", "limits.json", FAKE_NVML_REFUSES="nvmlDeviceResetGpuLockedClocks:15"
     )
     message = refused(lost)
-    assert "GPU-fake-0" in message
-    assert "GPU-fake-1" in message
+    assert uuid(0) in message
+    assert uuid(1) in message
     assert "keeps them" in message
     assert control(machine, "restore", "--journal", "limits.json").code == 0
     assert locked(machine) == [0, 0]
@@ -170,7 +170,7 @@ def test_a_clock_that_a_gpu_does_not_have_is_refused_before_any_is_set(machine: 
 
 
 def test_a_journal_that_is_none_is_refused_with_the_way_out(machine: FakeMachine) -> None:
-    (machine.state.parent / "limits.json").write_text('{"changed": [{"uuid": "GPU-fake-0", "kind": "fan"}]}')
+    (machine.state.parent / "limits.json").write_text('{"changed": [{"uuid": "GPU-0", "kind": "fan"}]}')
     message = refused(control(machine, "restore", "--journal", "limits.json"))
     assert "changed.0.kind" in message
     assert "nvidia-smi -rgc" in message

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi", reason="serving is an extra")
 
 from tests.cli.command import moiety_process, refused
-from tests.gpus.fake_gpus import FakeGpu
+from tests.gpus.fake_gpus import FakeGpu, uuid
 from tests.runtime.checkpoints import save_checkpoint
 from tests.serve.servers import awaited, ended, planned, served, with_latency_limit
 
@@ -46,24 +46,26 @@ def limit(server: Server) -> dict[str, object]:
     return httpx.get(f"{server.address}/health", timeout=60.0).json()["limit"]
 
 
-def test_clocks_follow_the_load_and_are_restored_when_the_server_has_drained(
+def test_clocks_of_the_ranks_gpus_follow_the_load_and_are_restored_when_the_server_has_drained(
     machine: FakeMachine, plan: Path, checkpoint: Path
 ) -> None:
+    machine.set_gpus(FakeGpu(), FakeGpu(), FakeGpu(), FakeGpu())
     journal = machine.state.with_name("limits.json")
     quick = ("--clocks", "--journal", str(journal), "--window", "0.25")
-    with served(plan, checkpoint, *quick, env=machine.env()) as server:
-        awaited(lambda: locked(machine) == [LOW, LOW])
+    ours = machine.env(CUDA_VISIBLE_DEVICES="3,1,0")  # CUDA counts backwards, and the third is one too many
+    with served(plan, checkpoint, *quick, env=ours) as server:
+        awaited(lambda: locked(machine) == [LOW, 0, LOW, 0])
         assert limit(server) == {"kind": "clock", "value_hz": LOW * 1e6, "is_set": True}
         assert journal.exists()
         beside = moiety_process("control", "restore", "--journal", journal, cwd=journal.parent, env=machine.env())
         assert "another run holds limits" in refused(beside)
-        awaited(lambda: server.complete([3], 20) and locked(machine) == [HIGHEST, HIGHEST])
+        awaited(lambda: server.complete([3], 20) and locked(machine) == [HIGHEST, 0, HIGHEST, 0])
         assert server.metric("moiety_limits_set") == 1
-        awaited(lambda: locked(machine) == [LOW, LOW])  # nobody waits for a token any more
+        awaited(lambda: locked(machine) == [LOW, 0, LOW, 0])  # nobody waits for a token any more
         server.process.send_signal(signal.SIGTERM)
         code, errors = ended(server)
         assert code == 0, errors
-    assert locked(machine) == [0, 0]
+    assert locked(machine) == [0, 0, 0, 0]
     assert not journal.exists()
 
 
@@ -77,7 +79,7 @@ def test_what_a_killed_server_has_set_is_restored_by_command(
         ended(server)
     assert locked(machine) == [LOW, LOW], "nobody could have restored them"
     done = moiety_process("control", "restore", "--json", "--journal", journal, cwd=journal.parent, env=machine.env())
-    assert [each["uuid"] for each in json.loads(done.out)["restored"]] == ["GPU-fake-0", "GPU-fake-1"]
+    assert [each["uuid"] for each in json.loads(done.out)["restored"]] == [uuid(1), uuid(0)]
     assert locked(machine) == [0, 0]
 
 
@@ -120,6 +122,10 @@ def test_where_clocks_cannot_be_set_the_server_does_not_start(
     assert "the plan is for CPUs" in said
     said = refused(moiety_process(*call, cwd=tmp_path, env=machine.env(FAKE_NVML_REFUSES="nvmlInitWithFlags:12")))
     assert "libnvidia-ml.so.1" in said
+    said = refused(moiety_process(*call, cwd=tmp_path, env=machine.env(CUDA_VISIBLE_DEVICES="1")))
+    assert "CUDA shows 1 GPU, and each of 2 ranks takes one" in said
+    said = refused(moiety_process(*call, cwd=tmp_path, env=machine.env(FAKE_CUDA_MIG="1")))
+    assert "is a part of a GPU" in said
     machine.set_gpus(FakeGpu(), FakeGpu(highest_mhz=900))
     assert refused(moiety_process(*call, cwd=tmp_path, env=machine.env())).startswith("GPU 1: clock = ")
     assert locked(machine) == [0, 0]

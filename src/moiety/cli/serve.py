@@ -86,8 +86,8 @@ def serve(
         bool,
         typer.Option(
             "--clocks",
-            help="Set the clock or power cap that is decided on this machine's GPUs, as root; restored at the end. "
-            "Else it is only shown.",
+            help="Set the clock or power cap that is decided on the GPUs that the ranks take, as root; restored at the "
+            "end. Else it is only shown.",
         ),
     ] = False,
     journal: JournalOption = None,

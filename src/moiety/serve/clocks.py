@@ -7,15 +7,17 @@ from typing import TYPE_CHECKING
 
 from moiety.control.commands import CapPower, LockClock
 from moiety.errors import InputError, MoietyError
+from moiety.gpus.cuda_devices import cuda_uuids
 from moiety.gpus.limits import Limit, holding
 from moiety.gpus.nvml import open_gpus
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Sequence
 
     from moiety.control.policy import Deployment
     from moiety.gpus.journal import Journal
     from moiety.gpus.limits import Holder
+    from moiety.gpus.nvml import Gpus
 
 _DRY = "nothing is set without --clocks"
 
@@ -63,19 +65,29 @@ def limit_of(command: LockClock | CapPower) -> Limit:
 
 @contextmanager
 def clocks_of_gpus(deployment: Deployment, journal: Journal, note: Callable[[str], None]) -> Generator[Clocks]:
-    """Give clocks that are set on all GPUs of this machine; at the end of the block they are restored.
+    """Give clocks that are set on the GPUs that the ranks take; at the end of the block they are restored.
 
-    Raises GpuError where there is no driver, InputError where the plan is for CPUs or for other GPUs than there are,
-    or another run holds their limits.
+    Raises GpuError where there is no driver, InputError where the plan is for CPUs, or for more GPUs or others than the
+    ranks may take, or another run holds their limits.
     """
     if not deployment.clock_points:
         raise InputError("the plan is for CPUs, whose clocks are left alone", field="--clocks", remedy="leave it out")
     highest = Limit("clock", deployment.clock_points[0].clock_hz)
     with open_gpus() as gpus:
-        if not len(gpus):
-            raise InputError(
-                "this machine has no GPU whose clock could be set", field="--clocks", remedy="leave it out"
-            )
-        with holding(gpus, range(len(gpus)), journal) as holder:
+        taken = _taken(gpus, cuda_uuids(), deployment.num_ranks * deployment.gpus_per_rank)
+        with holding(gpus, taken, journal) as holder:
             holder.check(highest)
             yield Clocks(holder, note)
+
+
+def _taken(gpus: Gpus, shown: Sequence[str], num_ranks: int) -> list[int]:
+    """Return NVML's indices of the GPUs that ranks take: each the one of its number among those `shown` by CUDA."""
+    if len(shown) < num_ranks:
+        rule = f"CUDA shows {len(shown)} GPU{'s' * (len(shown) != 1)}, and each of {num_ranks} ranks takes one"
+        remedy = "leave it out, or have CUDA_VISIBLE_DEVICES name as many"
+        raise InputError(rule, field="--clocks", remedy=remedy)
+    for uuid in shown[:num_ranks]:
+        if uuid not in gpus.uuids:
+            rule = f"{uuid} is a part of a GPU (MIG): a clock is that of the whole one, which is not this run's alone"
+            raise InputError(rule, field="--clocks", remedy="leave it out")
+    return [gpus.uuids.index(uuid) for uuid in shown[:num_ranks]]
