@@ -7,25 +7,27 @@ published runs, with interleaved pipeline stages, CUDA graphs and whole-layer re
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from moiety.cost.price import Pricer
-from moiety.graph.graph import build_step_graph
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.plan import Schedule
+from moiety.projection.training_formats import WIDE, layer_prices, priced_graphs
 from moiety.projection.training_predictions import joined_rows_work, prediction_blocks, prediction_flops_per_token
 from moiety.projection.training_sharding import sharding_s
 from moiety.projection.training_work import LayerWork, layer_work, recomputed_work, total
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from moiety.calibration.calibration import Calibration
     from moiety.calibration.training import TrainingConstants
     from moiety.cluster.cluster import Cluster
     from moiety.cost.price import OpPrice, PricedGraph
-    from moiety.graph.layout import Layout
+    from moiety.dtypes import Dtype
     from moiety.model.model import Model
     from moiety.plan import Options
+    from moiety.projection.training_formats import Part
     from moiety.projection.training_work import Captured, Recomputed
     from moiety.strategy.strategy import Strategy
 
@@ -59,6 +61,11 @@ class TrainingRun:
 
     predictions: int = 0
     """Tokens beyond the next that every token is trained to predict (Megatron-LM's `--mtp-num-layers`)."""
+
+    formats: Mapping[Part, Dtype] = field(default_factory=dict["Part", "Dtype"])
+    """Parts whose products are in another format than the run's own."""
+    wide_layers: int = 0
+    """Layers at the end whose products are in BF16 altogether."""
 
     @property
     def tokens_per_step(self) -> int:
@@ -130,15 +137,15 @@ def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
 
     The optimizer's state is divided over the copies (`--use-distributed-optimizer`).
     """
-    graph = build_step_graph(run.model, run.strategy, run.schedule, run.options, training=True)
-    priced = Pricer(graph, run.cluster, calibration).priced_graph()
+    graphs = priced_graphs(run, calibration)
+    priced = next(iter(graphs.values()))
     stages, microbatches, device = run.strategy.pp, run.num_microbatches, run.cluster.device
     ends = layer_work((*priced.embedding, *priced.head), None, run.strategy, (), device.memory_bandwidth_bytes_per_s)
     layers = [
-        _block_work(run, priced, block).times(count * microbatches / stages)
-        for block, count in Counter(run.model.layer_blocks).items()
+        _block_work(run, graphs, block, dtype).times(count * microbatches / stages)
+        for (block, dtype), count in Counter(_layers(run)).items()
     ]
-    beyond = _predictions_work(run, priced, graph.layout, calibration).times(microbatches / stages)
+    beyond = _predictions_work(run, graphs, calibration).times(microbatches / stages)
     work = total((*layers, ends.times(microbatches / stages), beyond, _handed_over(run, priced.boundary)))
     gradients = work.gradients_s + sum(price.seconds for price in priced.update if price.op.is_communication)
     if run.shards_parameters:
@@ -149,27 +156,36 @@ def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
         num_microbatches=microbatches,
         bubble=(stages - 1) / (run.virtual_stages * microbatches),
         update_s=update_s / run.strategy.instances,
-        sharding_s=sharding_s(graph, run.cluster, calibration) if run.shards_parameters else 0.0,
+        sharding_s=sharding_s(priced.graph, run.cluster, calibration) if run.shards_parameters else 0.0,
         watts_per_tflops=device.max_power_w / (device.peak("bf16") / 1e12),
         clock_exponent=calibration.power.clock_exponent,
     )
 
 
-def _block_work(run: TrainingRun, priced: PricedGraph, block: int) -> LayerWork:
+def _layers(run: TrainingRun) -> list[tuple[int, Dtype]]:
+    """Return (kind, format) of every layer."""
+    own, narrow = run.options.dtypes.weights, run.model.num_layers - run.wide_layers
+    return [(kind, own if index < narrow else WIDE) for index, kind in enumerate(run.model.layer_blocks)]
+
+
+def _block_work(run: TrainingRun, graphs: Mapping[Dtype, PricedGraph], block: int, dtype: Dtype) -> LayerWork:
+    """Return a layer's work in `dtype`; layers in the run's own format have parts in others."""
     kind, rate = run.model.blocks[block], run.cluster.device.memory_bandwidth_bytes_per_s
-    forward = priced.layers[block]
-    prices = (*forward, *recomputed_work(forward, kind, run.recomputed), *priced.backward[block])
+    formats = run.formats if dtype == run.options.dtypes.weights else {}
+    forward, backward = layer_prices(graphs, block, formats, dtype)
+    prices = (*forward, *recomputed_work(forward, kind, run.recomputed), *backward)
     return layer_work(prices, kind, run.strategy, run.captured, rate)
 
 
-def _predictions_work(run: TrainingRun, priced: PricedGraph, layout: Layout, calibration: Calibration) -> LayerWork:
+def _predictions_work(run: TrainingRun, graphs: Mapping[Dtype, PricedGraph], calibration: Calibration) -> LayerWork:
     """Return a micro-batch's work for tokens beyond the next: rows joined, layers, and the head once more for each."""
     if not run.predictions:
         return LayerWork()
-    bandwidth = run.cluster.device.memory_bandwidth_bytes_per_s
-    parts = [_block_work(run, priced, kind) for kind in prediction_blocks(run.model)]
-    parts.append(layer_work(priced.head, None, run.strategy, (), bandwidth))
-    parts.append(joined_rows_work(run.model, layout, run.cluster, calibration))
+    bandwidth, own = run.cluster.device.memory_bandwidth_bytes_per_s, run.options.dtypes.weights
+    dtype = run.formats.get("predictions", own)
+    parts = [_block_work(run, graphs, kind, dtype) for kind in prediction_blocks(run.model)]
+    parts.append(layer_work(graphs[own].head, None, run.strategy, (), bandwidth))
+    parts.append(joined_rows_work(run.model, graphs[dtype].graph.layout, run.cluster, calibration))
     return total(parts).times(run.predictions)
 
 

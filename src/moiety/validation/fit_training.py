@@ -17,6 +17,7 @@ from moiety.calibration.training import DEFAULT_TRAINING, TrainingCatalog, Train
 from moiety.projection.training_run import TrainingParts, TrainingRun, training_parts
 from moiety.validation.fitting import Fitting, Split, each_value, rounded_fields
 from moiety.validation.least_squares import minimise, robust
+from moiety.validation.published_flops import published_flops_per_token
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 from moiety.validation.training_case import training_run
@@ -71,7 +72,7 @@ def _measured_step_s(row: SystemRow, run: TrainingRun) -> float | None:
     for name in ("tflops_per_gpu", "tflops_forced_balance"):
         tflops = row.metrics.get(name)
         if isinstance(tflops, float) and tflops > 0:
-            return run.tokens_per_step * run.flops_per_token / (1e12 * tflops * run.strategy.num_gpus)
+            return run.tokens_per_step * published_flops_per_token(row, run) / (1e12 * tflops * run.strategy.num_gpus)
     return None
 
 

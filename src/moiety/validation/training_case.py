@@ -14,6 +14,7 @@ from moiety.plan import DtypePolicy, Options
 from moiety.projection.training_run import TrainingRun, training_parts
 from moiety.strategy.legality import broken_rules
 from moiety.strategy.strategy import Strategy
+from moiety.validation.published_flops import published_flops_per_token
 from moiety.validation.serving_case import row_cluster, row_model
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.training_recipes import recipe_of
@@ -44,6 +45,7 @@ _GLOBAL, _MICRO = re.compile(r"GBS (\d+)"), re.compile(r"MBS (\d+)")
 _RACK_GPUS = 64
 """GPUs of a rack that a job of whole multiples of so many uses, where a domain of links has some to spare."""
 _SHARDED = "FSDP"
+_WITHOUT_PREDICTIONS = "(w/o MTP)"
 _SPLIT_EXPERTS = {"MCore", "TP+EP+DP"}
 """Methods that divide experts over the attention's tensor-parallel ranks (Parallel Folding, arXiv 2504.14960)."""
 
@@ -54,7 +56,7 @@ def predict_training(row: SystemRow) -> dict[str, float]:
     parts = training_parts(run, calibration_for(run.cluster.device.architecture))
     step_s = parts.step_s(load_training())
     tokens = run.tokens_per_step / step_s / run.strategy.num_gpus
-    tflops = tokens * run.flops_per_token / 1e12
+    tflops = tokens * published_flops_per_token(row, run) / 1e12
     predicted = {"step_s": step_s, "tok_s_per_gpu": tokens}
     predicted |= dict.fromkeys(("model_tflops_per_gpu", "tflops_per_gpu", "tflops_forced_balance"), tflops)
     return predicted | dict.fromkeys(("mfu", "mfu_bf16"), 1e12 * tflops / run.cluster.device.peak("bf16"))
@@ -107,7 +109,9 @@ def training_run(row: SystemRow) -> TrainingRun:
         recomputed="layers" if "recompute full" in row.notes else recipe.recomputed if recipe else "nothing",
         captured=frozenset(recipe.captured) if recipe else frozenset(),
         shards_parameters=bool(degrees.get("fsdp")) or _SHARDED in f"{row.parallel.get('method')} {row.notes}",
-        predictions=recipe.predictions if recipe else 0,
+        predictions=recipe.predictions if recipe and _WITHOUT_PREDICTIONS not in row.model else 0,
+        formats=recipe.formats if recipe else {},
+        wide_layers=recipe.wide_layers if recipe else 0,
         overlaps_exchange=(recipe is not None and recipe.overlapped_exchange) or "A2A overlap" in row.notes,
     )
 

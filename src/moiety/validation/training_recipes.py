@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from moiety.dtypes import Dtype
 from moiety.package_data import catalog_text
+from moiety.projection.training_formats import Part
 from moiety.projection.training_work import Captured, Recomputed
 from moiety.records import Record
 
@@ -47,6 +49,10 @@ class TrainingRecipe(Record):
     recomputed: Recomputed = "nothing"
     predictions: Annotated[int, Field(ge=0, le=16)] = 0
     """Tokens beyond the next that the run was trained to predict."""
+    formats: dict[Part, Dtype] = Field(default_factory=dict["Part", "Dtype"])
+    """Parts whose products are in another format than `format`."""
+    wide_layers: Annotated[int, Field(ge=0, le=10_000)] = 0
+    """Layers at the end whose products are in BF16."""
 
 
 class TrainingRecipes(Record):
@@ -81,6 +87,12 @@ def recipe_of(row: SystemRow, model: str, device: str) -> TrainingRecipe | None:
     return min(known, key=lambda each: _distance(each, row), default=None)
 
 
+def stated_release(row: SystemRow) -> str:
+    """Return the container that a row's source names, such as 26.04; "" where it names none."""
+    stated = _RELEASE.search(row.source)
+    return stated[1] if stated else ""
+
+
 def _distance(recipe: TrainingRecipe, row: SystemRow) -> tuple[int, ...]:
     stated = {name: int(row.parallel.get(name) or 1) for name in ("tp", "pp", "cp", "ep", "vp")}
     others = sum(getattr(recipe, name) != stated[name] for name in ("tp", "pp", "cp", "ep"))
@@ -104,11 +116,11 @@ def _releases_with(release: str) -> list[str]:
 
 
 def _releases_apart(recipe: TrainingRecipe, row: SystemRow) -> int:
-    stated = _RELEASE.search(row.source)
-    if stated is None or not recipe.releases:
+    stated = stated_release(row)
+    if not stated or not recipe.releases:
         return 0
-    order = _releases_with(stated[1])
-    return min(abs(order.index(each) - order.index(stated[1])) for each in recipe.releases)
+    order = _releases_with(stated)
+    return min(abs(order.index(each) - order.index(stated)) for each in recipe.releases)
 
 
 def _format(precision: str) -> Format:
