@@ -134,7 +134,7 @@ def _cast_bytes(op: Op, work: Gemm) -> float:
 
 
 def _launches(op: Op, block: Block | None, strategy: Strategy) -> float:
-    """Return the kernels of an op: a grouped product is one for each expert, a narrow one casts its operand first."""
+    """Return the kernels of an op: a grouped product is one for each expert, before a narrow one one casts all rows."""
     work, backward = op.work, _is_backward(op)
     if isinstance(work, Collective):
         return _EXCHANGE_LAUNCHES if work.kind in {"dispatch", "combine"} else 1
@@ -144,7 +144,7 @@ def _launches(op: Op, block: Block | None, strategy: Strategy) -> float:
         return 2 if backward else 1
     moe = block.moe if block is not None and work.experts else None
     experts = moe.num_experts / strategy.ep if moe is not None else 1
-    return experts * (2 if backward else 1) * (2 if _is_narrow(work) else 1)
+    return experts * (2 if backward else 1) + (1 if _is_narrow(work) else 0)
 
 
 def _is_captured(op: Op, block: Block | None, captured: Collection[Captured]) -> bool:

@@ -83,12 +83,12 @@ class FlopConvention:
 
 MEGATRON_2025 = FlopConvention(
     "megatron-2025",
-    ("NVIDIA-NeMo/Megatron-Bridge", "NVIDIA/Megatron-LM", "yanring/Megatron-MoE-ModelZoo"),
+    ("NVIDIA-NeMo/Megatron-Bridge", "NVIDIA/Megatron-LM", "yanring/Megatron-MoE-ModelZoo", "MoE Parallel Folding"),
     before="26.06",
     windows=False,
     every_gate=False,
 )
-"""Megatron-Bridge 0.2 to 0.4, and Megatron-LM since March 2025 (its commit 8873b55d6a)."""
+"""Megatron-Bridge 0.2 to 0.4, and Megatron-LM since March 2025 (its commit 8873b55d6a; before it counted all scores)."""
 MEGATRON_2026 = FlopConvention("megatron-2026", ("NVIDIA-NeMo/Megatron-Bridge",))
 """Megatron-Bridge from 0.5 on, in containers from 26.06 on (its commit baa0259bd)."""
 CONVENTIONS = (MEGATRON_2025, MEGATRON_2026)

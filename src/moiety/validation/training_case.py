@@ -17,7 +17,7 @@ from moiety.strategy.strategy import Strategy
 from moiety.validation.published_flops import published_flops_per_token
 from moiety.validation.serving_case import row_cluster, row_model
 from moiety.validation.skipped import SkippedRow
-from moiety.validation.training_recipes import recipe_of
+from moiety.validation.training_recipes import recipe_of, referred_degrees
 from moiety.validation.transfer_case import row_device
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _MODELS = {
 }
 """What frameworks call models of the catalogue."""
 _REMARK = re.compile(r" *\(.*\)$")
-_GLOBAL, _MICRO = re.compile(r"GBS (\d+)"), re.compile(r"MBS (\d+)")
+_GLOBAL, _MICRO, _TOKENS = re.compile(r"GBS (\d+)"), re.compile(r"MBS (\d+)"), re.compile(r"(\d+)M tokens$")
 _RACK_GPUS = 64
 """GPUs of a rack that a job of whole multiples of so many uses, where a domain of links has some to spare."""
 _SHARDED = "FSDP"
@@ -64,13 +64,13 @@ def predict_training(row: SystemRow) -> dict[str, float]:
 
 def training_run(row: SystemRow) -> TrainingRun:
     """Return what `row` describes; raise SkippedRow with the reason where something is missing or not modelled."""
-    degrees = {name: value for name, value in row.parallel.items() if isinstance(value, int | float)}
-    if "same_as" in row.parallel:
-        raise SkippedRow("the degrees are stated by reference to another row only")
     if not row.n_gpus or not row.isl:
         raise SkippedRow("the number of GPUs or the sequence length is not stated")
     name = _REMARK.sub("", row.model.lower())
     model = row_model(_MODELS.get(name, name))
+    if "same_as" in row.parallel:
+        row = row.model_copy(update={"parallel": referred_degrees(row, model.name)})
+    degrees = {name: value for name, value in row.parallel.items() if isinstance(value, int | float)}
     dtype = _format(row)
     tp, cp, pp = (int(degrees.get(name, 1)) for name in ("tp", "cp", "pp"))
     ep = int(degrees.get("ep", 1)) if model.moe is not None else 1
@@ -79,17 +79,14 @@ def training_run(row: SystemRow) -> TrainingRun:
     strategy = _strategy(tp, cp, pp, (ep, etp), row.n_gpus)
     if broken_rules(model, strategy):
         raise SkippedRow(f"the degrees do not divide {model.name}")
-    sequences, microbatch = _GLOBAL.match(row.batch or ""), _MICRO.search(row.batch or "")
-    if not sequences:
-        raise SkippedRow("the global batch is not stated")
-    size = int(microbatch[1]) if microbatch else 1
-    count, rest = divmod(int(sequences[1]), size * strategy.num_groups)
-    if rest or not count:
-        raise SkippedRow("the global batch does not divide over the data-parallel groups")
+    size, count = _microbatches(row, strategy.num_groups)
     cluster = _cluster(row)
     recipe = recipe_of(row, model.name, cluster.device.name)
     sends_once = strategy.etp > 1 or (recipe is not None and recipe.dispatcher != "alltoall")
-    staged = recipe.vp if recipe is not None and recipe.pp == pp > 1 else 1
+    known = recipe is not None and recipe.pp == pp
+    if pp > 1 and not known and "vp" not in row.parallel:
+        raise SkippedRow("how many parts each pipeline stage has is not stated")
+    staged = recipe.vp if recipe is not None and known and pp > 1 else 1
     return TrainingRun(
         model=model,
         cluster=cluster,
@@ -114,6 +111,23 @@ def training_run(row: SystemRow) -> TrainingRun:
         wide_layers=recipe.wide_layers if recipe else 0,
         overlaps_exchange=(recipe is not None and recipe.overlapped_exchange) or "A2A overlap" in row.notes,
     )
+
+
+def _microbatches(row: SystemRow, num_groups: int) -> tuple[int, int]:
+    """Return a micro-batch's sequences, and how many of those each data-parallel group has."""
+    stated, microbatch = _GLOBAL.match(row.batch or ""), _MICRO.search(row.batch or "")
+    tokens = _TOKENS.match(row.batch or "")
+    if stated:
+        sequences = int(stated[1])
+    elif tokens:
+        sequences = round(int(tokens[1]) * 2**20 / (row.isl or 1))
+    else:
+        raise SkippedRow("the global batch is not stated")
+    size = int(microbatch[1]) if microbatch else 1
+    count, rest = divmod(sequences, size * num_groups)
+    if rest or not count:
+        raise SkippedRow("the global batch does not divide over the data-parallel groups")
+    return size, count
 
 
 def _has_sinks(model: Model) -> bool:

@@ -13,11 +13,12 @@ from moiety.package_data import catalog_text
 from moiety.projection.training_formats import Part
 from moiety.projection.training_work import Captured, Recomputed
 from moiety.records import Record
+from moiety.validation.skipped import SkippedRow
 
 if TYPE_CHECKING:
     from moiety.validation.system_row import SystemRow
 
-PUBLISHED = ("megatron-bridge-2026-08", "megatron-moe-modelzoo-2026-08")
+PUBLISHED = ("megatron-bridge-2026-08", "megatron-moe-modelzoo-2026-08", "moe-parallel-folding-2025-04")
 _RELEASE = re.compile(r"\[(\d\d\.\d\d(?:\.\d\d)?) ")
 _GLOBAL, _MICRO = re.compile(r"GBS (\d+)"), re.compile(r"MBS (\d+)")
 Degree = Annotated[int, Field(gt=0, le=1_048_576)]
@@ -40,6 +41,10 @@ class TrainingRecipe(Record):
     cp: Degree = 1
     vp: Degree = 1
     ep: Degree = 1
+    etp: Degree | None = None
+    """Ranks that share an expert; None: as the method divides them."""
+    method: str | None = None
+    """The publisher's name of the division, by which its other tables refer to it."""
     captured: tuple[Captured, ...] = ()
     """What CUDA graphs hold."""
     overlapped_exchange: bool = False
@@ -73,8 +78,8 @@ def published_recipes() -> tuple[TrainingRecipes, ...]:
 def recipe_of(row: SystemRow, model: str, device: str) -> TrainingRecipe | None:
     """Return the recipe that a row was most likely run from; None where none is published for its model and device.
 
-    One with the row's degrees counts before all others, of the release nearest to the row's; of those the one that
-    agrees best in batch and number of GPUs.
+    One with the row's method and degrees counts before all others, of the release nearest to the row's; of those the
+    one that agrees best in batch and number of GPUs.
     """
     labels = (model, device, _format(row.precision or ""))
     known = [
@@ -93,11 +98,23 @@ def stated_release(row: SystemRow) -> str:
     return stated[1] if stated else ""
 
 
+def referred_degrees(row: SystemRow, model: str) -> dict[str, int | str]:
+    """Return the degrees of a row that states them by reference to a table; raise SkippedRow where it has none of it."""
+    method = row.parallel.get("method")
+    for published in published_recipes():
+        for each in published.recipes:
+            if row.source.startswith(published.publisher) and (each.model, each.method) == (model, method):
+                degrees = each.model_dump(include={"method", "tp", "pp", "cp", "ep", "etp"})
+                return {name: value for name, value in degrees.items() if value is not None}
+    raise SkippedRow("the degrees are stated by reference to another row only")
+
+
 def _distance(recipe: TrainingRecipe, row: SystemRow) -> tuple[int, ...]:
     stated = {name: int(row.parallel.get(name) or 1) for name in ("tp", "pp", "cp", "ep", "vp")}
     others = sum(getattr(recipe, name) != stated[name] for name in ("tp", "pp", "cp", "ep"))
     sequences, micro = _GLOBAL.search(row.batch or ""), _MICRO.search(row.batch or "")
     return (
+        int(recipe.method not in {None, row.parallel.get("method")}),
         int(others > 0),
         _releases_apart(recipe, row),
         others,
