@@ -9,8 +9,11 @@ import pytest
 
 from moiety.calibration.catalog import calibration_for
 from moiety.calibration.training import TrainingConstants, load_training
+from moiety.model.attention import LinearAttention
+from moiety.projection.training_formats import layer_prices
 from moiety.projection.training_predictions import prediction_blocks
-from moiety.projection.training_run import TrainingRun, training_parts
+from moiety.projection.training_run import TrainingRun, priced_graphs, training_parts
+from moiety.projection.training_work import layer_work
 from moiety.validation.fit_training import MeasuredRun, fit_training
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
@@ -32,6 +35,7 @@ ROW: dict[str, Any] = {
 }
 
 BRIDGE = "NVIDIA-NeMo/Megatron-Bridge:docs/performance-summary.md"
+FOLDING = "MoE Parallel Folding (arXiv 2504.14960) Table 4"
 GB200: dict[str, Any] = {
     "hardware": "DGX-GB200",
     "n_gpus": 8,
@@ -62,6 +66,7 @@ def _degrees(**changes: object) -> dict[str, object]:
         ({"parallel": _degrees(tp=2, ep=4, method="MCore")}, "ep4_tp2_pp2", 64),
         ({"parallel": _degrees(tp=2, ep=4, etp=1, method="Folding")}, "tp2_dp2_ep4_pp2_x2", 64),
         ({"batch": "GBS 512"}, "ep8_tp1_pp2", 64),
+        ({"batch": "2M tokens"}, "ep8_tp1_pp2", 64),
         ({"parallel": _degrees(cp=2)}, "ep8_tp1_cp2_pp2", 64),
         ({"parallel": _degrees(cp=4, tp=4), "n_gpus": 64}, "tp4_dp2_ep8_cp4_pp2_x4", 128),
         ({"model": "LLAMA3_8B", "parallel": _degrees(cp=2, ep=None)}, "tp1_cp2_pp2_x4", 64),
@@ -79,7 +84,9 @@ def test_degrees_and_batch_become_a_run(changes: dict[str, Any], strategy: str, 
         ({"parallel": _degrees(cp=16)}, "degrees do not divide|context parallelism"),
         ({"parallel": {"same_as": "Table 3"}}, "by reference"),
         ({"parallel": _degrees(ep=3)}, "divide"),
-        ({"batch": "16M tokens"}, "global batch"),
+        ({"batch": "every document once"}, "global batch"),
+        ({"parallel": {"tp": 1, "pp": 2, "ep": 8}}, "how many parts each pipeline stage has"),
+        ({"source": FOLDING, "parallel": {"method": "Unheard-of", "same_as": "Table 3"}}, "by reference"),
         ({"batch": "GBS 7 MBS 2"}, "global batch does not divide"),
         ({"precision": "int3"}, "int3"),
         ({"model": "unheard-of"}, "catalogue"),
@@ -90,6 +97,22 @@ def test_degrees_and_batch_become_a_run(changes: dict[str, Any], strategy: str, 
 def test_what_cannot_be_predicted_is_skipped_by_name(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(SkippedRow, match=reason):
         _run(**changes)
+
+
+@pytest.mark.parametrize(
+    ("model", "method", "strategy", "parts"),
+    [
+        ("Mixtral-8x22B", "Folding", "tp2_dp4_ep8_pp8_x2", 7),
+        ("Mixtral-8x22B", "MCore", "ep4_tp2_pp8_x2", 7),
+        ("Mixtral-8x22B", "TP+EP+DP", "ep8_tp4_x4", 1),
+        ("Qwen2-57B-A14B", "FSDP+EP", "ep8_tp1_x16", 1),
+    ],
+)
+def test_degrees_stated_by_reference_are_those_of_the_table(model: str, method: str, strategy: str, parts: int) -> None:
+    changes = {"source": FOLDING, "model": model, "parallel": {"method": method, "same_as": "Table 3"}}
+    run = _run(**changes, n_gpus=128, batch="GBS 1024 (four times as many)")
+    assert (run.strategy.name, run.virtual_stages) == (strategy, parts)
+    assert run.shards_parameters == ("FSDP" in method)
 
 
 def test_a_job_of_whole_racks_uses_64_gpus_of_each() -> None:
@@ -155,6 +178,48 @@ def test_how_many_tokens_a_run_predicted_is_read_in_its_recipe(model: str, predi
     parallel = {"tp": 1.0, "pp": 1.0, "cp": 1.0, "vp": None, "ep": float(ep), "fsdp": 0}
     row = ROW | GB200 | {"model": model, "n_gpus": 64, "source": f"{BRIDGE} [26.06 NeMo Container]"}
     assert training_run(SystemRow.model_validate(row | {"parallel": parallel})).predictions == predictions
+
+
+def test_a_row_may_say_that_no_token_beyond_the_next_was_predicted() -> None:
+    row = ROW | GB200 | {"n_gpus": 256, "source": f"{BRIDGE} [25.11 NeMo Container]"}
+    row |= {"parallel": {"tp": 1, "pp": 4, "vp": 4, "ep": 64}, "batch": "GBS 2048 MBS 1"}
+    for model, predictions in (("DeepSeekV3", 1), ("DeepSeekV3 (w/o MTP)", 0)):
+        assert training_run(SystemRow.model_validate(row | {"model": model})).predictions == predictions
+
+
+def test_parts_in_another_format_are_those_that_a_recipe_names() -> None:
+    row = ROW | GB200 | {"model": "Nemotron_3_Super", "n_gpus": 64, "source": f"{BRIDGE} [26.08 NeMo Container]"}
+    row |= {"parallel": {"tp": 1, "pp": 1, "ep": 64}, "precision": "NVFP4", "batch": "GBS 512 MBS 1"}
+    run = training_run(SystemRow.model_validate(row))
+    assert (run.formats["attention"], run.formats["mamba_out"], run.wide_layers) == ("bf16", "fp8", 14)
+
+
+def test_every_part_that_leaves_a_narrow_format_takes_longer_until_all_is_wide() -> None:
+    run = replace(_run(precision="NVFP4", hardware="DGX-B200"), model=hybrid_model(), predictions=1)
+    wide = run.options.dtypes.model_copy(update={"weights": "bf16", "experts": "bf16"})
+    all_wide = replace(run, options=run.options.model_copy(update={"dtypes": wide}))
+    parts = {"attention": "bf16", "mamba_out": "bf16", "predictions": "bf16"}
+    runs = [replace(run, formats=dict(list(parts.items())[:count])) for count in range(len(parts) + 1)]
+    runs += [replace(runs[-1], wide_layers=count) for count in (1, run.model.num_layers)]
+    works = [training_parts(each, calibration_for("blackwell")).work for each in (*runs, all_wide)]
+    products = [work.products_s for work in works]
+    assert products == sorted(products)
+    assert len(set(products)) == len(runs)
+    assert works[-2].products_s == pytest.approx(works[-1].products_s)
+    assert works[-2].passes_s == pytest.approx(works[-1].passes_s)
+
+
+def test_a_scan_goes_through_memory_and_is_made_again_on_the_way_back() -> None:
+    run = replace(_run(), model=hybrid_model())
+    (scan,) = [block for block in run.model.blocks if isinstance(block.attention, LinearAttention)]
+    graphs = priced_graphs(run, calibration_for("hopper"))
+    passes = layer_prices(graphs, run.model.blocks.index(scan), {}, "bf16")
+    forward, backward = (
+        layer_work([p for p in prices if p.op.name.startswith("attention")], scan, run.strategy, (), 1e12)
+        for prices in passes
+    )
+    assert forward.products_s == backward.products_s == 0
+    assert 2 * forward.passes_s < backward.passes_s
 
 
 def test_an_exchange_beside_computation_costs_a_part_of_itself() -> None:
@@ -252,7 +317,7 @@ def test_a_fit_finds_the_constants_that_made_the_steps() -> None:
         {},
         {"parallel": _degrees(pp=1), "n_gpus": 64},
         {"model": "LLAMA3_8B", "parallel": {"tp": 2, "pp": 1}, "n_gpus": 64},
-        {"model": "LLAMA3_70B", "parallel": {"tp": 8, "pp": 2}, "n_gpus": 64},
+        {"model": "LLAMA3_70B", "parallel": {"tp": 8, "pp": 2, "vp": None}, "n_gpus": 64},
         {"model": "Mixtral-8x7B", "n_gpus": 128, "parallel": _degrees(pp=1)},
     ]
     runs = [_run(**each) for each in changes]

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from moiety.cost.price import Pricer
-from moiety.graph.graph import build_step_graph
 from moiety.model.attention import LinearAttention
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from moiety.calibration.calibration import Calibration
     from moiety.cost.price import OpPrice, PricedGraph
     from moiety.dtypes import Dtype
     from moiety.graph.op import Op
     from moiety.model.model import Block
-    from moiety.projection.training_run import TrainingRun
 
 Part = Literal["attention", "latent", "mamba_out", "predictions"]
-"""Projections of softmax attention, of rows into the experts' latent and back, out of Mamba-2; layers of predictions."""
+"""Projections of softmax attention, into the experts' latent and back, out of Mamba-2; layers of predictions."""
 WIDE: Dtype = "bf16"
 """What layers that are kept out of narrow formats compute in."""
-
-
-def priced_graphs(run: TrainingRun, calibration: Calibration) -> dict[Dtype, PricedGraph]:
-    """Return the run's step priced in its own format, which comes first, and in each other that it uses."""
-    own = run.options.dtypes.weights
-    others = {*run.formats.values(), *([WIDE] if run.wide_layers else [])} - {own}
-    return {each: _priced_graph(run, calibration, each) for each in (own, *sorted(others))}
-
-
-def _priced_graph(run: TrainingRun, calibration: Calibration, dtype: Dtype) -> PricedGraph:
-    dtypes = run.options.dtypes.model_copy(update={"weights": dtype, "experts": dtype})
-    options = run.options.model_copy(update={"dtypes": dtypes})
-    graph = build_step_graph(run.model, run.strategy, run.schedule, options, training=True)
-    return Pricer(graph, run.cluster, calibration).priced_graph()
 
 
 def layer_prices(

@@ -10,9 +10,12 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from moiety.cost.price import Pricer
+from moiety.dtypes import Dtype
+from moiety.graph.graph import build_step_graph
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.plan import Schedule
-from moiety.projection.training_formats import WIDE, layer_prices, priced_graphs
+from moiety.projection.training_formats import WIDE, Part, layer_prices
 from moiety.projection.training_predictions import joined_rows_work, prediction_blocks, prediction_flops_per_token
 from moiety.projection.training_sharding import sharding_s
 from moiety.projection.training_work import LayerWork, layer_work, recomputed_work, total
@@ -24,10 +27,8 @@ if TYPE_CHECKING:
     from moiety.calibration.training import TrainingConstants
     from moiety.cluster.cluster import Cluster
     from moiety.cost.price import OpPrice, PricedGraph
-    from moiety.dtypes import Dtype
     from moiety.model.model import Model
     from moiety.plan import Options
-    from moiety.projection.training_formats import Part
     from moiety.projection.training_work import Captured, Recomputed
     from moiety.strategy.strategy import Strategy
 
@@ -162,6 +163,19 @@ def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
     )
 
 
+def priced_graphs(run: TrainingRun, calibration: Calibration) -> dict[Dtype, PricedGraph]:
+    """Return the run's step priced in its own format, which comes first, and in each other that it uses."""
+    own = run.options.dtypes.weights
+    used = dict.fromkeys((own, *run.formats.values(), *((WIDE,) if run.wide_layers else ())))
+    priced: dict[Dtype, PricedGraph] = {}
+    for dtype in used:
+        dtypes = run.options.dtypes.model_copy(update={"weights": dtype, "experts": dtype})
+        options = run.options.model_copy(update={"dtypes": dtypes})
+        graph = build_step_graph(run.model, run.strategy, run.schedule, options, training=True)
+        priced[dtype] = Pricer(graph, run.cluster, calibration).priced_graph()
+    return priced
+
+
 def _layers(run: TrainingRun) -> list[tuple[int, Dtype]]:
     """Return (kind, format) of every layer."""
     own, narrow = run.options.dtypes.weights, run.model.num_layers - run.wide_layers
@@ -171,7 +185,7 @@ def _layers(run: TrainingRun) -> list[tuple[int, Dtype]]:
 def _block_work(run: TrainingRun, graphs: Mapping[Dtype, PricedGraph], block: int, dtype: Dtype) -> LayerWork:
     """Return a layer's work in `dtype`; layers in the run's own format have parts in others."""
     kind, rate = run.model.blocks[block], run.cluster.device.memory_bandwidth_bytes_per_s
-    formats = run.formats if dtype == run.options.dtypes.weights else {}
+    formats = run.formats if dtype == run.options.dtypes.weights else dict[Part, Dtype]()
     forward, backward = layer_prices(graphs, block, formats, dtype)
     prices = (*forward, *recomputed_work(forward, kind, run.recomputed), *backward)
     return layer_work(prices, kind, run.strategy, run.captured, rate)

@@ -32,6 +32,8 @@ _FEED_FORWARD = (
 """How the names of a feed-forward part's ops begin (`graph/feed_forward.py`)."""
 _GRADIENT_BYTES = 4
 """A weight's gradient in BF16, read and written again in every micro-batch as it adds up."""
+_AGAIN = 3.5 / 2.5
+"""A backward pass that makes its forward pass again, over one that does not (`graph/training.py`)."""
 _EXCHANGE_LAUNCHES = 4
 """Counts of tokens, their sum over the group, the permutation, the exchange."""
 
@@ -43,7 +45,7 @@ class LayerWork:
     products_s: float = 0.0
     """Products and attention, at full clock."""
     passes_s: float = 0.0
-    """Kernels that only move bytes, casts to narrow formats among them."""
+    """Kernels that only move bytes, casts to narrow formats and the scans of Mamba-2 among them."""
     accumulation_s: float = 0.0
     """Gradients of weights, added to those of the micro-batches before."""
     exchange_s: float = 0.0
@@ -106,11 +108,35 @@ def _op_work(
         divided = strategy.tp if op.name.removesuffix(".backward") in _SEQUENCE_PARALLEL else 1
         return LayerWork(passes_s=seconds / divided, launches=launches)
     if isinstance(work, AttentionCore):
-        return LayerWork(products_s=seconds, launches=launches)
+        mamba = _mamba(block)
+        passes_s = _mamba_passes_s(price, mamba, bytes_per_s) if mamba else 0.0
+        return LayerWork(products_s=0.0 if mamba else seconds, passes_s=passes_s, launches=launches)
     added = work.groups * work.n * work.k * _GRADIENT_BYTES / bytes_per_s if _is_backward(op) else 0.0
     return LayerWork(
         products_s=seconds, passes_s=_cast_bytes(op, work) / bytes_per_s, accumulation_s=added, launches=launches
     )
+
+
+def _mamba(block: Block | None) -> LinearAttention | None:
+    """Return a layer's Mamba-2, None where it has none."""
+    attention = block.attention if block is not None else None
+    return attention if isinstance(attention, LinearAttention) and attention.variant == "mamba2" else None
+
+
+def _mamba_passes_s(price: OpPrice, attention: LinearAttention, bytes_per_s: float) -> float:
+    """Return the seconds of a Mamba-2 layer's scan, convolution and gated norm, all of which go through memory.
+
+    The scan is several kernels that hand chunks' states to each other. Its backward pass makes what it needs of scan
+    and convolution again (`mamba_split_conv1d_scan_combined`, which Megatron-LM trains with).
+    """
+    assert price.op.output is not None, "a scan has rows"
+    tokens, values = price.op.output.shape
+    keys = attention.num_key_heads * attention.key_head_dim / (attention.num_value_heads * attention.value_head_dim)
+    element = BYTES_PER_ELEMENT[price.op.output.dtype] / bytes_per_s
+    convolution, norm = 2 * tokens * values * (1 + 2 * keys) * element, 3 * tokens * values * element
+    if not _is_backward(price.op):
+        return price.seconds + convolution + norm
+    return price.seconds * _AGAIN + 3 * convolution + 2 * norm
 
 
 def _is_backward(op: Op) -> bool:
@@ -156,8 +182,7 @@ def _is_captured(op: Op, block: Block | None, captured: Collection[Captured]) ->
     if exchanged or (isinstance(work, Gemm | MemoryPass) and work.experts):
         return "moe" in captured
     if block.feed_forward is None or not _is_after_attention(op):
-        is_mamba = isinstance(block.attention, LinearAttention) and block.attention.variant == "mamba2"
-        return ("mamba" if is_mamba else "attn") in captured
+        return ("mamba" if _mamba(block) else "attn") in captured
     return ("mlp" if block.moe is None else "moe_router") in captured
 
 

@@ -88,7 +88,7 @@ MEGATRON_2025 = FlopConvention(
     windows=False,
     every_gate=False,
 )
-"""Megatron-Bridge 0.2 to 0.4, and Megatron-LM since March 2025 (its commit 8873b55d6a; before it counted all scores)."""
+"""Megatron-Bridge 0.2 to 0.4, and Megatron-LM since March 2025 (its commit 8873b55d6a; before, all scores counted)."""
 MEGATRON_2026 = FlopConvention("megatron-2026", ("NVIDIA-NeMo/Megatron-Bridge",))
 """Megatron-Bridge from 0.5 on, in containers from 26.06 on (its commit baa0259bd)."""
 CONVENTIONS = (MEGATRON_2025, MEGATRON_2026)
@@ -118,7 +118,7 @@ def _feed_forward(part: FeedForward, hidden: int, *, counts_gate: bool) -> float
 
 
 def _mamba2(attention: LinearAttention, hidden: int) -> float:
-    """Return the forward FLOPs that Megatron counts for a layer whose inner width is twice the model's, as it takes all."""
+    """Return the forward FLOPs that Megatron counts: it takes every such layer to be twice as wide as the model."""
     inner, states = 2 * hidden, attention.num_key_heads * attention.key_head_dim
     emitted = 2 * inner + 2 * states + attention.num_value_heads
     return 2.0 * hidden * (emitted + inner) + _SCAN_FLOPS * inner * attention.key_head_dim

@@ -64,12 +64,12 @@ def predict_training(row: SystemRow) -> dict[str, float]:
 
 def training_run(row: SystemRow) -> TrainingRun:
     """Return what `row` describes; raise SkippedRow with the reason where something is missing or not modelled."""
-    if not row.n_gpus or not row.isl:
-        raise SkippedRow("the number of GPUs or the sequence length is not stated")
     name = _REMARK.sub("", row.model.lower())
     model = row_model(_MODELS.get(name, name))
     if "same_as" in row.parallel:
-        row = row.model_copy(update={"parallel": referred_degrees(row, model.name)})
+        return training_run(row.model_copy(update={"parallel": referred_degrees(row, model.name)}))
+    if not row.n_gpus or not row.isl:
+        raise SkippedRow("the number of GPUs or the sequence length is not stated")
     degrees = {name: value for name, value in row.parallel.items() if isinstance(value, int | float)}
     dtype = _format(row)
     tp, cp, pp = (int(degrees.get(name, 1)) for name in ("tp", "cp", "pp"))

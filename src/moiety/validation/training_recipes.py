@@ -99,7 +99,7 @@ def stated_release(row: SystemRow) -> str:
 
 
 def referred_degrees(row: SystemRow, model: str) -> dict[str, int | str]:
-    """Return the degrees of a row that states them by reference to a table; raise SkippedRow where it has none of it."""
+    """Return the degrees of a row that refers to a table for them; raise SkippedRow where that has none of it."""
     method = row.parallel.get("method")
     for published in published_recipes():
         for each in published.recipes:
