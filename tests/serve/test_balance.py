@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import threading
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ pytest.importorskip("fastapi", reason="serving is an extra")
 
 from tests.chaos.streams import Stream
 from tests.runtime.checkpoints import greedy_continuation, reference_model
+from tests.serve.pondering import BEGAN, MAY_END
 from tests.serve.servers import awaited, ended, planned, served
 from tests.serve.skewed import HALF, skewed_checkpoint
 
@@ -53,13 +55,15 @@ class Traffic(threading.Thread):
 
 
 def test_experts_stay_while_the_load_does_and_follow_it_when_it_drifts(tmp_path: Path) -> None:
+    """And while a search for moves goes on, so do answers."""
     checkpoint = skewed_checkpoint(tmp_path / "qwen3")
     oracle = reference_model(checkpoint)
     expected = {prompt[0]: greedy_continuation(oracle, prompt, NEW) for prompt in (*FIRST, *SECOND)}
     streams = [greedy_continuation(oracle, [prompt[0]], LONG) for prompt in (FIRST[0], SECOND[0])]
     plan = planned(tmp_path / "plan", checkpoint, "local:2", "tp1_dp2_ep2")
     mixed = [prompt for pair in zip(FIRST, SECOND, strict=True) for prompt in pair]
-    with served(plan, checkpoint, "--window", "0.5") as server:
+    pondering = {**os.environ, "PONDERING": str(tmp_path)}
+    with served(plan, checkpoint, "--window", "0.5", module="tests.serve.pondering", env=pondering) as server:
         assert [each["experts"] for each in server.ranks()] == [[0, 1, 2, 3], [4, 5, 6, 7]]
         epoch = server.epoch()
         steady = Traffic(server, mixed, expected)
@@ -67,8 +71,14 @@ def test_experts_stay_while_the_load_does_and_follow_it_when_it_drifts(tmp_path:
         awaited(lambda: server.control()["windows"] >= WINDOWS, within_s=240.0)
         steady.end()
         assert server.control()["moves"] == server.metric("moiety_expert_moves_total") == 0
+        assert not (tmp_path / BEGAN).exists(), "nothing is searched while nothing has changed"
         drifted = Traffic(server, FIRST, expected)
         drifted.start()
+        awaited((tmp_path / BEGAN).exists, within_s=240.0)
+        for prompt in SECOND:
+            assert server.complete(prompt, NEW) == expected[prompt[0]]
+        assert server.control()["moves"] == 0, "the search goes on"
+        (tmp_path / MAY_END).touch()
         readers = [Stream(server, [prompt[0]], LONG) for prompt in (FIRST[0], SECOND[0])]
         awaited(lambda: server.control()["moves"] > 0 and not server.control()["pending_moves"], within_s=240.0)
         for each in readers:

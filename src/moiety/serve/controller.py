@@ -20,7 +20,7 @@ from moiety.control.commands import (
     Refuse,
     ScaleUp,
 )
-from moiety.control.decide import settle
+from moiety.control.decide import RULES_BESIDE_SEARCH, settle
 from moiety.control.events import Exited, ExpertCounts, Issued, Joined, Parted, Unfit
 from moiety.control.health import slowness
 from moiety.control.metrics import metrics_text
@@ -30,6 +30,7 @@ from moiety.runtime.elastic import events as crew_events
 from moiety.runtime.elastic.replan import CoverageLostError
 from moiety.runtime.serving.order import StepAnswer
 from moiety.serve.pace import Pace, step_times
+from moiety.serve.searcher import Searcher
 from moiety.serve.traffic import Traffic, Users
 from moiety.serve.translation import done_moves, heartbeats, positions, slot_moves, told, whole_map
 from moiety.serve.window import Window
@@ -61,6 +62,7 @@ class Controller:
         """What users see, as the event loop says."""
         self._traffic = Traffic(self.users)
         self._state: State | None = None
+        self._searcher = Searcher()
         self._is_founded = False
         """Whether the crew has declared its first generation."""
         self._losses: list[str] = []
@@ -137,7 +139,7 @@ class Controller:
         requests = self._traffic.metrics(self._policy.window_s, now_s)
         if requests is not None:
             self._tell(requests)
-        self._state, commands = settle(self._state, now_s)
+        self._state, commands = self._decided(self._state, now_s)
         if commands:
             self._carry_out(commands, crew, homes)
 
@@ -151,8 +153,18 @@ class Controller:
         waiting = np.flatnonzero(state.ranks.status == Status.JOINING).tolist()
         coming = tuple({*waiting, *(each for each in group if not state.ranks.working[each])})
         now_s = time.monotonic()
-        state, _ = settle(apply(Issued(now_s, Admit(state.epoch + 1, coming)), state), now_s)
+        admitted = apply(Issued(now_s, Admit(state.epoch + 1, coming)), state)
+        state, _ = settle(admitted, now_s, RULES_BESIDE_SEARCH)
         return None if state.refused else wanted_map(state)
+
+    def _decided(self, state: State, now_s: float) -> tuple[State, tuple[Command, ...]]:
+        """Return the state when all is decided that can be now, and what was; searches go on beside."""
+        state, commands = settle(state, now_s, RULES_BESIDE_SEARCH)
+        moves = self._searcher.moves_for(state)
+        if moves is None:
+            return state, commands
+        state, more = settle(apply(Issued(now_s, moves), state), now_s, RULES_BESIDE_SEARCH)
+        return state, (*commands, moves, *more)
 
     def _tell(self, event: Event) -> None:
         assert self._state is not None, "there is a state from the first generation on"
