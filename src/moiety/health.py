@@ -18,12 +18,17 @@ if TYPE_CHECKING:
 
     Mask = NDArray[np.bool_]
     Seconds = NDArray[np.float64]
+    Work = NDArray[np.float64]
 
 _MAD_TO_SIGMA = 1.4826
 """Of a normal law (Rousseeuw and Croux, "Alternatives to the median absolute deviation", 1993)."""
 _SIGMAS = 6.0
 FEWEST_PEERS = 3
 """Ranks that a median says anything about."""
+FEWEST_WINDOWS = 16
+"""That say anything of a rank's past."""
+_NEAREST = 5
+"""Windows of the past, those nearest in work, that a rank's time is held against."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +110,7 @@ def cut_off(blames: Iterable[Blame], patience: Patience, now_s: float) -> int | 
     return max(counts, key=lambda each: (counts[each], each))
 
 
-def relative_times(own_s: Seconds, work: NDArray[np.float64] | None = None) -> Seconds:
+def relative_times(own_s: Seconds, work: Work | None = None) -> Seconds:
     """Return each rank's own time for the same steps over what its work takes by the word of the median rank, [ranks].
 
     `work` [ranks, kinds] is how much of each kind each had to do; None: all had the same. A step that takes a fixed
@@ -115,14 +120,41 @@ def relative_times(own_s: Seconds, work: NDArray[np.float64] | None = None) -> S
     """
     if not len(own_s):
         return own_s
-    longer = np.ones((len(own_s), len(own_s)))
-    if work is not None:
-        of, by = work[:, None, :], work[None, :, :]
-        times = np.divide(of, by, out=np.where(of > 0, np.inf, 1.0) + 0.0 * by, where=by > 0)
-        longer = np.maximum(times.max(axis=2, initial=1.0), 1.0)
+    longer = np.ones((len(own_s), len(own_s))) if work is None else _longer(work[:, None, :], work[None, :, :])
     expected = np.median(own_s[None, :] * longer, axis=1)
     found: Seconds = np.divide(own_s, expected, out=np.ones(len(own_s)), where=expected > 0)
     return found
+
+
+def _longer(of: Work, by: Work) -> NDArray[np.float64]:
+    """Return how many times as long one work may take as another at most, 1 at least; [..., kinds] -> [...]."""
+    times = np.divide(of, by, out=np.where(of > 0, np.inf, 1.0) + 0.0 * by, where=by > 0)
+    return np.maximum(times.max(axis=-1, initial=1.0), 1.0)
+
+
+def paces_beside_past(own_s: Seconds, work: Work, past_s: Seconds, past_work: Work) -> Seconds:
+    """Return by how much each rank has become slower than the others have meanwhile, [ranks].
+
+    `work` [ranks, kinds] is how much of each kind each had to do; `past_s` [windows, ranks] and `past_work` [windows,
+    ranks, kinds] are those of earlier windows, NaN where there were none. By the law of `relative_times` the time of
+    one window holds that of another between two bounds, and no work breaks these: a rank is taken to have become slower
+    by the least that its time can mean, and the machine by the most that the others' can. Both since the same window;
+    of all windows those nearest in work are asked, and their median counts. NaN where there are too few, or no other
+    rank; 0 where nothing is said, as there was no work like it.
+    """
+    known = ~np.isnan(past_s).any(axis=1)
+    if len(own_s) < FEWEST_PEERS - 1 or known.sum() < FEWEST_WINDOWS:
+        return np.full(len(own_s), np.nan)
+    longer, shorter = _longer(work, past_work[known]), _longer(past_work[known], work)
+    over, spread = own_s / past_s[known], np.log(longer) + np.log(shorter)
+    least, most = over / longer, over * shorter
+    return np.array([_pace(least[:, rank], np.delete(most, rank, 1), spread) for rank in range(len(own_s))])
+
+
+def _pace(least: Seconds, others: Seconds, spread: Seconds) -> float:
+    """Return a rank's pace: the median over the windows whose work, of all ranks, is nearest to what it is now."""
+    nearest = np.argsort(spread.sum(axis=1), kind="stable")[:_NEAREST]
+    return float(np.median(least[nearest] / np.maximum(np.median(others[nearest], axis=1), 1.0)))
 
 
 def slowness(relative: Seconds, slower: float) -> Seconds:
@@ -135,4 +167,19 @@ def slowness(relative: Seconds, slower: float) -> Seconds:
     middle = float(np.median(relative))
     scatter = _MAD_TO_SIGMA * float(np.median(np.abs(relative - middle)))
     outlying = (relative > slower) & (relative > middle + _SIGMAS * scatter)
+    return np.where(outlying, relative, 1.0)
+
+
+def slowness_beside_past(relative: Seconds, past: Seconds, slower: float) -> Seconds:
+    """Return the relative times of the ranks that are slow, [ranks]; 1 for those below `slower`, or as far as before.
+
+    `past` [windows, ranks] are their relative times when nothing was wrong, NaN where there were none; where these are
+    too few, nothing is said.
+    """
+    before = past[~np.isnan(past).any(axis=1)]
+    if len(before) < FEWEST_WINDOWS:
+        return np.ones(len(relative))
+    middle = np.median(before, axis=0)
+    scatter = _MAD_TO_SIGMA * np.median(np.abs(before - middle), axis=0)
+    outlying = relative > np.maximum(slower, middle + _SIGMAS * scatter)
     return np.where(outlying, relative, 1.0)

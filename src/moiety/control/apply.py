@@ -26,10 +26,11 @@ from moiety.control.events import (
 from moiety.control.forecast.backtest import cleaned, observe
 from moiety.control.health import has_quorum
 from moiety.control.issued import issued
+from moiety.control.pace import observed_paces
 from moiety.control.state import NOBODY, Status
 from moiety.control.working import is_covered, relative_loads, working_map, working_problem
 from moiety.errors import InputError
-from moiety.health import FEWEST_PEERS, Blame, relative_times
+from moiety.health import Blame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from moiety.control.events import Event
     from moiety.control.state import Ranks, State
-    from moiety.placement.problem import Loads
 
 _KEPT_DEMANDS = 64
 _LEAST_ALLOWANCE = 4.0
@@ -90,26 +90,9 @@ def _step_times(event: StepTimes, state: State) -> State:
     ranks = state.ranks
     if event.own_s.shape != ranks.own_s.shape:
         raise InputError(f"must be of {len(ranks.own_s)} ranks", field="own_s", value=list(event.own_s.shape))
-    told = ranks.members & (event.own_s > 0) & (event.alike_s > 0)
-    if event.epoch != state.epoch or not told.any():
+    if event.epoch != state.epoch:
         return state
-    paces = ranks.paces.copy()
-    paces[told, :-1] = paces[told, 1:]
-    paces[told, -1] = _paces(event, told)[told]
-    return replace(state, ranks=replace(ranks, own_s=np.where(told, event.own_s, ranks.own_s), paces=paces))
-
-
-def _paces(event: StepTimes, told: NDArray[np.bool_]) -> Loads:
-    """Return the relative times of those told of among the ranks of their stage, [ranks]; NaN where they are few."""
-    if event.stage is None:
-        stages = [told]
-    else:
-        stages = [told & (event.stage == number) for number in np.unique(event.stage[told])]
-        stages = [each for each in stages if each.sum() >= FEWEST_PEERS]
-    found = np.full(len(told), np.nan)
-    for each in stages:
-        found[each] = relative_times(event.alike_s[each], event.work[each])
-    return found
+    return replace(state, ranks=observed_paces(ranks, event, state.policy.slower))
 
 
 def _parted(event: Parted, state: State) -> State:

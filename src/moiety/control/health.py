@@ -75,13 +75,28 @@ def slowness(state: State) -> Seconds:
 
     A rank's pace is the median of its last windows; where there are too few, it is taken to be like the others.
     """
-    ranks, bounds = state.ranks, state.policy
-    recent = ranks.paces[:, -bounds.slow_windows :]
-    known = ranks.members & ~np.isnan(recent).any(axis=1)
+    ranks, bounds, known = state.ranks, state.policy, is_judged(state)
+    pace = np.ones(len(known))
+    pace[known] = np.median(_recent_paces(state)[known], axis=1)
+    many, few = known & ~ranks.few, known & ranks.few
     found = np.ones(len(known))
-    if known.any():
-        found[known] = health.slowness(np.median(recent[known], axis=1), bounds.slower)
+    if many.any():
+        found[many] = health.slowness(pace[many], bounds.slower)
+    if few.any():
+        found[few] = health.slowness_beside_past(pace[few], ranks.past[:, few, 0], bounds.slower)
     return found
+
+
+def is_judged(state: State) -> Mask:
+    """Return the members, [ranks], of whose pace enough is known to say that it is slow."""
+    ranks = state.ranks
+    has_past = (~np.isnan(ranks.past[:, :, 0])).sum(axis=0) >= health.FEWEST_WINDOWS
+    return ranks.members & ~np.isnan(_recent_paces(state)).any(axis=1) & (has_past | ~ranks.few)
+
+
+def _recent_paces(state: State) -> Seconds:
+    """Return the paces of the last windows of steps, [ranks, windows]."""
+    return state.ranks.paces[:, -state.policy.slow_windows :]
 
 
 def _of_members(state: State, now: float) -> Signs:

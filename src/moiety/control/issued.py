@@ -53,6 +53,8 @@ def _new_epoch(state: State, epoch: int, time_s: float) -> State:
         waiting=np.zeros(count, dtype=np.bool_),
         waits_for=np.full(count, NOBODY),
         loading=np.ones(count, dtype=np.bool_),  # until they say that they have what they need
+        paces=np.where(ranks.few[:, None], np.nan, ranks.paces),
+        past=np.full_like(ranks.past, np.nan),
     )
     return replace(state, epoch=epoch, ranks=fresh, slot_map=slot_map, pending=(), unfit=None)
 

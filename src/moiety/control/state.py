@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from moiety.placement.problem import Loads, SlotMap
 
 _WINDOWS = 16
+_PAST_WINDOWS = 64
+"""Of steps, that ranks which few others compute the same layers as are held against."""
 NOBODY = -1
 """No rank."""
 
@@ -59,6 +61,11 @@ class Ranks:
     """Own time of a step in the last window of steps, without waits; NaN where nothing is known."""
     paces: Loads
     """Time over what the rank's work takes others, in the last windows of steps, [ranks, windows], the newest last."""
+    few: NDArray[np.bool_]
+    """Whether too few others compute the same layers, so that its pace is beside its own past."""
+    past: Loads
+    """[windows, ranks, 2 + kinds of work]: pace, seconds and work in windows in which none of the few was slow, the
+    newest last. Of this epoch alone, as layers change hands with it."""
     fences: SlotMap
     """How often each was fenced."""
     fenced_s: Loads
@@ -160,6 +167,8 @@ def initial_state(
         exited=never,
         own_s=np.full(ranks, np.nan),
         paces=np.full((ranks, _WINDOWS), np.nan),
+        few=never,
+        past=np.full((_PAST_WINDOWS, ranks, 2), np.nan),
         fences=zeros,
         fenced_s=np.full(ranks, -np.inf),
         relief=np.ones(ranks),

@@ -22,7 +22,7 @@ from moiety.control.commands import (
 )
 from moiety.control.decide import RULES_BESIDE_SEARCH, settle
 from moiety.control.events import Exited, ExpertCounts, Issued, Joined, Parted, Unfit
-from moiety.control.health import slowness
+from moiety.control.health import is_judged, slowness
 from moiety.control.metrics import metrics_text
 from moiety.control.state import Status, begun_anew, initial_state, wanted_map
 from moiety.errors import InputError
@@ -112,6 +112,7 @@ class Controller:
         return {
             "statuses": [Status(each).name.lower() for each in state.ranks.status.tolist()],
             "slowness": [round(each, 2) for each in slowness(state).tolist()],
+            "is_pace_known": is_judged(state).tolist(),
             "windows": self._num_windows,
             "moves": state.moves,
             "pending_moves": len(state.pending),
