@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Generator
 
 _ATTRIBUTE = re.compile(r'\s([a-z-]+)="([^"]*)"')
-_ELEMENT = re.compile(r"<(polygon|path|text)( [^>]*?)(/?)>")
-_KEPT = {"points", "d", "x", "y", "class", "id", "transform", "textLength"}
+_PLACE = re.compile(r'\s(points|d|x|y|class|id|transform|textLength)="([^"]*)"')
+"""What is an element's own; the other attributes are its style."""
+_ELEMENT = re.compile(r"<(polygon|path|text)( [^>]*)>")
 
 
 def render_svg(dot: str) -> str:
@@ -47,24 +48,24 @@ def compact_svg(svg: str) -> str:
     svg = re.sub(r'(<g id="edge\d+" class="edge">)\n<title>[^<]*</title>', r"\1", svg)
     svg = re.sub(r'<g id="(?:node|edge|clust)\d+" class="(node|edge|cluster)">', r'<g class="\1">', svg)
     classes: dict[str, str] = {}
+    class_of: dict[str, str] = {}
 
     def shared(match: re.Match[str]) -> str:
-        name, text, closing = match.groups()
+        name, text = match.groups()
+        closing = "/" if text.endswith("/") else ""
         kept: list[str] = []
-        style: list[str] = []
-        for key, value in _ATTRIBUTE.findall(text):
+        for key, value in _PLACE.findall(text):
             if key == "points":
                 name, geometry = _polygon(value)
                 kept += geometry
             elif key == "d":
                 kept.append(f'd="{_path(value)}"')
-            elif key in {"x", "y"}:
-                kept.append(f'{key}="{_short(value)}"')
-            elif key in _KEPT:
-                kept.append(f'{key}="{value}"')
-            elif key != "space":
-                style.append(f"{key}:{value}px" if key == "font-size" else f"{key}:{value}")
-        label = classes.setdefault(";".join(style), f"s{len(classes)}")
+            else:
+                kept.append(f'{key}="{_short(value) if key in {"x", "y"} else value}"')
+        look = _PLACE.sub("", text)
+        label = class_of.get(look)
+        if label is None:
+            label = class_of[look] = classes.setdefault(_style(look), f"s{len(classes)}")
         return f'<{name} class="{label}" {" ".join(kept)}{closing}>'
 
     body = _ELEMENT.sub(shared, svg)
@@ -73,14 +74,21 @@ def compact_svg(svg: str) -> str:
     return body.replace('<g id="graph0"', f'{sheet}<g id="graph0"', 1)
 
 
+def _style(attributes: str) -> str:
+    """Return as CSS what an element's attributes say of its look."""
+    found = (each for each in _ATTRIBUTE.findall(attributes) if each[0] != "space")
+    return ";".join(f"{key}:{value}px" if key == "font-size" else f"{key}:{value}" for key, value in found)
+
+
 def _polygon(points: str) -> tuple[str, list[str]]:
     """Return element name and attributes of a polygon: a rectangle if it is one."""
-    corners = [tuple(map(float, point.split(","))) for point in points.split()]
-    xs, ys = {x for x, _ in corners}, {y for _, y in corners}
-    if len(corners) == 5 and len(xs) == 2 and len(ys) == 2:  # noqa: PLR2004 - the corners of a rectangle, closed
-        left, top = min(xs), min(ys)
-        sides = {"x": left, "y": top, "width": max(xs) - left, "height": max(ys) - top}
+    numbers = list(map(float, points.replace(",", " ").split()))
+    xs, ys = set(numbers[::2]), set(numbers[1::2])
+    if len(numbers) == 10 and len(xs) == 2 and len(ys) == 2:  # noqa: PLR2004 - the corners of a rectangle, closed
+        (left, right), (top, bottom) = sorted(xs), sorted(ys)
+        sides = {"x": left, "y": top, "width": right - left, "height": bottom - top}
         return "rect", [f'{key}="{_short(value)}"' for key, value in sides.items()]
+    corners = zip(numbers[::2], numbers[1::2], strict=True)
     return "polygon", ['points="' + " ".join(f"{_short(x)},{_short(y)}" for x, y in corners) + '"']
 
 
