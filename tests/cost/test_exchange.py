@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from typing import TYPE_CHECKING
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moiety.cost.expert_exchange import exchange_transfer
+from moiety.cost.op_times import OpTimes
 from moiety.cost.price import Pricer, distinct_groups
 from moiety.graph.op import Collective
 from moiety.plan import Options
 from moiety.strategy.strategy import Strategy
 from tests.scenarios import CALIBRATION, graph_of, moe, small_model, tiered
+
+if TYPE_CHECKING:
+    from moiety.strategy.strategy import Axis
 
 CONSTANTS = CALIBRATION.expert_exchange
 CLUSTER = tiered(8, 32, per_node=8)
@@ -49,6 +58,40 @@ def test_groups_that_lie_alike_are_priced_once() -> None:
     # groups of 6 on nodes of 8: whole ones, and ones cut 2 | 4
     cut = distinct_groups(Strategy(tp=6, attn_dp=4, ep=24), "tp", 0, (8, 24))
     assert {tuple(rank // 8 for rank in group) for group in cut} >= {(0,) * 6, (0, 0, 1, 1, 1, 1)}
+
+
+@given(
+    sizes=st.tuples(*[st.integers(1, 6)] * 4),
+    first=st.integers(0, 20),
+    node=st.integers(1, 9),
+    axis=st.sampled_from(["tp", "attn_dp", "ep", "etp", "stage", "pp"]),
+)
+def test_no_group_lies_otherwise_than_one_that_is_priced(
+    sizes: tuple[int, int, int, int], first: int, node: int, axis: Axis
+) -> None:
+    tp, groups, pp, copies = sizes
+    strategy = Strategy(tp=tp, attn_dp=groups, pp=pp, ep=groups, etp=tp, instances=copies)
+    spans = (node, 4 * node)
+    groups_there = strategy.groups(axis, first)[:64]
+    if axis == "pp" and pp > 1:  # neighbours exchange
+        stage = strategy.gpus_per_stage
+        groups_there = tuple((first + at * stage, first + (at + 1) * stage) for at in range(pp - 1))
+
+    def lies(group: tuple[int, ...]) -> tuple[list[int], ...]:
+        return tuple(sorted(Counter(rank // span for rank in group).values()) for span in spans)
+
+    priced = distinct_groups(strategy, axis, first, spans)
+    assert set(priced) <= set(groups_there)
+    assert sorted(map(lies, priced)) == sorted({str(each): each for each in map(lies, groups_there)}.values())
+
+
+def test_times_that_are_shared_are_those_of_each_alone() -> None:
+    shared = OpTimes(CLUSTER, CALIBRATION)
+    for strategy in (WIDE, Strategy(tp=8, attn_dp=4, ep=32), WIDE):
+        graph = graph_of(small_model(), strategy, "prefill", Options())
+        for load in (1.0, 2.5):
+            alone = Pricer(graph, CLUSTER, CALIBRATION).priced_graph(load)
+            assert Pricer(graph, CLUSTER, CALIBRATION, times=shared).priced_graph(load) == alone
 
 
 def test_computation_gives_sms_to_the_other_micro_batch_s_transfers() -> None:

@@ -10,7 +10,7 @@ from moiety.cluster.catalog import load_cluster
 from moiety.model.catalog import load_catalog_model
 from moiety.plan import Options, Schedule
 from moiety.projection.engine_step import engine_step_s
-from moiety.projection.phase import PoolCase, decode_phase
+from moiety.projection.phase import PoolCase, phase_outcome
 from moiety.projection.scenario import Scenario
 from moiety.projection.serving_pool import ServingPool
 from moiety.strategy.strategy import Strategy
@@ -31,8 +31,9 @@ def test_planning_and_validating_time_a_decode_step_alike(engine: str) -> None:
         decode_sequences=32,
         context_tokens=LOAD.decode_context_tokens,
     )
-    planned = decode_phase(
+    planned = phase_outcome(
         PoolCase(Scenario(MODEL, CLUSTER, LOAD, engine, calibration), STRATEGY, OPTIONS, None),
+        "decode",
         schedule,
         timing="estimated",
     )
@@ -47,7 +48,7 @@ def test_every_overhead_is_added_where_it_arises() -> None:
     decode = Schedule(num_microbatches=1, prefill_tokens=0, prompt_tokens=0, decode_sequences=1, context_tokens=9)
     prompts = decode.model_copy(update={"prefill_tokens": 1024, "prompt_tokens": 1024, "decode_sequences": 0})
     engine = calibration.engines["vllm"].model_copy(update={"op_gap_s": 1e-6, "eager_gap_s": 1e-4})
-    graphs = [case.step(each, timing="estimated").graph for each in (decode, prompts)]
+    graphs = [case.graph(each, training=False) for each in (decode, prompts)]
     of_decode, of_prompts = (engine_step_s(engine, graph, 1.0, 0) for graph in graphs)
     assert engine_step_s(engine, graphs[0], 3.0, 0) - of_decode == pytest.approx(2 * engine.kernel_slowdown)
     assert engine_step_s(engine, graphs[0], 1.0, 10) - of_decode == pytest.approx(10 * engine.sequence_overhead_s)

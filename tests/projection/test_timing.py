@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from moiety.plan import Options, Phase
-from moiety.projection.phase import PHASES, PoolCase
+from moiety.projection.phase import PoolCase, phase_outcome
 from moiety.projection.schedule import schedules
 from moiety.search.judge import place
 from moiety.strategy.enumeration import enumerate_strategies
@@ -40,7 +40,8 @@ def test_short_cuts_come_close_to_the_whole_simulation(phase: Phase, overlap: bo
         pool = PoolCase(case, strategy, options, place(case, strategy, options))
         for schedule in schedules(case.workload, phase, strategy, options)[:1]:
             whole, folded, estimated = (
-                PHASES[phase](pool, schedule, timing=timing).step_s for timing in ("simulated", "folded", "estimated")
+                phase_outcome(pool, phase, schedule, timing=timing).step_s
+                for timing in ("simulated", "folded", "estimated")
             )
             paired = overlap and schedule.num_microbatches > 1
             close = FOLDED[phase] if paired else WITHOUT_OVERLAP

@@ -7,11 +7,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
 
-from moiety.cost.collective import Transfer, collective_transfer
 from moiety.cost.expert_exchange import exchange_transfer
 from moiety.cost.measured import slowdown, table_seconds, table_transfer
 from moiety.cost.measured_exchange import table_exchange
-from moiety.cost.roofline import compute_seconds
+from moiety.cost.op_times import OpTimes
 from moiety.graph.op import Collective
 from moiety.strategy.strategy import Strategy
 
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
 
     from moiety.calibration.calibration import Calibration
     from moiety.cluster.cluster import Cluster
+    from moiety.cost.collective import Transfer
     from moiety.graph.graph import Graph
     from moiety.graph.op import AttentionCore, Gemm, MemoryPass, Op
     from moiety.model.feed_forward import MoeFeedForward
@@ -62,7 +62,7 @@ class PricedGraph:
 
 
 class Pricer:
-    """Prices ops of one pool on one cluster; remembers the transfers it has priced."""
+    """Prices ops of one pool on one cluster; `times` are what is known of it by the same calibration."""
 
     def __init__(
         self,
@@ -71,7 +71,9 @@ class Pricer:
         calibration: Calibration,
         first_rank: int = 0,
         traffic: RoutedTraffic | None = None,
+        times: OpTimes | None = None,
     ) -> None:
+        self._times = times or OpTimes(cluster, calibration)
         self._graph = graph
         self._cluster = cluster
         self._calibration = calibration
@@ -123,7 +125,7 @@ class Pricer:
             if measured is not None:
                 longer = slowdown(work, device, self._calibration, tables, load=load, sm_share=share)
                 return measured * longer, "table" if longer == 1 else "scaled"
-        return compute_seconds(work, device, self._calibration, load=load, sm_share=share), "law"
+        return self._times.compute_s(work, load=load, sm_share=share), "law"
 
     def _exchange(self, op: Op, work: Collective, moe: MoeFeedForward, load: float) -> OpPrice:
         graph, cluster, calibration = self._graph, self._cluster, self._calibration
@@ -143,7 +145,7 @@ class Pricer:
         found = table_transfer(work, group, self._cluster, self._calibration, decode=self._decode)
         if found is not None:
             return found[0], "table" if found[1] else "scaled"
-        return collective_transfer(work.kind, work.payload_bytes, group, self._cluster, self._calibration), "law"
+        return self._times.transfer(work, group), "law"
 
     def _groups_of(self, axis: Axis) -> tuple[tuple[int, ...], ...]:
         """Return groups of the axis that differ in how they lie on the tiers; the slowest of them sets the pace."""
@@ -196,7 +198,13 @@ def _distinct_groups(
     else:
         groups = list(strategy.groups(axis, first_rank)[:_MAX_GROUPS_COMPARED])
     seen: dict[tuple[object, ...], tuple[int, ...]] = {}
+    begun: set[tuple[int | None, ...]] = set()
     for group in groups:
+        # groups of an axis differ by a shift: those that begin alike in the domains that they reach beyond lie alike
+        begins = tuple(None if group[0] // span == group[-1] // span else group[0] % span for span in tier_spans)
+        if begins in begun:
+            continue
+        begun.add(begins)
         lies = tuple(tuple(sorted(Counter(member // span for member in group).values())) for span in tier_spans)
         seen.setdefault(lies, group)
     return tuple(seen.values())

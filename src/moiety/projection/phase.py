@@ -13,9 +13,11 @@ from moiety.projection.queue import closed_loop_load, queue_wait_s
 from moiety.projection.step import time_graph
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from moiety.graph.graph import Graph
     from moiety.placement.placement import Placement
-    from moiety.plan import MemoryPlan, Options, Schedule
+    from moiety.plan import MemoryPlan, Options, Phase, Schedule
     from moiety.projection.scenario import Scenario
     from moiety.projection.step import StepOutcome, Timing
     from moiety.strategy.strategy import Strategy
@@ -61,10 +63,6 @@ class PoolCase:
             checkpointed=checkpointed,
         )
 
-    def step(self, schedule: Schedule, *, timing: Timing) -> StepOutcome:
-        """Return one step of inference under `schedule`."""
-        return self.timed(self.graph(schedule, training=False), timing)
-
     def request_s(self, in_flight: int) -> float:
         """Return what the engine adds to the time to first token where so many requests are in flight."""
         engine = self.scenario.overheads
@@ -86,13 +84,29 @@ class PoolCase:
 
 
 @dataclass(frozen=True, slots=True)
+class PhaseWork:
+    """What a pool must do and hold in a phase, which no time has to be known for."""
+
+    graph: Graph
+    """One micro-batch of a step, of the mean one where steps differ."""
+    busiest: Graph
+    """One micro-batch of the step that does most."""
+    memory: MemoryPlan
+
+    @property
+    def schedule(self) -> Schedule:
+        """What a step does, the mean one where steps differ."""
+        return self.graph.layout.schedule
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseOutcome:
     """What a pool achieves."""
 
     schedule: Schedule
     outcome: StepOutcome
     memory: MemoryPlan
-    tokens_per_s: float
+    throughput_tokens_per_s: float
     """Prompt, output or trained tokens, as the phase counts them, over the pool."""
     step_s: float
     ttft_s: float | None
@@ -101,40 +115,77 @@ class PhaseOutcome:
     """Tokens that run through the layers, prompt and output together."""
 
 
-def prefill_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
+def phase_outcome(case: PoolCase, phase: Phase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
+    """Return what a pool achieves in a phase under `schedule`, whether or not that fits the memory."""
+    return _TIMED[phase](case, phase_work(case, phase, schedule, timing=timing), timing)
+
+
+def outcome_if_it_fits(
+    case: PoolCase, phase: Phase, schedule: Schedule, *, timing: Timing
+) -> tuple[PhaseOutcome | None, MemoryPlan]:
+    """Return what a pool achieves in a phase, and its memory; None in place of the first where that is too small.
+
+    What does not fit is not timed: it is the most of what a search looks at where memory is scarce.
+    """
+    work = phase_work(case, phase, schedule, timing=timing)
+    return _TIMED[phase](case, work, timing) if work.memory.fits else None, work.memory
+
+
+def phase_work(case: PoolCase, phase: Phase, schedule: Schedule, *, timing: Timing) -> PhaseWork:
+    """Return the work and the memory of a phase; activations are packed where every layer is to be simulated.
+
+    Prefill caches its prompts, serving every sequence at its full length, training nothing.
+    """
+    training = phase == "training"
+    graph = busiest = case.graph(schedule, training=training)
+    if training:
+        return PhaseWork(graph, busiest, case.memory(graph))
+    workload = case.scenario.workload
+    if phase == "prefill":
+        tokens, sequences = schedule.tokens_per_step, _prompts(schedule)
+    else:
+        sequences = schedule.decode_sequences * schedule.num_microbatches
+        tokens = sequences * (workload.input_tokens + workload.output_tokens)
+    if phase == "mixed":
+        busiest = case.graph(_burst(workload.input_tokens, schedule), training=False)
+    return PhaseWork(graph, busiest, case.memory(busiest, tokens, sequences, packed=timing == "simulated"))
+
+
+def _prompts(schedule: Schedule) -> int:
+    """Return the prompts that a step computes."""
+    return max(math.ceil(schedule.tokens_per_step / schedule.prompt_tokens), 1)
+
+
+def _prefill(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
     """Return a batch of prompts computed in one step; the first token comes at its end."""
-    engine = case.scenario.overheads
-    outcome = case.step(schedule, timing=timing)
-    tokens = schedule.tokens_per_step
-    sequences = max(math.ceil(tokens / schedule.prompt_tokens), 1)
+    engine, schedule = case.scenario.overheads, work.schedule
+    outcome = case.timed(work.graph, timing)
     step_s = engine_step_s(engine, outcome.graph, outcome.step_s, 0)
-    rate = tokens * case.num_groups / step_s
+    rate = schedule.tokens_per_step * case.num_groups / step_s
     return PhaseOutcome(
         schedule=schedule,
         outcome=outcome,
-        memory=case.memory(outcome.graph, tokens, sequences, packed=outcome.timeline is not None),
-        tokens_per_s=rate,
+        memory=work.memory,
+        throughput_tokens_per_s=rate,
         step_s=step_s,
-        ttft_s=engine.prefill_slowdown * step_s + case.request_s(sequences * case.num_groups),
+        ttft_s=engine.prefill_slowdown * step_s + case.request_s(_prompts(schedule) * case.num_groups),
         tpot_s=None,
         computed_tokens_per_s=rate,
     )
 
 
-def decode_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
+def _decode(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
     """Return one output token for every sequence in flight; steps follow each other without a gap."""
-    engine = case.scenario.overheads
-    workload = case.scenario.workload
-    outcome = case.step(schedule, timing=timing)
+    engine, schedule = case.scenario.overheads, work.schedule
+    outcome = case.timed(work.graph, timing)
     sequences = schedule.decode_sequences * schedule.num_microbatches
     tpot_s = engine_step_s(engine, outcome.graph, _token_period_s(outcome, schedule.num_microbatches), sequences)
     rate = case.served(schedule) / tpot_s
-    full = sequences * (workload.input_tokens + workload.output_tokens)
     return PhaseOutcome(
         schedule=schedule,
         outcome=outcome,
-        memory=case.memory(outcome.graph, full, sequences, packed=outcome.timeline is not None),
-        tokens_per_s=rate,
+        memory=work.memory,
+        throughput_tokens_per_s=rate,
         step_s=tpot_s,
         ttft_s=None,
         tpot_s=tpot_s,
@@ -148,20 +199,20 @@ def _token_period_s(outcome: StepOutcome, microbatches: int) -> float:
     return max(outcome.steady_s, through)
 
 
-def mixed_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseOutcome:
+def _mixed(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
     """Return continuous batching with chunked prefill, in a closed loop or at the workload's arrival rate.
 
     Over the life of a request its group computes as many prompts as it finishes, so the mean step holds
     sequences x input / output prompt tokens; its time is the time per output token. A new request waits for the
     running step, for the prompts before it (M/D/1) and for its own chunks.
     """
-    workload = case.scenario.workload
+    workload, schedule = case.scenario.workload, work.schedule
     engine = case.scenario.overheads
-    outcome = case.step(schedule, timing=timing)
+    outcome = case.timed(work.graph, timing)
     sequences = schedule.decode_sequences * schedule.num_microbatches
     tpot_s = engine_step_s(engine, outcome.graph, _token_period_s(outcome, schedule.num_microbatches), sequences)
-    burst = _burst(workload.input_tokens, schedule)
-    busiest = case.step(burst, timing="folded" if timing == "simulated" else timing)
+    busiest = case.timed(work.busiest, "folded" if timing == "simulated" else timing)
+    burst = work.busiest.layout.schedule
     burst_s = engine_step_s(engine, busiest.graph, _token_period_s(busiest, schedule.num_microbatches), sequences)
     steps = workload.input_tokens / (burst.prefill_tokens * burst.num_microbatches)
     own_s = case.request_s(case.served(schedule)) + tpot_s / 2 + engine.prefill_slowdown * math.ceil(steps) * burst_s
@@ -171,12 +222,11 @@ def mixed_phase(case: PoolCase, schedule: Schedule, *, timing: Timing) -> PhaseO
     load = min(load, arriving / case.num_groups * steps * burst_s)
     ttft_s = own_s + queue_wait_s(load, steps * burst_s)
     rate = min(case.served(schedule) / (ttft_s + decode_s), arriving) * workload.output_tokens
-    full = sequences * (workload.input_tokens + workload.output_tokens)
     return PhaseOutcome(
         schedule=schedule,
         outcome=outcome,
-        memory=case.memory(busiest.graph, full, sequences, packed=outcome.timeline is not None),
-        tokens_per_s=rate,
+        memory=work.memory,
+        throughput_tokens_per_s=rate,
         step_s=tpot_s,
         ttft_s=ttft_s,
         tpot_s=tpot_s,
@@ -190,28 +240,17 @@ def _burst(input_tokens: int, schedule: Schedule) -> Schedule:
     return schedule.model_copy(update={"prefill_tokens": max(chunk, schedule.prefill_tokens)})
 
 
-def training_work(case: PoolCase, schedule: Schedule) -> tuple[Graph, MemoryPlan]:
-    """Return what an optimizer step must do and what memory that takes, which no time has to be known for."""
-    graph = case.graph(schedule, training=True)
-    return graph, case.memory(graph)
-
-
-def training_phase(
-    case: PoolCase, schedule: Schedule, *, timing: Timing, work: tuple[Graph, MemoryPlan] | None = None
-) -> PhaseOutcome:
-    """Return one optimizer step: forward and backward of every micro-batch, gradients, update.
-
-    `work` is what `training_work` says of it, where that is known.
-    """
-    graph, memory = work or training_work(case, schedule)
+def _training(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
+    """Return one optimizer step: forward and backward of every micro-batch, gradients, update."""
+    memory = work.memory
     again = memory.checkpointed_layers if memory.fits or timing != "estimated" else ()
-    outcome = case.timed(graph, timing, frozenset(again))
-    rate = schedule.tokens_per_step * case.num_groups / outcome.step_s
+    outcome = case.timed(work.graph, timing, frozenset(again))
+    rate = work.schedule.tokens_per_step * case.num_groups / outcome.step_s
     return PhaseOutcome(
-        schedule=schedule,
+        schedule=work.schedule,
         outcome=outcome,
         memory=memory,
-        tokens_per_s=rate,
+        throughput_tokens_per_s=rate,
         step_s=outcome.step_s,
         ttft_s=None,
         tpot_s=None,
@@ -219,9 +258,9 @@ def training_phase(
     )
 
 
-PHASES = {
-    "prefill": prefill_phase,
-    "decode": decode_phase,
-    "mixed": mixed_phase,
-    "training": training_phase,
+_TIMED: dict[Phase, Callable[[PoolCase, PhaseWork, Timing], PhaseOutcome]] = {
+    "prefill": _prefill,
+    "decode": _decode,
+    "mixed": _mixed,
+    "training": _training,
 }

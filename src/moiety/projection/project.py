@@ -10,7 +10,7 @@ from moiety.cost.memory import cache_bytes
 from moiety.cost.power import power_w
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.plan import Plan, Pool, Projection
-from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase
+from moiety.projection.phase import PhaseOutcome, PoolCase, phase_outcome
 from moiety.projection.provenance import provenance
 from moiety.projection.queue import closed_loop_load, queue_wait_s
 from moiety.projection.scenario import Scenario, scenario_of
@@ -50,7 +50,7 @@ def judge_pool(scenario: Scenario, pool: Pool, plan: Plan, *, timing: Timing) ->
     """Return what one pool's phase comes to."""
     in_flight = scenario.workload.concurrency if pool.role in {"decode", "mixed"} else None
     case = PoolCase(scenario, pool.strategy, plan.options, pool.placement, pool.first_rank, in_flight)
-    return PHASES[pool.role](case, pool.schedule, timing=timing)
+    return phase_outcome(case, pool.role, pool.schedule, timing=timing)
 
 
 def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_share: float = 1.0) -> Projection:
@@ -75,8 +75,8 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_s
     )
     share = min(outcome.step_s / phase.step_s, 1.0) if schedule.num_microbatches >= pool.strategy.pp else 1.0
     return Projection(
-        throughput_tokens_per_s=phase.tokens_per_s,
-        throughput_tokens_per_s_per_gpu=phase.tokens_per_s / pool.num_gpus,
+        throughput_tokens_per_s=phase.throughput_tokens_per_s,
+        throughput_tokens_per_s_per_gpu=phase.throughput_tokens_per_s / pool.num_gpus,
         ttft_s=phase.ttft_s,
         tpot_s=phase.tpot_s,
         step_s=phase.step_s,
@@ -86,7 +86,7 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_s
         memory_bytes_per_gpu=phase.memory.bytes_by_kind,
         cross_node_bytes_per_token=outcome.cross_node_bytes_per_token,
         power_w_per_gpu=watts,
-        tokens_per_joule=phase.tokens_per_s / (watts * pool.num_gpus),
+        tokens_per_joule=phase.throughput_tokens_per_s / (watts * pool.num_gpus),
         provenance=provenance(scenario, (pool,), (outcome,)),
     )
 
@@ -112,10 +112,10 @@ def project_disaggregated(scenario: Scenario, pools: tuple[Pool, ...], phases: t
     workload, engine = scenario.workload, scenario.overheads
     prefill, decode = phases
     assert decode.tpot_s is not None, "a decode pool has a time per output token"
-    in_flight = round(decode.tokens_per_s * decode.tpot_s)
+    in_flight = round(decode.throughput_tokens_per_s * decode.tpot_s)
     transfer_s = kv_transfer_s(scenario, pools[0], decode)
     decode_s = max(workload.output_tokens - 1, 0) * decode.tpot_s
-    capacity = prefill.tokens_per_s / workload.input_tokens
+    capacity = prefill.throughput_tokens_per_s / workload.input_tokens
     request_s = engine.request_overhead_s + in_flight * engine.concurrency_overhead_s
     own_s = request_s + engine.prefill_slowdown * prefill.step_s + transfer_s
     arriving = workload.request_rate_per_s or math.inf
@@ -123,7 +123,7 @@ def project_disaggregated(scenario: Scenario, pools: tuple[Pool, ...], phases: t
     ttft_s = own_s + queue_wait_s(load, prefill.step_s)
     tokens_per_s = min(in_flight / (ttft_s + decode_s), arriving) * workload.output_tokens
     gpus = sum(pool.num_gpus for pool in pools)
-    busy = (load, min(tokens_per_s / decode.tokens_per_s, 1.0))
+    busy = (load, min(tokens_per_s / decode.throughput_tokens_per_s, 1.0))
     parts = [(p.projection, p.num_gpus / gpus, b) for p, b in zip(pools, busy, strict=True) if p.projection]
     idle_w = scenario.cluster.device.idle_power_w
     watts = sum(w * (b * p.power_w_per_gpu + (1 - b) * idle_w) for p, w, b in parts)

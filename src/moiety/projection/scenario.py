@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
+
+from moiety.cost.op_times import OpTimes
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration, Engine, EngineConstants
@@ -14,7 +17,7 @@ if TYPE_CHECKING:
     from moiety.workload.workload import Workload
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scenario:
     """A model, a cluster and a workload, with the engine that will run them and the calibration of the cost model.
 
@@ -37,6 +40,11 @@ class Scenario:
     def overheads(self) -> EngineConstants:
         """What the engine adds to the kernels."""
         return self.calibration.engines[self.engine]
+
+    @cached_property
+    def op_times(self) -> OpTimes:
+        """What ops take on the cluster by the laws, as far as anyone has asked."""
+        return OpTimes(self.cluster, self.calibration)
 
 
 def scenario_of(plan: Plan, calibration: Calibration) -> Scenario:

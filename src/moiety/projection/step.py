@@ -87,7 +87,7 @@ def time_graph(
     """Return the outcome of the step whose work is known already."""
     strategy, schedule = graph.layout.strategy, graph.layout.schedule
     traffic = placement.traffic if placement is not None else None
-    pricer = Pricer(graph, scenario.cluster, scenario.calibration, first_rank, traffic)
+    pricer = Pricer(graph, scenario.cluster, scenario.calibration, first_rank, traffic, scenario.op_times)
     classes = classes or load_classes(scenario, strategy, schedule, placement)
     if timing != "simulated":
         classes = [_levelled(classes[0], scenario.model.layer_blocks)]

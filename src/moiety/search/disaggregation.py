@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase
+from moiety.projection.phase import PhaseOutcome, PoolCase, outcome_if_it_fits
 from moiety.projection.place import place
 from moiety.projection.project import project_disaggregated
 from moiety.projection.schedule import schedules
@@ -38,7 +38,7 @@ class _Choice:
     @property
     def rate_per_gpu(self) -> float:
         """Tokens per second and GPU."""
-        return self.outcome.tokens_per_s / self.strategy.num_gpus
+        return self.outcome.throughput_tokens_per_s / self.strategy.num_gpus
 
 
 def disaggregated(scenario: Scenario, options: Options, aggregated: Judged, *, tune: bool = True) -> list[Judged]:
@@ -93,8 +93,8 @@ def _best(scenario: Scenario, options: Options, phase: Phase, size: int, concurr
             continue
         placement = place(scenario, strategy, options, effort="rank")
         case = PoolCase(scenario, strategy, options, placement, in_flight=concurrency)
-        outcome = PHASES[phase](case, cut[0], timing="estimated")
-        if outcome.memory.fits:
+        outcome, _ = outcome_if_it_fits(case, phase, cut[0], timing="estimated")
+        if outcome is not None:
             latency = outcome.ttft_s if phase == "prefill" else outcome.tpot_s
             found.append(_Choice(strategy, outcome, limit is not None and latency is not None and latency > limit))
     found.sort(key=lambda each: (each.misses, -each.rate_per_gpu, each.strategy.name))
@@ -135,8 +135,8 @@ def _pool(
         return None
     placement = place(scenario, strategy, options, first_rank, effort="rank")
     case = PoolCase(scenario, strategy, options, placement, first_rank, concurrency)
-    outcome = PHASES[phase](case, cut[0], timing="estimated")
-    if not outcome.memory.fits:
+    outcome, _ = outcome_if_it_fits(case, phase, cut[0], timing="estimated")
+    if outcome is None:
         return None
     return pool_of(case, outcome, phase)[0], outcome
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.plan import Pool
-from moiety.projection.phase import PHASES, PhaseOutcome, PoolCase, training_phase, training_work
+from moiety.projection.phase import PhaseOutcome, PoolCase, outcome_if_it_fits
 from moiety.projection.place import place
 from moiety.projection.project import project_pool
 from moiety.projection.schedule import schedules
@@ -15,7 +15,7 @@ from moiety.search.standing import standing
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moiety.plan import MemoryPlan, Options, Phase, Projection, Schedule
+    from moiety.plan import MemoryPlan, Options, Phase, Projection
     from moiety.projection.scenario import Scenario
     from moiety.projection.step import Timing
     from moiety.strategy.strategy import Strategy
@@ -87,7 +87,7 @@ def judge(
         return refused
     in_flight = workload.concurrency if workload.kind in {"decode", "mixed"} else None
     placement = place(scenario, strategy, options, effort="rank" if timing == "estimated" else "simulate")
-    best: Judged | None = None
+    best: tuple[PoolCase, PhaseOutcome] | None = None
     refusal = Refused("every-group-has-work", _too_little_work(scenario, strategy))
     for choice in variants(strategy, options, workload, scenario.model.num_layers) if tune else [options]:
         case = PoolCase(scenario, strategy, choice, placement, in_flight=in_flight)
@@ -96,17 +96,16 @@ def judge(
             if isinstance(outcome, Refused):
                 refusal = outcome
                 continue
-            if not outcome.memory.fits:
-                refusal = _does_not_fit(outcome.memory)
-                continue
-            pool, projection = pool_of(case, outcome, scenario.workload.kind)
-            score = standing(scenario, projection)
-            if best is None or score > standing(scenario, best.projection):
-                best = Judged((pool,), choice, projection, simulated=timing != "estimated")
+            score = standing(scenario, outcome)
+            if best is None or score > standing(scenario, best[1]):
+                best = case, outcome
             if strategy.pp == 1 or (last is not None and score < last):
                 break  # without a pipeline to fill, more micro-batches only get worse
             last = score
-    return best or refusal
+    if best is None:
+        return refusal
+    pool, projection = pool_of(*best, workload.kind)
+    return Judged((pool,), best[0].options, projection, simulated=timing != "estimated")
 
 
 def _shares_sequences(strategy: Strategy, workload: Workload) -> Refused | None:
@@ -159,34 +158,24 @@ def _outcomes(case: PoolCase, timing: Timing) -> Iterator[PhaseOutcome | Refused
     if not choices:
         yield Refused("every-group-has-work", _too_little_work(case.scenario, strategy))
     for schedule in choices:
-        if workload.kind == "training":
-            yield _trained(case, schedule, timing)
-        else:
-            yield PHASES[workload.kind](case, schedule, timing=timing)
-
-
-def _trained(case: PoolCase, schedule: Schedule, timing: Timing) -> PhaseOutcome | Refused:
-    """Return the outcome of training where that fits the memory; what does not (most of it) is not timed."""
-    work = training_work(case, schedule)
-    if not work[1].fits:
-        return _does_not_fit(work[1])
-    return training_phase(case, schedule, timing=timing, work=work)
+        outcome, memory = outcome_if_it_fits(case, workload.kind, schedule, timing=timing)
+        yield outcome or _does_not_fit(memory)
 
 
 def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome | Refused:
     """Return the outcome at the concurrency that an arrival rate leads to: C = rate x time of a request (Little)."""
     workload, strategy = case.scenario.workload, case.strategy
     groups = strategy.num_groups
-    concurrency, outcome = float(groups), None
+    concurrency = float(groups)
     for _ in range(_MAX_RATE_STEPS):
         choices = schedules(workload, "mixed", strategy, case.options, max(round(concurrency), groups))
         if not choices:
             # a pipeline needs as many sequences as it has stages
             concurrency *= 2
             continue
-        outcome = PHASES["mixed"](case, choices[0], timing=timing)
-        if not outcome.memory.fits:
-            return _does_not_fit(outcome.memory)
+        outcome, memory = outcome_if_it_fits(case, "mixed", choices[0], timing=timing)
+        if outcome is None:
+            return _does_not_fit(memory)
         assert outcome.ttft_s is not None, "serving has a time to first token"
         assert outcome.tpot_s is not None, "serving has a time per output token"
         needed = rate_per_s * (outcome.ttft_s + (workload.output_tokens - 1) * outcome.tpot_s)
