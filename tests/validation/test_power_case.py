@@ -41,6 +41,19 @@ def test_time_beyond_the_median_step_is_spent_on_prompts_at_the_power_limit() ->
     assert watts == pytest.approx((predict_power(row(3200.0))["gpu_power_W_per_gpu"] + 700) / 2)
 
 
+def test_fp8_in_blocks_computes_on_the_padding_of_its_tiles() -> None:
+    def busy(model: str, batch: int) -> float:
+        update = {"model": model, "precision": "fp8"}
+        return power_point(row(3200.0, batch=batch).model_copy(update=update)).mfu
+
+    blocks, rows_of_scales = "Qwen/Qwen3-30B-A3B-Instruct-2507-FP8", "meta-llama/Llama-4-Scout-17B-16E-Instruct-FP8"
+    plain = power_point(row(3200.0, batch=8)).mfu
+    # 8 tokens go to some 51 of 128 experts, which compute 64 rows each for the 64 that there are
+    assert 10 * plain < busy(blocks, 8) < 64 * plain
+    assert busy(rows_of_scales, 16) == pytest.approx(2 * busy(rows_of_scales, 8))
+    assert busy(blocks, 8192) / 1024 < 2 * plain
+
+
 def test_a_fit_finds_the_law_that_made_the_rows() -> None:
     rows = list[Powered]()
     for batch, itl_ms in ((1, 5.0), (4, 6.0), (16, 12.0), (64, 14.0), (64, 60.0), (256, 30.0), (256, 90.0)):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from moiety.calibration.serving_catalog import load_serving
 from moiety.projection.serving import offline_sequences, offline_throughput
 from moiety.validation.predict import ServingPredictor
-from moiety.validation.serving_case import serving_case
+from moiety.validation.serving_case import row_model, serving_case
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.stated import deployment
 
@@ -39,6 +39,8 @@ _RELEASES = {
     "docs/source/developer-guide/perf-overview.md": "1.2.0",
 }
 """Releases that the tables belong to."""
+_DATA_PARALLEL = ("docs/source/performance/perf-overview.md",)
+"""Tables whose page runs all mixtures with `enable_attention_dp` (its `llm_options.yml`) and labels them by TP alone."""
 
 
 def predict_offline(row: SystemRow) -> dict[str, float]:
@@ -65,10 +67,18 @@ def _offline_case(row: SystemRow) -> tuple[ServingCase, int | None]:
     """Return what ran, and how many requests of it."""
     if not row.isl or not row.osl:
         raise SkippedRow("the lengths are not stated")
+    if (row.n_gpus or 1) > 1 and row.parallel.get("ep") is None and row_model(row.model).moe is not None:
+        row = _with_published_attention(row)
     case = serving_case(deployment(row, "trtllm", 1, row.isl, row.osl, _release(row)))
-    if (row.n_gpus or 1) > 1 and row.parallel.get("ep") is None and case.model.moe is not None:
-        raise SkippedRow("how the experts are divided is not stated")
     return case, _REQUESTS.get((round(row.isl), round(row.osl)))
+
+
+def _with_published_attention(row: SystemRow) -> SystemRow:
+    """Return a row whose label divides the experts, with attention as its page has it: data parallel."""
+    if not any(page in row.source for page in _DATA_PARALLEL):
+        raise SkippedRow("how the experts are divided is not stated")
+    gpus = row.n_gpus or 1
+    return row.model_copy(update={"parallel": {"tp": 1, "dp": gpus, "moe_tp": gpus, "ep": 1}})
 
 
 def _release(row: SystemRow) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,12 @@ from moiety.validation.transfer_case import row_device
 if TYPE_CHECKING:
     from moiety.calibration.calibration import PowerConstants
     from moiety.cluster.device import Device
+    from moiety.dtypes import Dtype
+    from moiety.model.model import Model
     from moiety.validation.system_row import SystemRow
+
+_TILE_ROWS = 64
+"""Rows of a tile of vLLM's expert kernel for FP8 in blocks, unless one is tuned (`get_default_config`, fused_moe.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +34,7 @@ class PowerPoint:
     device: Device
     is_moe: bool
     mfu: float
-    """Of the steps that decode."""
+    """Of the steps that decode, with the rows that experts' kernels pad theirs to."""
     mbu: float
     """Of them too."""
     prompt_share: float
@@ -54,15 +60,32 @@ def power_point(row: SystemRow) -> PowerPoint:
     pool = ServingPredictor(load_serving()).pool(case, case.decode)
     flops = model_flops_per_token(model, context_tokens=row.osl / 2, emitted_share=1.0, training=False)
     step_s, in_flight = step_ms * 1e-3, batch(row)
+    padded = _padding_flops(model, case.options.dtypes.experts, in_flight) if _has_blocks(row) else 0.0
     sequences = max(round(in_flight / pool.num_groups), 1)
     moved = pool.decode_bytes(sequences, round(row.osl / 2))
     return PowerPoint(
         device=device,
         is_moe=model.moe is not None,
-        mfu=min(in_flight / step_s * flops / gpus / device.peak("bf16"), 1.0),
+        mfu=min((in_flight * flops / device.peak("bf16") + padded / device.peak("fp8")) / step_s / gpus, 1.0),
         mbu=min(moved / (step_s * device.memory_bandwidth_bytes_per_s), 1.0),
         prompt_share=min(max(1 - rate * step_s / in_flight, 0.0), 1.0),
     )
+
+
+def _has_blocks(row: SystemRow) -> bool:
+    """Return whether a checkpoint's FP8 has a scale for each block (DeepSeek's, Qwen's), not for each row (Meta's)."""
+    return not row.model.startswith("meta-llama/")
+
+
+def _padding_flops(model: Model, experts: Dtype, in_flight: int) -> float:
+    """Return what a step that decodes computes on padding: an expert with a token has whole tiles of rows."""
+    moe = model.moe
+    if moe is None or experts != "fp8":
+        return 0.0
+    touched = moe.num_experts * (1 - (1 - moe.top_k / moe.num_experts) ** in_flight)
+    rows = in_flight * moe.top_k
+    padding = touched * math.ceil(rows / touched / _TILE_ROWS) * _TILE_ROWS - rows
+    return 2.0 * padding * moe.expert_parameters(model.hidden_size) * model.num_moe_layers
 
 
 def predict_power(row: SystemRow) -> dict[str, float]:
