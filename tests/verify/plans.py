@@ -97,6 +97,13 @@ def hybrid_plan() -> Plan:
 
 
 @cache
+def sparse_plan() -> Plan:
+    """Return a plan of a model whose latent attention sees the tokens that an indexer picks."""
+    workload = Workload(name="chats", kind="mixed", input_tokens=4096, output_tokens=256, concurrency=250)
+    return decided("glm-5", "h200x64", workload, parse_strategy("ep16_tp4", 64))
+
+
+@cache
 def dense_plan() -> Plan:
     """Return a plan of a model without experts, under a rate of arrivals."""
     workload = Workload(name="visits", kind="mixed", input_tokens=512, output_tokens=128, request_rate_per_s=2.0)

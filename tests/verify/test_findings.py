@@ -30,6 +30,7 @@ from tests.verify.plans import (
     mixed_plan,
     reference_plan,
     small_plan,
+    sparse_plan,
     training_plan,
 )
 
@@ -46,6 +47,7 @@ PLANS: dict[str, Callable[[], Plan]] = {
     "mixed": mixed_plan,
     "dense": dense_plan,
     "hybrid": hybrid_plan,
+    "sparse": sparse_plan,
 }
 
 

@@ -26,7 +26,11 @@ def score_flops(attention: Attention, context_tokens: float) -> float:
         return 2 * attention.num_heads * 2 * attention.head_dim * seen
     if isinstance(attention, MultiHeadLatentAttention):
         width = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
-        return 2 * attention.num_heads * width * context_tokens
+        index = attention.indexer
+        if index is None:
+            return 2 * attention.num_heads * width * context_tokens
+        scored = 2 * index.num_heads * index.head_dim * context_tokens
+        return 2 * attention.num_heads * width * min(context_tokens, index.top_k) + scored
     return 4 * attention.num_value_heads * attention.key_head_dim * attention.value_head_dim
 
 
@@ -75,11 +79,21 @@ def attention_weights(attention: Attention, hidden_size: int, tp: int) -> float:
         else:
             queries = hidden_size * attention.q_lora_rank + attention.q_lora_rank * attention.num_heads * width / tp
         up = attention.kv_lora_rank * attention.num_heads * (attention.qk_nope_head_dim + attention.v_head_dim) / tp
-        return latent + queries + up + attention.num_heads * attention.v_head_dim * hidden_size / tp
+        whole = latent + _index_weights(attention, hidden_size)
+        return whole + queries + up + attention.num_heads * attention.v_head_dim * hidden_size / tp
     keys = max(attention.num_key_heads / tp, 1) * attention.key_head_dim
     values = attention.num_value_heads * attention.value_head_dim / tp
     scalars = {"gated_delta": 2, "lightning": 0, "mamba2": 1}[attention.variant] * attention.num_value_heads / tp
     return hidden_size * (2 * keys + 3 * values + scalars)
+
+
+def _index_weights(attention: MultiHeadLatentAttention, hidden_size: int) -> float:
+    """Return the weights of what picks the tokens that attention sees, which every GPU has whole."""
+    index = attention.indexer
+    if index is None:
+        return 0.0
+    queries = index.num_heads * index.head_dim * (attention.q_lora_rank or hidden_size)
+    return queries + hidden_size * (index.head_dim + index.num_heads)
 
 
 def dense_weights(block: Block, hidden_size: int, tp: int) -> float:
@@ -133,13 +147,14 @@ def expert_weights(block: Block, hidden_size: int, slots: float, etp: int) -> fl
 
 
 def cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtype: Dtype) -> float:
-    """Return a layer's KV cache on each GPU: 2 kv d b a token, the latent's width for MLA, a fixed state if linear."""
+    """Return a layer's KV cache on each GPU: 2 kv d b a token, MLA's latent and indexer, a state if linear."""
     attention, element = block.attention, CACHE_BYTES_PER_ELEMENT[dtype]
     if isinstance(attention, GroupedQueryAttention):
         kept = min(tokens, sequences * (attention.sliding_window or tokens))
         return 2 * max(attention.num_kv_heads / tp, 1) * attention.head_dim * element * kept
     if isinstance(attention, MultiHeadLatentAttention):
-        return (attention.kv_lora_rank + attention.qk_rope_head_dim) * element * tokens
+        index = attention.indexer.head_dim if attention.indexer else 0
+        return (attention.kv_lora_rank + attention.qk_rope_head_dim + index) * element * tokens
     return 0.0 if attention is None else attention.state_elements() / tp * BYTES_PER_ELEMENT["fp32"] * sequences
 
 
