@@ -21,10 +21,34 @@ LAYER_KINDS: dict[str, set[str]] = {
 }
 """What `layer_types` may say, by architecture."""
 OF_TEXT_PART = {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text", "llama4": "llama4_text"}
-LATENT = {"deepseek_v2", "deepseek_v3", "glm_moe_dsa", "kimi_k2"}
+LATENT = {"axk1", "deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_k2"}
+GROUPED = {*LATENT, "dots1", "exaone_moe", "glm4_moe", "glm4v_moe_text", "nemotron_h", "solar_open"}
+"""Architectures whose router may choose among groups of experts."""
+EXPERTS_KEY = {
+    **dict.fromkeys(GROUPED - {"exaone_moe"}, "n_routed_experts"),
+    **dict.fromkeys(("afmoe", "exaone_moe", "flex_olmo", "hunyuan_v1_moe", "hy_v3", "olmoe"), "num_experts"),
+    **dict.fromkeys(("qwen2_moe", "qwen3_next", "qwen3_5_moe_text"), "num_experts"),
+    "ernie4_5_moe": "moe_num_experts",
+}
+"""Under which key a file has the number of experts; else `num_local_experts`."""
+TOP_K_KEY = {"ernie4_5_moe": "moe_k", "hunyuan_v1_moe": "moe_topk"}
+BIASED = {
+    "dots1",
+    "flex_olmo",
+    "granitemoehybrid",
+    "granitemoeshared",
+    "hy_v3",
+    "phimoe",
+    "solar_open",
+}
+"""Of the architectures below, those with a bias in attention where the file asks for one."""
+BY_USUAL_KEYS = {"afmoe", "axk1", "ernie4_5_moe", "exaone_moe", "glm4_moe_lite", "hunyuan_v1_moe", *BIASED}
+"""Architectures whose files have few optional keys, so that only those are drawn."""
 DENSE = {"llama", "mistral", "qwen2", "qwen3", "qwen3_5_text"}
-WIDTH_IS_EXPERTS = {"mixtral", "olmoe", "granitemoe", "gpt_oss", "minimax", "minimax_m2", "llama4_text"}
-AS_MANY_KV_HEADS = {"llama", "olmoe", "granitemoe"}
+GRANITE = {"granitemoe", "granitemoehybrid", "granitemoeshared"}
+WIDTH_IS_EXPERTS = {"mixtral", "olmoe", "gpt_oss", "minimax", "minimax_m2", "llama4_text", *GRANITE}
+WIDTH_IS_EXPERTS |= {"flex_olmo", "hunyuan_v1_moe", "phimoe"}
+AS_MANY_KV_HEADS = {"llama", "olmoe", "afmoe", "flex_olmo", "hunyuan_v1_moe", *GRANITE}
 """Architectures that take as many key/value heads as query heads where the file is silent; others a divisor of 32."""
 
 width = st.integers(1, 48)
@@ -41,8 +65,20 @@ def random_config(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     config = draw(_shape(model_type, layers)) | draw(_optional(model_type, layers))
     if model_type == "nemotron_h":
         config |= draw(_hybrid(layers))
+    config |= _needed(model_type, config)
     config["model_type"] = model_type
     return config
+
+
+def _needed(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys without which `transformers` builds no model, or none so small."""
+    needed: dict[str, dict[str, Any]] = {
+        "dots1": {"n_shared_experts": 2},
+        "flex_olmo": {"pad_token_id": None},
+        "granitemoehybrid": {"mamba_n_heads": config["num_attention_heads"]},
+        "hunyuan_v1_moe": {"head_dim": 8},
+    }
+    return needed.get(model_type, {})
 
 
 @st.composite
@@ -71,14 +107,11 @@ def _shape(draw: st.DrawFn, model_type: str, layers: int) -> dict[str, Any]:
 def _experts(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
     groups, size = draw(few), draw(few)
     chosen = draw(st.integers(1, groups))
-    of_deepseek = model_type in LATENT | {"glm4_moe", "nemotron_h"}
     config: dict[str, Any] = {
-        "n_routed_experts" if of_deepseek else "num_local_experts": groups * size,
-        "num_experts_per_tok": draw(st.integers(1, chosen * size)),
+        EXPERTS_KEY.get(model_type, "num_local_experts"): groups * size,
+        TOP_K_KEY.get(model_type, "num_experts_per_tok"): draw(st.integers(1, chosen * size)),
     }
-    if model_type in {"qwen2_moe", "olmoe", "qwen3_next", "qwen3_5_moe_text"}:
-        config["num_experts"] = config.pop("num_local_experts")
-    if of_deepseek:
+    if model_type in GROUPED:
         config |= {"n_group": groups, "topk_group": chosen}
     if model_type not in WIDTH_IS_EXPERTS:
         config["moe_intermediate_size"] = draw(width)
@@ -112,7 +145,9 @@ def _optional(draw: st.DrawFn, model_type: str, layers: int) -> dict[str, Any]:
     if kinds:
         kind = st.sampled_from(sorted(kinds))
         choices["layer_types"] = st.lists(kind, min_size=layers, max_size=layers)
-    if model_type in {"llama", "olmoe", *LATENT, "granitemoe"}:
+    if model_type in BY_USUAL_KEYS:
+        choices = _usual(model_type, layers)
+    elif model_type in {"llama", "olmoe", *LATENT, "granitemoe"}:
         del choices["head_dim"]
     taken = draw(st.sets(st.sampled_from(sorted(choices))))
     return {key: draw(choices[key]) for key in sorted(taken)}
@@ -140,3 +175,36 @@ def _everywhere(layers: int) -> dict[str, st.SearchStrategy[Any]]:
         "mlp_only_layers": st.lists(st.integers(0, layers - 1), unique=True),
         "max_position_embeddings": st.integers(1, 10**6),
     }
+
+
+def _usual(model_type: str, layers: int) -> dict[str, st.SearchStrategy[Any]]:
+    """Return the optional keys that a file of such an architecture may have."""
+    choices = {key: _everywhere(layers)[key] for key in ("tie_word_embeddings", "max_position_embeddings")}
+    if model_type in LATENT:
+        widths = ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "v_head_dim")
+        choices |= dict.fromkeys(widths, width) | {"n_shared_experts": few}
+    elif model_type == "hunyuan_v1_moe":
+        choices["num_shared_expert"] = st.just(1)
+    if model_type in BIASED:
+        choices["attention_bias"] = st.booleans()
+    choices |= {
+        "afmoe": {"num_dense_layers": st.integers(0, layers), "num_shared_experts": st.integers(0, 3)},
+        "dots1": {"first_k_dense_replace": st.integers(0, layers)},
+        "ernie4_5_moe": {
+            "moe_layer_start_index": st.integers(0, layers),
+            "moe_layer_end_index": st.integers(-1, layers),
+            "moe_layer_interval": few,
+            "moe_num_shared_experts": st.integers(0, 3),
+        },
+        "exaone_moe": {"first_k_dense_replace": st.integers(0, layers), "num_shared_experts": few},
+        "granitemoehybrid": {
+            "layer_types": st.lists(st.sampled_from(sorted(LINEAR)), min_size=layers, max_size=layers),
+            "shared_intermediate_size": width,
+            "mamba_d_state": width,
+            "mamba_conv_bias": st.booleans(),
+        },
+        "granitemoeshared": {"shared_intermediate_size": width},
+        "hy_v3": {"num_shared_experts": few},
+        "phimoe": {"lm_head_bias": st.booleans()},
+    }.get(model_type, {})
+    return choices

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-STANDS_FOR = {"kimi_k2": "deepseek_v3"}
+STANDS_FOR = {
+    "glm4v_moe_text": "glm4_moe",
+    "kimi_k2": "deepseek_v3",
+    "qwen3_omni_moe_text": "qwen3_moe",
+    "qwen3_vl_moe_text": "qwen3_moe",
+}
 """Architectures whose code is not in `transformers` because it is that of another one."""
 
 

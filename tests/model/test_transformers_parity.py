@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 READ_AS_ANOTHER = {"minimax_m1", "minimax_text_01"}
 """Names of MiniMax's own repositories, whose configs `transformers` does not read."""
+OF_THEIR_OWN = {"arctic", "bailing_moe", "bailing_moe_v2", "dbrx", "grok-1", "longcat_flash"}
+"""Architectures that `transformers` has no code for, or no keys as published; `test_published.py` has their sizes."""
 
 
 @pytest.mark.parametrize("name", catalog_models())
@@ -28,7 +30,7 @@ def test_catalogue_model_has_the_parameters_that_transformers_builds(name: str) 
     assert load_catalog_model(name).num_parameters == built_parameters(json.loads(catalog_model_text(name)))
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - READ_AS_ANOTHER))
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - READ_AS_ANOTHER - OF_THEIR_OWN))
 @settings(max_examples=6, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_legal_config_has_the_parameters_and_layers_of_transformers(model_type: str, data: st.DataObject) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from moiety.errors import InputError
@@ -28,6 +28,10 @@ class Config:
     values: Mapping[str, object]
     source: str
     path: str = ""
+
+    def with_defaults(self, **defaults: object) -> Config:
+        """Return the same object with what its architecture takes for keys that the file does not have."""
+        return replace(self, values={**defaults, **self.values})
 
     def has(self, *keys: str) -> bool:
         """Say whether one of `keys` holds anything but null."""
@@ -94,6 +98,10 @@ class Config:
             raise self.error("must be an object", key)
         return Config(values=cast("dict[str, object]", value), source=self.source, path=self.field(key))
 
+    def part(self, key: str) -> Config:
+        """Return the object under `key`, one without keys where there is none."""
+        return self.section(key) or Config(values={}, source=self.source, path=self.field(key))
+
     def names(self, key: str, *, allowed: Collection[str] | None = None, length: int | None = None) -> tuple[str, ...]:
         """Return the list of strings under `key`, empty where it is absent; `length` is what a list must have."""
         items = self._list(key, length)
@@ -141,4 +149,4 @@ class Config:
 
 def num_layers(config: Config) -> int:
     """Return the number of layers."""
-    return config.integer("num_hidden_layers", maximum=MAX_LAYERS)
+    return config.integer("num_hidden_layers", "n_layers", maximum=MAX_LAYERS)

@@ -57,6 +57,8 @@ class MoeFeedForward(Record):
     latent_size: Count | None = None
     """Width of the rows that routed experts work on, projected down before dispatch and up after combine (LatentMoE,
     Nemotron 3 Super, arXiv 2604.12374); None: the model's own."""
+    num_idle_experts: int = Field(default=0, ge=0, le=2**40, exclude_if=lambda value: value == 0)
+    """Outputs of the router that stand for no network: what they take stays as it is (LongCat-Flash)."""
     num_groups: Count = 1
     """Groups that the experts are divided into for group-limited routing."""
     top_k_groups: Count = 1
@@ -93,7 +95,8 @@ class MoeFeedForward(Record):
 
     def shared_parameters(self, hidden_size: int) -> int:
         """Return the parameters of router, shared experts with their gate, and latent: what every rank keeps."""
-        router = hidden_size * self.num_experts + (self.num_experts if self.router_bias else 0)
+        outputs = self.num_experts + self.num_idle_experts
+        router = hidden_size * outputs + (outputs if self.router_bias else 0)
         shared = hidden_size if self.shared_gate else 0
         if self.shared_intermediate_size:
             width = self.shared_intermediate_size

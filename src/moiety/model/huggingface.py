@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from moiety.errors import InputError
 from moiety.model.config import LARGEST_COUNT, MAX_LAYERS, MAX_POSITIONS, Config
-from moiety.model.families import FAMILIES
+from moiety.model.families import FAMILIES, NORMS_WITH_BIAS, TIED_BY_DEFAULT
 from moiety.model.families.generic import described, generic
 from moiety.model.model import Block, Model
 from moiety.model.quantization import WeightFormats, weight_formats
@@ -18,7 +18,8 @@ from moiety.records import broken_rule
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-_TEXT_PARTS = ("text_config", "language_config", "llm_config")
+_TEXT_PARTS = ("text_config", "language_config", "llm_config", "thinker_config")
+_POSITIONS_KEYS = ("max_position_embeddings", "max_seq_len", "model_max_length")
 _MTP_KEYS = ("num_nextn_predict_layers", "num_mtp_layers", "num_mtp_modules", "mtp_num_hidden_layers")
 _MODEL_TYPE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 
@@ -60,12 +61,14 @@ def _model(
     return Model(
         name=name,
         architecture=architecture,
-        hidden_size=text.integer("hidden_size"),
+        hidden_size=text.integer("hidden_size", "d_model"),
         vocab_size=text.integer("vocab_size", maximum=LARGEST_COUNT),
         blocks=tuple(numbers),
         layer_blocks=layer_blocks,
-        tie_word_embeddings=tied.flag("tie_word_embeddings", default=False),
-        max_position_embeddings=text.optional_integer("max_position_embeddings", maximum=MAX_POSITIONS),
+        tie_word_embeddings=tied.flag("tie_word_embeddings", default=architecture in TIED_BY_DEFAULT),
+        head_bias=text.flag("lm_head_bias", default=False),
+        num_final_norms=2 if architecture in NORMS_WITH_BIAS else 1,
+        max_position_embeddings=text.optional_integer(*_POSITIONS_KEYS, maximum=MAX_POSITIONS),
         num_mtp_layers=text.integer(*_MTP_KEYS, minimum=0, maximum=MAX_LAYERS, default=0),
         weight_dtype=formats.dense,
         expert_dtype=formats.experts,
@@ -80,6 +83,8 @@ def _text_part(top: Config) -> tuple[Config, tuple[str, ...]]:
     text = top.section(key)
     if text is None:
         return top, ()
+    if text.has(*_TEXT_PARTS):  # Qwen3-Omni's thinker has a text part of its own
+        return _text_part(text)
     rest = [
         name
         for name, value in top.values.items()

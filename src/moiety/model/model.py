@@ -59,6 +59,10 @@ class Model(DerivedRecord):
     blocks: tuple[Block, ...] = Field(min_length=1)
     layer_blocks: tuple[int, ...] = Field(min_length=1)
     tie_word_embeddings: bool = False
+    head_bias: bool = Field(default=False, exclude_if=lambda value: not value)
+    """The output head has a bias (Phi-3.5-MoE)."""
+    num_final_norms: int = Field(default=1, ge=0, exclude_if=lambda value: value == 1)
+    """Norm vectors of `hidden_size` after the last layer: 2 where the norm has a bias."""
     max_position_embeddings: Count | None = None
     num_mtp_layers: int = Field(default=0, ge=0, le=10_000)
     """Multi-token-prediction layers that the checkpoint carries beside `layer_blocks`; not counted as parameters."""
@@ -101,8 +105,9 @@ class Model(DerivedRecord):
 
     @property
     def head_parameters(self) -> int:
-        """Parameters of the output head of its own: 0 where it is tied to the embedding."""
-        return 0 if self.tie_word_embeddings else self.hidden_size * self.vocab_size
+        """Parameters of the output head of its own: its bias alone where it is tied to the embedding."""
+        weight = 0 if self.tie_word_embeddings else self.hidden_size * self.vocab_size
+        return weight + (self.vocab_size if self.head_bias else 0)
 
     @computed_field
     @property
@@ -112,7 +117,8 @@ class Model(DerivedRecord):
             number * self.blocks[index].num_parameters(self.hidden_size)
             for index, number in Counter(self.layer_blocks).items()
         )
-        return self.hidden_size * self.vocab_size + layers + self.hidden_size + self.head_parameters
+        embedding, norms = self.hidden_size * self.vocab_size, self.hidden_size * self.num_final_norms
+        return embedding + layers + norms + self.head_parameters
 
     @computed_field
     @property

@@ -43,37 +43,23 @@ def deepseek_v3(config: Config) -> list[Block]:
     return _blocks(config, mixture, default_dense=3)
 
 
+def deepseek_v32(config: Config) -> list[Block]:
+    """Return the layers of a `deepseek_v32` model: as DeepSeek-V3, but an indexer picks what is seen."""
+    return deepseek_v3(config.with_defaults(index_n_heads=64, index_head_dim=128, index_topk=2048))
+
+
 def glm_moe_dsa(config: Config) -> list[Block]:
-    """Return the layers of a `glm_moe_dsa` model (GLM-5): as DeepSeek-V3, but an indexer picks what is seen."""
-    mixture = MoeFeedForward(
-        **routed_experts(
-            config,
-            num_groups=config.integer("n_group", maximum=MAX_EXPERTS, default=1),
-            top_k_groups=config.integer("topk_group", maximum=MAX_EXPERTS, default=1),
-        ),
-        shared_intermediate_size=shared_width(config, default=1),
-    )
-    indexer = SparseIndexer(
-        num_heads=config.integer("index_n_heads", default=32),
-        head_dim=config.integer("index_head_dim", default=128),
-        top_k=config.integer("index_topk", default=2048),
-    )
-    attention = MultiHeadLatentAttention(
-        num_heads=config.integer("num_attention_heads"),
-        q_lora_rank=config.integer("q_lora_rank", default=2048),
-        kv_lora_rank=config.integer("kv_lora_rank", default=512),
-        qk_nope_head_dim=config.integer("qk_nope_head_dim", default=192),
-        qk_rope_head_dim=config.integer("qk_rope_head_dim", default=64),
-        v_head_dim=config.integer("v_head_dim", default=256),
-        projection_bias=config.flag("attention_bias", default=False),
-        indexer=indexer,
-    )
-    parts = feed_forwards(config, late_layers(config, default_dense=3), mixture)
-    return [Block(attention=attention, feed_forward=part) for part in parts]
+    """Return the layers of a `glm_moe_dsa` model (GLM-5): as DeepSeek-V3.2, of another shape."""
+    shape = {"q_lora_rank": 2048, "kv_lora_rank": 512, "qk_nope_head_dim": 192, "v_head_dim": 256}
+    index = {"index_n_heads": 32, "index_head_dim": 128, "index_topk": 2048}
+    return deepseek_v3(config.with_defaults(n_group=1, topk_group=1, **shape, **index))
 
 
 def latent_attention(config: Config) -> MultiHeadLatentAttention:
-    """Return the multi-head latent attention of one layer; a null `q_lora_rank` means queries are not compressed."""
+    """Return the multi-head latent attention of one layer, with an indexer where the file has one.
+
+    A null `q_lora_rank` means that queries are not compressed.
+    """
     return MultiHeadLatentAttention(
         num_heads=config.integer("num_attention_heads"),
         q_lora_rank=config.optional_integer("q_lora_rank", default=1536),
@@ -82,6 +68,17 @@ def latent_attention(config: Config) -> MultiHeadLatentAttention:
         qk_rope_head_dim=config.integer("qk_rope_head_dim", default=64),
         v_head_dim=config.integer("v_head_dim", default=128),
         projection_bias=config.flag("attention_bias", default=False),
+        indexer=_indexer(config),
+    )
+
+
+def _indexer(config: Config) -> SparseIndexer | None:
+    if not config.has("index_topk"):
+        return None
+    return SparseIndexer(
+        num_heads=config.integer("index_n_heads"),
+        head_dim=config.integer("index_head_dim"),
+        top_k=config.integer("index_topk"),
     )
 
 

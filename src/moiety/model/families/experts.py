@@ -96,9 +96,13 @@ def stepped_layers(config: Config) -> list[bool]:
 def late_layers(config: Config, *, default_dense: int) -> list[bool]:
     """Say for each layer whether it is sparse by DeepSeek's rule: all but the first `first_k_dense_replace`.
 
-    `moe_layer_freq` n keeps only every n-th of them sparse; a list of 0 and 1 says it layer by layer.
+    `moe_layer_freq` n keeps only every n-th of them sparse; a list of 0 and 1, or `mlp_layer_types`, says it layer by
+    layer.
     """
     layers = num_layers(config)
+    kinds = config.names("mlp_layer_types", allowed={"dense", "sparse"}, length=layers)
+    if kinds:
+        return [kind == "sparse" for kind in kinds]
     if isinstance(config.values.get("moe_layer_freq"), list):
         flags = config.integers("moe_layer_freq", below=2, length=layers)
         if not flags:

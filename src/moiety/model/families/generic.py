@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from moiety.model.attention import Attention, GroupedQueryAttention
 from moiety.model.config import MAX_EXPERTS, MAX_LAYERS, num_layers
@@ -16,6 +16,7 @@ from moiety.model.families.experts import (
 )
 from moiety.model.families.grouped_query import heads, window_size
 from moiety.model.families.qwen_next import gated_delta_net
+from moiety.model.families.traits import Traits
 from moiety.model.feed_forward import DenseFeedForward, FeedForward, MoeFeedForward
 from moiety.model.model import Block
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from moiety.model.config import Config
 
 _WINDOWED = {"sliding_attention", "chunked_attention", "local_attention"}
+_KINDS = {*_WINDOWED, "full_attention", "global_attention", "attention", "linear_attention"}
+_PATTERN_KEYS = ("sliding_window_pattern", "global_attn_every_n_layers")
+_GROUPS_KEYS = ("n_group", "num_expert_group")
+_FIRST_SPARSE_KEYS = ("moe_layer_start_index", "num_dense_layers")
 _EXPERT_WIDTH_KEYS = (
     "moe_intermediate_size",
     "expert_intermediate_size",
@@ -35,31 +40,44 @@ _SHARED_WIDTH_KEYS = (
     "shared_intermediate_size",
 )
 _SHARED_NUMBER_KEYS = ("n_shared_experts", "num_shared_experts", "num_shared_expert", "moe_num_shared_experts")
-_OTHER_LAYERS_KEYS = (
-    "hybrid_override_pattern",
-    "layers_block_type",
-    "block_configs",
-    "ssm_cfg",
-    "mamba_d_state",
-    "linear_attn_config",
-    "routed_expert_hidden_size",
-    "moe_latent_size",
-)
+_NOT_PLANNED = {
+    "hybrid_override_pattern": "layers of several kinds by a pattern",
+    "layers_block_type": "layers of several kinds by name",
+    "block_configs": "layers each of a shape of their own",
+    "ssm_cfg": "state-space layers",
+    "mamba_d_state": "state-space layers (Mamba)",
+    "linear_attn_config": "Kimi delta attention",
+    "layer_group_size": "linear attention in groups of layers (Bailing)",
+    "conv_L_cache": "short convolutions in place of attention",
+    "routed_expert_hidden_size": "experts on a narrower hidden state",
+    "moe_latent_size": "experts on a narrower hidden state",
+    "kv_channels": "experts in the attention (mixture of attention heads)",
+    "hc_mult": "hyper-connections and compressed attention",
+    "hidden_size_per_layer_input": "embeddings of each layer (Gemma 3n and 4)",
+    "num_attention_heads_per_layer": "layers each with a number of heads of its own",
+}
+"""Keys that show layers of which the usual keys would give a wrong size, and what those are."""
 
 
-def generic(config: Config) -> list[Block]:
+def generic(config: Config, traits: Traits | None = None) -> list[Block]:
     """Return the layers of a decoder with latent, grouped-query or gated delta attention, dense or with experts.
 
-    Raises InputError where a key shows that the layers are of other kinds (state-space, experts on a narrower
-    hidden state, or each layer of its own shape), since the usual keys would then give a wrong size.
+    `traits` is what the code of its architecture adds, where that is known. Raises InputError where a key shows that
+    the layers are of other kinds, since the usual keys would then give a wrong size.
     """
-    for key in _OTHER_LAYERS_KEYS:
-        if config.has(key):
-            rule = "only layers of attention followed by a gated feed-forward part of the model's width can be planned"
-            raise config.error(rule, key)
+    known = traits or Traits()
+    config = config.with_defaults(**known.defaults)
+    for key, kind in _NOT_PLANNED.items():
+        if config.has(key) and config.values[key] != 0:
+            remedy = "plan it as a model of the nearest known architecture, under that model_type"
+            raise config.error(f"cannot be planned yet: {kind}", key, remedy=remedy)
     return [
-        Block(attention=attention, feed_forward=part)
-        for attention, part in zip(_attentions(config), _feed_forwards(config), strict=True)
+        Block(
+            attention=attention,
+            feed_forward=part,
+            num_norms=known.num_norms + (known.moe_norms if isinstance(part, MoeFeedForward) else 0),
+        )
+        for attention, part in zip(_attentions(config, known), _feed_forwards(config, known), strict=True)
     ]
 
 
@@ -71,57 +89,87 @@ def described(blocks: list[Block]) -> str:
     return f"{attentions} attention, {sparse} sparse and {len(blocks) - sparse} dense gated feed-forward layers"
 
 
-def _attentions(config: Config) -> list[Attention]:
+def _attentions(config: Config, traits: Traits) -> list[Attention]:
     layers = num_layers(config)
     if config.has("kv_lora_rank"):
         return [latent_attention(config)] * layers
-    softmax = _softmax(config)
-    kinds = config.names("layer_types", length=layers)
+    softmax = _softmax(config, traits)
+    kinds = config.names("layer_types", allowed=_KINDS, length=layers)
     window = window_size(config, config.first_key("sliding_window", "attention_chunk_size"))
+    local = softmax.model_copy(update={"sliding_window": window})
     if not kinds:
         used = config.flag("use_sliding_window", default=True)
-        return [softmax.model_copy(update={"sliding_window": window if used else None})] * layers
-    local = softmax.model_copy(update={"sliding_window": window})
+        return [local if used and inside else softmax for inside in _in_window(config)]
     of_kind: dict[str, Attention] = {kind: local if kind in _WINDOWED else softmax for kind in kinds}
-    if "linear_attention" in of_kind and config.has("linear_num_value_heads"):
+    if "linear_attention" in of_kind:
+        if not config.has("linear_num_value_heads"):
+            raise config.error("cannot be planned yet: linear attention of an unknown kind", "layer_types")
         of_kind["linear_attention"] = gated_delta_net(config)
     return [of_kind[kind] for kind in kinds]
 
 
-def _softmax(config: Config) -> GroupedQueryAttention:
+def _in_window(config: Config) -> list[bool]:
+    """Say for each layer whether it sees a window: all but each n-th one where the file has a pattern, else all."""
+    layers = num_layers(config)
+    if isinstance(config.values.get("sliding_window_pattern"), str):
+        letters = config.text("sliding_window_pattern") or ""
+        if not letters or not set(letters) <= {"L", "G"}:
+            raise config.error("must be a number or letters L (local) and G (global)", "sliding_window_pattern")
+        return [letters[index % len(letters)] == "L" for index in range(layers)]
+    step = config.integer(*_PATTERN_KEYS, maximum=MAX_LAYERS, default=MAX_LAYERS)
+    return [(index + 1) % step != 0 for index in range(layers)]
+
+
+def _softmax(config: Config, traits: Traits) -> GroupedQueryAttention:
     bias = config.flag("attention_bias", "use_bias", default=False)
-    norm: Literal["head", "none"] = "head" if config.flag("use_qk_norm", "qk_norm", default=False) else "none"
+    norm = traits.qk_norm
+    if norm == "none" and config.flag("use_qk_norm", "qk_norm", default=False):
+        norm = "head"
     return GroupedQueryAttention(
-        **heads(config), qkv_bias=config.flag("qkv_bias", default=bias), output_bias=bias, qk_norm=norm
+        **heads(config),
+        qkv_bias=config.flag("qkv_bias", "use_qkv_bias", default=bias),
+        output_bias=bias and traits.output_bias,
+        qk_norm=norm,
+        output_gate=traits.output_gate,
+        sinks=traits.sinks,
     )
 
 
-def _feed_forwards(config: Config) -> list[FeedForward]:
+def _feed_forwards(config: Config, traits: Traits) -> list[FeedForward]:
     layers = num_layers(config)
+    bias = config.flag("mlp_bias", default=False)
     if not config.has(*NUM_EXPERTS_KEYS):
-        return [DenseFeedForward(intermediate_size=config.integer("intermediate_size"))] * layers
-    return feed_forwards(config, _sparse(config), _mixture(config))
+        return [DenseFeedForward(intermediate_size=config.integer("intermediate_size"), bias=bias)] * layers
+    mixture = _mixture(config, router_bias=traits.router_bias, shared_bias=bias)
+    return feed_forwards(config, _sparse(config), mixture, dense_bias=bias)
 
 
-def _mixture(config: Config) -> MoeFeedForward:
+def _mixture(config: Config, *, router_bias: bool, shared_bias: bool) -> MoeFeedForward:
     width = config.integer(*_EXPERT_WIDTH_KEYS)
-    shared = config.integer(*_SHARED_NUMBER_KEYS, minimum=0, maximum=MAX_EXPERTS, default=0) * width
+    each = config.integer(*_SHARED_WIDTH_KEYS, minimum=0, default=width)
+    number = config.integer(*_SHARED_NUMBER_KEYS, minimum=0, maximum=MAX_EXPERTS, default=0)
+    if config.has(*_SHARED_WIDTH_KEYS) and not config.has(*_SHARED_NUMBER_KEYS):
+        number = 1
     return MoeFeedForward(
         **routed_experts(
             config,
             width_keys=_EXPERT_WIDTH_KEYS,
-            num_groups=config.integer("n_group", maximum=MAX_EXPERTS, default=1),
+            num_groups=config.integer(*_GROUPS_KEYS, maximum=MAX_EXPERTS, default=1),
             top_k_groups=config.integer("topk_group", maximum=MAX_EXPERTS, default=1),
         ),
-        shared_intermediate_size=config.integer(*_SHARED_WIDTH_KEYS, minimum=0, default=shared),
+        shared_intermediate_size=number * each,
+        shared_bias=shared_bias,
+        router_bias=router_bias,
     )
 
 
 def _sparse(config: Config) -> list[bool]:
+    """Say for each layer whether it is sparse, by whichever of the rules in use the file has keys for."""
     layers = num_layers(config)
-    kinds = config.names("mlp_layer_types", allowed={"dense", "sparse"}, length=layers)
-    if kinds:
-        return [kind == "sparse" for kind in kinds]
-    first = config.integer("moe_layer_start_index", minimum=0, maximum=MAX_LAYERS, default=0)
-    late = late_layers(config, default_dense=first)
-    return [both == (True, True) for both in zip(late, stepped_layers(config), strict=True)]
+    first = config.integer(*_FIRST_SPARSE_KEYS, minimum=0, maximum=MAX_LAYERS, default=0)
+    last = config.integer("moe_layer_end_index", minimum=-1, maximum=MAX_LAYERS, default=-1)
+    interval = config.integer("moe_layer_interval", maximum=MAX_LAYERS, default=1)
+    end = layers if last < 0 else last + 1
+    between = [index < end and (index + 1) % interval == 0 for index in range(layers)]
+    late = late_layers(config, default_dense=min(first, layers))
+    return [all(each) for each in zip(late, between, stepped_layers(config), strict=True)]
