@@ -28,9 +28,9 @@ moiety validate ROWS.jsonl ... --page docs/accuracy.md --left-out left-out.txt
 from rows in the format below; nobody edits the figures. The serving constants are fitted on the serving rows that ran
 without speculation and on the offline runs (of rows with prefill apart, the time per output token only), those of
 deployments with prefill apart on their times to first token, given the others, those of collectives, kernels,
-power and training on all of theirs (but those of training not on the runs of Nemotron 3, which came after): what they
-are worth on others stands under "rows that the fit did not see". The catalogue keeps some of the rows of every kind
-(`moiety validate` without a file), and a test fails when a change makes their errors worse by more than two points.
+power and training on all of theirs: what they are worth on others stands under "rows that the fit did not see". The
+catalogue keeps some of the rows of every kind (`moiety validate` without a file), and a test fails when a change makes
+their errors worse by more than two points.
 
 "At best" is the rank correlation that a law without error would reach in the same groups: rows that were measured again
 (all that is stated the same, the result not) scatter, and values closer together than that have no order to predict
@@ -103,18 +103,33 @@ _KNOWN = """## What no law here explains
   the recipes that the operators published (`catalog/deployments/`, Megatron-Bridge and Megatron-MoE-ModelZoo); a run
   without one is taken to capture and to hide nothing. Four constants stand for all models, devices and releases.
 - gpt-oss trains as slowly as if its attention (with sinks) wrote its scores to memory, and is priced so; what its
-  kernels do is not published. Its rows of container 26.06.01 have an attention kernel that the operators call a
-  regression.
-- Its TFLOP/s of the releases before 26.06 count a sixth less for the same tokens per second than those from then on.
+  kernels do is not published, and those in FP8 since container 26.06 are faster. The operators call what its rows of
+  26.06.01 took a known regression, of a grouped product (NVIDIA/cudnn-frontend, issue 256).
+- One configuration of Qwen3-30B-A3B on H100 trained 5,113 tokens a second and GPU in container 26.02 and 9,058 in
+  26.02.01; that of 25.11 was as slow as the former. Those two rows are most of this model's mean error there.
+- TFLOP/s and MFU are made of tokens per second by the count of the row's publisher in the row's release
+  (`validation/published_flops.py`), which gives what rows state of both to their last digit. Megatron-Bridge until
+  26.04 counted neither windows nor gates that are not SiLU (a sixth less for gpt-oss); all its releases take Mamba-2
+  to be twice as wide as the model (8 % more for Nemotron 3 Nano), and count no routers. Publishers whose count is not
+  known are taken to count as `graph/model_flops.py` does; so are a plan's own figures.
 - How many tokens beyond the next a run was trained to predict is read in its recipe (DeepSeek-V3: one; Nemotron 3
-  Super, Ultra and 3.5 Lightning: two); the constants were fitted before that counted.
-- Nemotron 3's training runs (hybrids of Mamba-2) are predicted by constants that were fitted without them. NVFP4 runs
-  of Super kept their last 14 layers, attention and the latent's projections in BF16, which rows do not say and
-  predictions take for NVFP4; Ultra sharded its weights within a rack, which its rows deny. Why Super with tensor
-  parallelism is a quarter slower than predicted in MXFP8 too is not known.
+  Super, Ultra and 3.5 Lightning: two), and so is what it kept out of a narrow format: the layers of those predictions,
+  and in NVFP4 runs of Super its last 14 layers, attention, the latent's projections and what leaves Mamba-2.
+- Nemotron 3's runs are among those that the constants are fitted on: without them models left out err as much (other
+  models 10.1 % and 10.2 %, devices 11.8 % and 11.7 %), and Nemotron 3 by constants of the others 10 %. Ultra sharded
+  its weights within a rack, which its rows deny. Why Super with tensor parallelism is a quarter slower than
+  predicted is not known.
+- Some Llama runs moved activations to the host's memory (`cpu_offloading_num_layers` of their recipes), more of them on
+  GB200 than on GB300; that is not modelled.
+- Rows of one paper that refer to its Table 3 have that table's degrees; how many parts its pipeline stages had is read
+  in the framework's references for these models. Llama 3's paper does not say it, and its rows are not predicted.
+- TensorRT-LLM's table of release 1.0 labels mixtures by TP alone; its page runs them with data-parallel attention
+  (`enable_attention_dp`), and its figures agree with that (with tensor-parallel attention they would be 40 % off).
 - Of ML.ENERGY rows the prompt's length is not published: power is predicted at the measured throughput, from the
-  law of power alone. Steps with prompts are taken to run at the power limit; their share of the time is what a token
-  takes on average beyond the median.
+  law of power alone. Checkpoints in FP8 with a scale a block compute whole tiles of 64 rows for every expert with a
+  token, and draw power for the padding; which kernel ran is not stated, and some (Llama 4, with a scale a row) do not.
+  Steps with prompts are taken to run at the power limit; their share of the time is what a token takes on average
+  beyond the median.
 """
 _FORMAT = """## Rows
 

@@ -28,7 +28,7 @@ def system_group(row: SystemRow) -> dict[str, str]:
 def predict_system(row: SystemRow) -> dict[str, float]:
     """Return the predicted metrics of a row; raise SkippedRow with the reason where there are none."""
     if row.tier != "A":
-        raise SkippedRow("the configuration is stated in part only (tier B)")
+        raise SkippedRow(_partly_stated(row))
     if row.kind == "kernel":
         return predict_moe_layer(row) if MOE_LAYER.match(row.model) else predict_kernel(row)
     if row.kind == "comm":
@@ -44,6 +44,15 @@ def predict_system(row: SystemRow) -> dict[str, float]:
     raise SkippedRow(_missing(row))
 
 
+def _partly_stated(row: SystemRow) -> str:
+    """Return why a row counts as stated in part only."""
+    if "mlcommons" in row.source:
+        return _MLPERF
+    if "holds the same numbers" in row.notes:
+        return "one table of figures stands under two devices' names"
+    return "the configuration is stated in part only (tier B)"
+
+
 def _missing(row: SystemRow) -> str:
     """Return what a row lacks, or the cost model."""
     reasons = (
@@ -52,7 +61,7 @@ def _missing(row: SystemRow) -> str:
             row.kind == "overlap",
             "forward and backward chunks that a pipeline runs together (DualPipe) are not modelled",
         ),
-        ("mlcommons" in row.source, "an MLPerf summary states neither degrees nor lengths"),
+        ("mlcommons" in row.source, _MLPERF),
         (row.phase == "ablation", "ratios between runs whose loads are not stated"),
         ("ShareGPT" in (row.batch or ""), "the lengths of the requests are not stated (ShareGPT)"),
         ("concurrency" in (row.batch or ""), "the engine's release is not stated"),
@@ -61,4 +70,5 @@ def _missing(row: SystemRow) -> str:
     return next((reason for holds, reason in reasons if holds), other)
 
 
+_MLPERF = "an MLPerf summary states neither degrees nor lengths"
 _ALL_QUEUED = "max load (all requests queued)"
