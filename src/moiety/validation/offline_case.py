@@ -40,7 +40,7 @@ _RELEASES = {
 }
 """Releases that the tables belong to."""
 _DATA_PARALLEL = ("docs/source/performance/perf-overview.md",)
-"""Tables whose page runs all mixtures with `enable_attention_dp` (its `llm_options.yml`) and labels them by TP alone."""
+"""Pages that run all mixtures with `enable_attention_dp` (`llm_options.yml`) and label them by TP alone."""
 
 
 def predict_offline(row: SystemRow) -> dict[str, float]:
@@ -59,7 +59,8 @@ def as_closed_loop(row: SystemRow) -> ServingRow:
     case, requests = _offline_case(row)
     pool = ServingPredictor(load_serving()).pool(case, case.decode)
     running = offline_sequences(pool, requests) * pool.num_groups
-    loop = deployment(row, "trtllm", round(running), case.input_tokens, case.output_tokens, _release(row))
+    lengths = case.input_tokens, case.output_tokens
+    loop = deployment(_with_attention(row), "trtllm", round(running), *lengths, _release(row))
     return loop.model_copy(update={"measured": loop.measured.model_copy(update={"tpot_ms": 1e3 * running / rate})})
 
 
@@ -67,17 +68,17 @@ def _offline_case(row: SystemRow) -> tuple[ServingCase, int | None]:
     """Return what ran, and how many requests of it."""
     if not row.isl or not row.osl:
         raise SkippedRow("the lengths are not stated")
-    if (row.n_gpus or 1) > 1 and row.parallel.get("ep") is None and row_model(row.model).moe is not None:
-        row = _with_published_attention(row)
-    case = serving_case(deployment(row, "trtllm", 1, row.isl, row.osl, _release(row)))
+    case = serving_case(deployment(_with_attention(row), "trtllm", 1, row.isl, row.osl, _release(row)))
     return case, _REQUESTS.get((round(row.isl), round(row.osl)))
 
 
-def _with_published_attention(row: SystemRow) -> SystemRow:
-    """Return a row whose label divides the experts, with attention as its page has it: data parallel."""
+def _with_attention(row: SystemRow) -> SystemRow:
+    """Return a row; where its label divides the experts alone, with attention as its page has it: data parallel."""
+    gpus = row.n_gpus or 1
+    if gpus == 1 or row.parallel.get("ep") is not None or row_model(row.model).moe is None:
+        return row
     if not any(page in row.source for page in _DATA_PARALLEL):
         raise SkippedRow("how the experts are divided is not stated")
-    gpus = row.n_gpus or 1
     return row.model_copy(update={"parallel": {"tp": 1, "dp": gpus, "moe_tp": gpus, "ep": 1}})
 
 

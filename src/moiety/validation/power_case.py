@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moiety.validation.system_row import SystemRow
 
 _TILE_ROWS = 64
-"""Rows of a tile of vLLM's expert kernel for FP8 in blocks, unless one is tuned (`get_default_config`, fused_moe.py)."""
+"""Rows of a tile of vLLM's kernel for experts in FP8 blocks, not tuned (fused_moe.py, `get_default_config`)."""
 
 
 @dataclass(frozen=True, slots=True)
