@@ -18,7 +18,7 @@ class TrainingConstants(Sourced):
     """What Megatron-LM adds to kernels and transfers, as `python -m moiety.validation.fit training` writes it."""
 
     watts_per_tflops: Annotated[float, Field(gt=0, le=100)]
-    """What products draw at full clock, over their rate in BF16. With less power the clock is lower."""
+    """What products draw at full clock, over their rate in BF16. With less power the clock is lower in proportion."""
     pass_slowdown: Annotated[float, Field(ge=0, le=100)]
     """Time of passes over memory, over that of those that a step cannot do without: what a framework does not fuse."""
     exposed_share: Annotated[float, Field(ge=0, le=1)]

@@ -107,18 +107,17 @@ class TrainingParts:
     """Gathering of sharded weights and scattering of their gradients, beside everything else."""
     watts_per_tflops: float
     """The device's highest power over its peak in BF16."""
-    clock_exponent: float
-    """Power grows with this power of the clock."""
 
     def step_s(self, constants: TrainingConstants) -> float:
         """Return the seconds of a step.
 
-        Products run at the clock at which the device's power lasts for them. Gradients are scattered beside the last
+        Products run at the clock at which the device's power lasts for them; what they draw is in proportion to it, as
+        the voltage is at its floor where power is scarce. Gradients are scattered beside the last
         micro-batch's backward pass, and parameters gathered beside the next step's first forward pass; what is left of
         either is waited for. Where weights are sharded that goes on all the time, and a step is no shorter than it.
         """
         work = self.work
-        clock = min(self.watts_per_tflops / constants.watts_per_tflops, 1.0) ** (1 / self.clock_exponent)
+        clock = min(self.watts_per_tflops / constants.watts_per_tflops, 1.0)
         busy_s = (
             work.products_s / clock
             + work.passes_s * constants.pass_slowdown
@@ -159,7 +158,6 @@ def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
         update_s=update_s / run.strategy.instances,
         sharding_s=sharding_s(priced.graph, run.cluster, calibration) if run.shards_parameters else 0.0,
         watts_per_tflops=device.max_power_w / (device.peak("bf16") / 1e12),
-        clock_exponent=calibration.power.clock_exponent,
     )
 
 

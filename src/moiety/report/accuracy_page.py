@@ -115,9 +115,9 @@ _KNOWN = """## What no law here explains
 - How many tokens beyond the next a run was trained to predict is read in its recipe (DeepSeek-V3: one; Nemotron 3
   Super, Ultra and 3.5 Lightning: two), and so is what it kept out of a narrow format: the layers of those predictions,
   and in NVFP4 runs of Super its last 14 layers, attention, the latent's projections and what leaves Mamba-2.
-- Nemotron 3's runs are among those that the constants are fitted on: without them models left out err as much (other
-  models 10.1 % and 10.2 %, devices 11.8 % and 11.7 %), and Nemotron 3 by constants of the others 10 %. Ultra sharded
-  its weights within a rack, which its rows deny. Why Super with tensor parallelism is a quarter slower than
+- Nemotron 3's runs are among those that the constants are fitted on. Without them the other models err as much when
+  left out (9.4 %; 9.5 % with them), left-out devices a little more (9.8 %; 9.7 %), and Nemotron 3 itself 9.5 %. Ultra
+  sharded its weights within a rack, which its rows deny. Why Super with tensor parallelism is a fifth slower than
   predicted is not known.
 - Some Llama runs moved activations to the host's memory (`cpu_offloading_num_layers` of their recipes), more of them on
   GB200 than on GB300; that is not modelled.
