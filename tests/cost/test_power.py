@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moiety.cluster.catalog import catalog_devices, load_device
-from moiety.cost.power import power_w
+from moiety.cost.power import padding_flops, power_w
+from moiety.model.feed_forward import MoeFeedForward
 from tests.scenarios import CALIBRATION
 
 share = st.floats(0, 1)
@@ -51,3 +52,11 @@ def test_no_clock_goes_below_what_memory_and_idle_draw() -> None:
     h100, known = load_device("h100"), CALIBRATION.power.of("hopper")
     watts = power_w(h100, CALIBRATION.power, mfu=0.1, mbu=0.5, is_moe=True, clock_share=1e-3)
     assert watts == pytest.approx(known.idle_w + 0.5 * known.moe.memory_w, rel=1e-3)
+
+
+def test_experts_with_a_token_have_whole_tiles() -> None:
+    moe = MoeFeedForward(num_experts=4, top_k=1, expert_intermediate_size=32)
+    touched = 4 * (1 - (3 / 4) ** 2)
+    assert padding_flops("vllm", moe, 16, 2) == pytest.approx((64 * touched - 2) * 2 * 3 * 16 * 32)
+    assert padding_flops("vllm", moe, 16, 4 * 6400) < 0.01 * 4 * 6400 * 2 * 3 * 16 * 32
+    assert padding_flops("moiety", moe, 16, 2) == 0  # whose tiles no published run says anything of

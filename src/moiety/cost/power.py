@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from moiety.calibration.calibration import PowerConstants
+    from moiety.calibration.calibration import Engine, PowerConstants
     from moiety.cluster.device import Device
+    from moiety.model.feed_forward import MoeFeedForward
+
+_TILE_ROWS: dict[Engine, int] = {"vllm": 64}
+"""Rows of a tile of an engine's kernel for experts in FP8 blocks where none is tuned (vLLM's `get_default_config` in
+fused_moe.py); of engines that are not named it is not known, and nothing is taken for padding."""
 
 
 def power_w(
@@ -28,3 +34,14 @@ def power_w(
     cores = curve.base_w - known.idle_w + curve.compute_w * mfu**constants.compute_exponent
     watts = (known.idle_w + cores * phi + curve.memory_w * mbu) * device.max_power_w / known.max_power_w
     return min(max(watts, device.idle_power_w), device.max_power_w)
+
+
+def padding_flops(engine: Engine, moe: MoeFeedForward, hidden_size: int, tokens: float) -> float:
+    """Return what a layer's experts in FP8 compute on padding for so many tokens: those with any have whole tiles."""
+    height = _TILE_ROWS.get(engine)
+    if height is None or not tokens:
+        return 0.0
+    touched = moe.num_experts * (1 - (1 - moe.top_k / moe.num_experts) ** tokens)
+    rows = tokens * moe.top_k
+    padding = touched * math.ceil(rows / touched / height) * height - rows
+    return 2.0 * padding * moe.expert_parameters(hidden_size)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.cost.memory import cache_bytes
-from moiety.cost.power import power_w
+from moiety.cost.power import padding_flops, power_w
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.plan import Plan, Pool, Projection
 from moiety.projection.phase import PhaseOutcome, PoolCase, phase_outcome
@@ -62,13 +62,12 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_s
     outcome, schedule = phase.outcome, phase.schedule
     flops = flops_per_token(scenario, pool)
     peak = device.peak(outcome.graph.layout.options.dtypes.experts)
-    achieved = phase.computed_tokens_per_s * flops / pool.num_gpus
-    mfu = achieved / peak
+    mfu = phase.computed_tokens_per_s * flops / pool.num_gpus / peak
     mbu = min(outcome.memory_traffic_bytes / (phase.step_s * device.memory_bandwidth_bytes_per_s), 1.0)
     watts = power_w(
         device,
         scenario.calibration.power,
-        mfu=achieved / device.peak("bf16"),
+        mfu=computing_share(scenario, pool, phase),
         mbu=mbu,
         is_moe=model.moe is not None,
         clock_share=clock_share,
@@ -89,6 +88,18 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_s
         tokens_per_joule=phase.throughput_tokens_per_s / (watts * pool.num_gpus),
         provenance=provenance(scenario, (pool,), (outcome,)),
     )
+
+
+def computing_share(scenario: Scenario, pool: Pool, phase: PhaseOutcome) -> float:
+    """Return the share of its peak in BF16 that a GPU computes, what experts' kernels pad their rows with included."""
+    device, model, schedule = scenario.cluster.device, scenario.model, phase.schedule
+    busy = phase.computed_tokens_per_s * flops_per_token(scenario, pool) / device.peak("bf16")
+    if phase.outcome.graph.layout.options.dtypes.experts == "fp8":
+        tokens = schedule.tokens_per_microbatch * pool.strategy.attn_dp
+        parts = [block.moe for block in model.layers if block.moe is not None]
+        padded = sum(padding_flops(scenario.engine, moe, model.hidden_size, tokens) for moe in parts)
+        busy += padded * schedule.num_microbatches * pool.strategy.instances / phase.step_s / device.peak("fp8")
+    return min(busy / pool.num_gpus, 1.0)
 
 
 def flops_per_token(scenario: Scenario, pool: Pool) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.calibration.catalog import calibration_for
 from moiety.calibration.serving_catalog import load_serving
-from moiety.cost.power import power_w
+from moiety.cost.power import padding_flops, power_w
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import row_model, serving_case
@@ -19,12 +18,7 @@ from moiety.validation.transfer_case import row_device
 if TYPE_CHECKING:
     from moiety.calibration.calibration import PowerConstants
     from moiety.cluster.device import Device
-    from moiety.dtypes import Dtype
-    from moiety.model.model import Model
     from moiety.validation.system_row import SystemRow
-
-_TILE_ROWS = 64
-"""Rows of a tile of vLLM's kernel for experts in FP8 blocks, not tuned (fused_moe.py, `get_default_config`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +54,9 @@ def power_point(row: SystemRow) -> PowerPoint:
     pool = ServingPredictor(load_serving()).pool(case, case.decode)
     flops = model_flops_per_token(model, context_tokens=row.osl / 2, emitted_share=1.0, training=False)
     step_s, in_flight = step_ms * 1e-3, batch(row)
-    padded = _padding_flops(model, case.options.dtypes.experts, in_flight) if _has_blocks(row) else 0.0
+    padded = 0.0
+    if model.moe is not None and case.options.dtypes.experts == "fp8" and _has_blocks(row):
+        padded = padding_flops("vllm", model.moe, model.hidden_size, in_flight) * model.num_moe_layers
     sequences = max(round(in_flight / pool.num_groups), 1)
     moved = pool.decode_bytes(sequences, round(row.osl / 2))
     return PowerPoint(
@@ -75,17 +71,6 @@ def power_point(row: SystemRow) -> PowerPoint:
 def _has_blocks(row: SystemRow) -> bool:
     """Return whether a checkpoint's FP8 has a scale for each block (DeepSeek's, Qwen's), not for each row (Meta's)."""
     return not row.model.startswith("meta-llama/")
-
-
-def _padding_flops(model: Model, experts: Dtype, in_flight: int) -> float:
-    """Return what a step that decodes computes on padding: an expert with a token has whole tiles of rows."""
-    moe = model.moe
-    if moe is None or experts != "fp8":
-        return 0.0
-    touched = moe.num_experts * (1 - (1 - moe.top_k / moe.num_experts) ** in_flight)
-    rows = in_flight * moe.top_k
-    padding = touched * math.ceil(rows / touched / _TILE_ROWS) * _TILE_ROWS - rows
-    return 2.0 * padding * moe.expert_parameters(model.hidden_size) * model.num_moe_layers
 
 
 def predict_power(row: SystemRow) -> dict[str, float]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moiety.cost.power import power_w
+from moiety.projection.project import computing_share
+from moiety.projection.scenario import scenario_of
 from moiety.verify.claims import VARIANTS
 from moiety.verify.observation import Observation
 
@@ -68,8 +70,7 @@ def _laws(case: AuditCase) -> tuple[Callable[[float], float], Callable[[float], 
     phase = case.evaluation().phases[-1]
     projection = plan.pools[-1].projection or plan.projection
     utilization = projection.model_flops_utilization if projection else 0.0
-    peak = device.peak(plan.options.dtypes.experts)
-    mfu = utilization * peak / device.peak("bf16")
+    mfu = computing_share(scenario_of(plan, case.calibration), plan.pools[-1], phase)
     moved = phase.outcome.memory_traffic_bytes / (phase.step_s * device.memory_bandwidth_bytes_per_s)
     mbu = min(moved, 1.0)
     bound = utilization / (utilization + mbu) if utilization + mbu else 0.0
