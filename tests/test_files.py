@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moiety.errors import InputError, OutputError
-from moiety.files import read_bytes, read_text, remove_leftovers, resolve_input, write_all
+from moiety.files import check_folder, read_bytes, read_text, remove_leftovers, resolve_input, write_all
 from tests.small_disk import small_disk
 
 if TYPE_CHECKING:
@@ -261,3 +261,12 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path) 
         (tmp_path / name).write_text("x")
     remove_leftovers(tmp_path)
     assert set(snapshot(tmp_path)) == kept
+
+
+def test_a_folder_that_could_not_be_written_to_is_named_before_the_work(tmp_path: Path) -> None:
+    check_folder(tmp_path / "to" / "be" / "made")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(OutputError, match="cannot be written: there is a file of that name; nothing was changed"):
+            check_folder(path)

@@ -116,6 +116,21 @@ class _Writing:
                 folder.rmdir()
 
 
+def check_folder(folder: Path | str) -> None:
+    """Raise OutputError where `write_all` could not write into the folder; long work asks before it begins."""
+    current = Path(folder)
+    try:
+        while not current.exists() and current != current.parent:
+            current = current.parent
+        reason = None if current.is_dir() else "there is a file of that name"
+        if reason is None and not os.access(current, os.W_OK | os.X_OK):
+            reason = "it may not be written to"
+    except OSError as error:
+        reason = _reason(error)
+    if reason is not None:
+        raise OutputError(f"{current}: cannot be written: {reason}; nothing was changed")
+
+
 def write_all(folder: Path | str, contents: Mapping[str, str | bytes]) -> tuple[Path, ...]:
     """Write the files, by name, into the folder (made where it is missing) and return their paths.
 

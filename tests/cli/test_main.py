@@ -21,10 +21,11 @@ def test_version_is_printed() -> None:
     assert done.out.split() == ["moiety", installed_version()]
 
 
-def test_without_a_verb_it_says_what_there_is() -> None:
-    done = moiety()
-    assert done.code == 0
-    assert all(verb in done.out for verb in VERBS)
+@pytest.mark.parametrize(("words", "verbs"), [((), VERBS), (("control",), ("simulate", "watch", "power"))])
+def test_without_a_verb_it_says_what_there_is(words: tuple[str, ...], verbs: tuple[str, ...]) -> None:
+    done = moiety(*words)
+    assert (done.code, done.err) == (0, "")
+    assert all(verb in done.out for verb in verbs)
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from moiety.placement.problem import Loads
     from moiety.plan import Plan
 
-control = typer.Typer(help="The control plane on its own.", no_args_is_help=True)
+control = typer.Typer(help="The control plane on its own.")
 control.command()(gpus)
 control.command()(power)
 control.command("restore")(restore_limits)
 control.command()(watch)
 _MOST_HOURS = 24 * 31
 _MOST_SEED = 2**63 - 1
+
+
+@control.callback(invoke_without_command=True)
+def _without_command(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @control.command()

@@ -111,11 +111,13 @@ def plan(
     from moiety.cli.scenario_arguments import changed_workload, load_workload
     from moiety.cli.verification import leave_if_wrong
     from moiety.cli.version import installed_version
+    from moiety.files import check_folder
     from moiety.search.options import default_options
     from moiety.search.planner import make_plan
 
     output = Output(json, quiet)
     checked_name(name)
+    check_folder(out)
     base = load_workload(workload, model=model)
     scenario = _scenario(
         model,
