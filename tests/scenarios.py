@@ -49,6 +49,7 @@ MAMBA = LinearAttention(
 )
 ATTENTIONS: dict[str, Attention] = {
     "gqa": GQA,
+    "gqa of a low q rank": GQA.model_copy(update={"q_lora_rank": 256}),
     "windowed": WINDOWED,
     "mla": MLA,
     "mla without q rank": MLA_DIRECT,

@@ -170,7 +170,8 @@ def test_weights_of_all_gpus_are_the_model_s(name: str, attention: str) -> None:
     strategy = strategy_of(name)
     model = small_model(ATTENTIONS[attention], moe(shared=512), dense_layers=2)
     graph = graph_of(model, strategy, "mixed")
-    replicated = {"router.weight": strategy.tp, "kv_down_proj.weight": strategy.tp, "qkv_down_proj.weight": strategy.tp}
+    whole = ("router", "kv_down_proj", "q_down_proj", "qkv_down_proj")
+    replicated = {f"{each}.weight": strategy.tp for each in whole}
     total = 0.0
     for index in model.layer_blocks:
         weights = {weight.name: weight for op in graph.layers[index] for weight in op.weights}

@@ -95,6 +95,22 @@ _HUNYUAN_A13B: dict[str, Any] = {
     "use_cla": False,
     "tie_word_embeddings": True,
 }
+_STEP_3: dict[str, Any] = {
+    "model_type": "step3_text",
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "num_attention_heads": 64,
+    "num_attention_groups": 1,
+    "num_hidden_layers": 61,
+    "head_dim": 256,
+    "share_q_dim": 2048,
+    "share_expert_dim": 5120,
+    "moe_intermediate_size": 5120,
+    "moe_num_experts": 48,
+    "moe_top_k": 3,
+    "moe_layers_enum": ",".join(str(layer) for layer in range(4, 60)),
+    "vocab_size": 128815,
+}
 
 
 @pytest.mark.parametrize(
@@ -105,6 +121,7 @@ _HUNYUAN_A13B: dict[str, Any] = {
         pytest.param(_ARCTIC, 480e9, 17e9, id="Arctic"),
         pytest.param(_GROK_1, 314e9, 86e9, id="Grok-1"),
         pytest.param(_LONGCAT, 560e9, 27e9, id="LongCat-Flash"),
+        pytest.param(_STEP_3, 316e9, 38e9, id="Step-3"),
         pytest.param(_HUNYUAN_A13B, 80e9, 13e9, id="Hunyuan-A13B"),
     ],
 )
@@ -126,6 +143,8 @@ def test_dbrx_has_the_parameters_that_transformers_builds_layer_by_layer() -> No
     ("config", "changes", "message"),
     [
         (_HUNYUAN_A13B, {"moe_topk": [8] * 31 + [4]}, "moe_topk = .*must have the same number for all layers"),
+        (_STEP_3, {"moe_layers_enum": "4,61"}, "moe_layers_enum = .*must be numbers of layers from 0 to 60"),
+        (_STEP_3, {"num_attention_groups": 7}, "num_attention_groups = 7: must divide num_attention_heads=64"),
         (_HUNYUAN_A13B, {"use_cla": True}, "use_cla = True: cannot be planned yet"),
         (_DBRX, {"n_heads": 7}, "n_heads = 7: must divide d_model=6144"),
         (_DBRX, {"attn_config": {"kv_n_heads": 5}}, "attn_config.kv_n_heads = 5: must divide n_heads=48"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 READ_AS_ANOTHER = {"minimax_m1", "minimax_text_01"}
 """Names of MiniMax's own repositories, whose configs `transformers` does not read."""
-OF_THEIR_OWN = {"arctic", "bailing_moe", "bailing_moe_v2", "dbrx", "grok-1", "longcat_flash"}
+OF_THEIR_OWN = {"arctic", "bailing_moe", "bailing_moe_v2", "dbrx", "grok-1", "longcat_flash", "step3_text"}
 """Architectures that `transformers` has no code for, or no keys as published; `test_published.py` has their sizes."""
 
 

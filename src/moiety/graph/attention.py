@@ -69,12 +69,19 @@ def _gqa(attention: GroupedQueryAttention, hidden_size: int, layout: Layout) -> 
     kv_heads = layout.share(attention.num_kv_heads)
     width = heads * attention.head_dim
     asked, keys = width * (2 if attention.output_gate else 1), kv_heads * attention.head_dim
-    of_each = (asked, keys, keys)
-    ops = [gemm_op("qkv_proj", "qkv", layout.tokens, sum(of_each), hidden_size, "input_norm", layout, matrices=of_each)]
+    of_each, rank, tokens = (asked, keys, keys), attention.q_lora_rank, layout.tokens
+    if rank is None:
+        ops = [gemm_op("qkv_proj", "qkv", tokens, sum(of_each), hidden_size, "input_norm", layout, matrices=of_each)]
+    else:  # every GPU has the down-projection whole
+        ops = [
+            gemm_op("kv_proj", "kv", tokens, 2 * keys, hidden_size, "input_norm", layout, matrices=of_each[1:]),
+            gemm_op("q_down_proj", "q_latent", tokens, rank, hidden_size, "input_norm", layout),
+            gemm_op("q_up_proj", "q", tokens, asked, rank, "q_down_proj", layout),
+        ]
     context = _visible(attention.sliding_window)
     return ops + _cores(
         layout,
-        "qkv_proj",
+        tuple(op.name for op in ops),
         variant="gqa",
         width=width,
         heads=heads,

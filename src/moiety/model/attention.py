@@ -31,13 +31,18 @@ class GroupedQueryAttention(Record):
     """The query projection also emits a gate of its own size for the attention output (Qwen3-Next)."""
     sinks: bool = False
     """One learned sink logit per head (gpt-oss)."""
+    q_lora_rank: Count | None = Field(default=None, exclude_if=lambda value: value is None)
+    """Rank of the query's down-projection, with a norm behind it (Step-3's multi-matrix factorization attention, arXiv
+    2507.19427); None: queries are projected directly."""
 
     def num_parameters(self, hidden_size: int) -> int:
         """Return the number of parameters of this attention, its input norm excluded."""
         queries = self.num_heads * self.head_dim
         keys = self.num_kv_heads * self.head_dim
         emitted = queries * (2 if self.output_gate else 1)
-        count = hidden_size * (emitted + 2 * keys) + queries * hidden_size
+        count = hidden_size * 2 * keys + queries * hidden_size
+        rank = self.q_lora_rank
+        count += hidden_size * emitted if rank is None else (hidden_size + 1 + emitted) * rank
         count += (emitted + 2 * keys) if self.qkv_bias else 0
         count += hidden_size if self.output_bias else 0
         count += {"none": 0, "head": 2 * self.head_dim, "full": queries + keys}[self.qk_norm]

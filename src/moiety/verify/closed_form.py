@@ -70,7 +70,9 @@ def attention_weights(attention: Attention, hidden_size: int, tp: int) -> float:
     if isinstance(attention, GroupedQueryAttention):
         queries = attention.num_heads * attention.head_dim / tp
         keys = max(attention.num_kv_heads / tp, 1) * attention.head_dim
-        return hidden_size * (queries * (3 if attention.output_gate else 2) + 2 * keys)
+        asked, rank = queries * (2 if attention.output_gate else 1), attention.q_lora_rank
+        projected = hidden_size * asked if rank is None else (hidden_size + asked) * rank
+        return projected + hidden_size * (queries + 2 * keys)
     if isinstance(attention, MultiHeadLatentAttention):
         width = attention.qk_nope_head_dim + attention.qk_rope_head_dim
         latent = hidden_size * (attention.kv_lora_rank + attention.qk_rope_head_dim)

@@ -22,6 +22,7 @@ from moiety.model.families.mixtral import granitemoe, mixtral, olmoe
 from moiety.model.families.nemotron_h import nemotron_h
 from moiety.model.families.qwen_moe import qwen2_moe, qwen3_moe
 from moiety.model.families.qwen_next import qwen3_5, qwen3_5_moe, qwen3_next
+from moiety.model.families.step3 import step3
 from moiety.model.families.traits import TRAITS
 from moiety.model.model import Block
 
@@ -65,6 +66,7 @@ FAMILIES: dict[str, LayerReader] = {
     "qwen3_next": qwen3_next,
     "qwen3_omni_moe_text": qwen3_moe,
     "qwen3_vl_moe_text": qwen3_moe,
+    "step3_text": step3,
 }
 
 TIED_BY_DEFAULT = frozenset({"ernie4_5_moe", "grok-1"})

@@ -51,6 +51,8 @@ _NOT_PLANNED = {
     "conv_L_cache": "short convolutions in place of attention",
     "routed_expert_hidden_size": "experts on a narrower hidden state",
     "moe_latent_size": "experts on a narrower hidden state",
+    "share_q_dim": "queries of a low rank before grouped-query attention",
+    "use_cla": "keys and values that layers share (cross-layer attention)",
     "kv_channels": "experts in the attention (mixture of attention heads)",
     "hc_mult": "hyper-connections and compressed attention",
     "hidden_size_per_layer_input": "embeddings of each layer (Gemma 3n and 4)",
