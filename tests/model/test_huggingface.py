@@ -201,6 +201,13 @@ def test_an_unknown_dense_architecture_is_read_too() -> None:
     assert model.num_parameters == 8_030_261_248
 
 
+def test_a_squared_relu_has_no_gate() -> None:
+    silu, relu2 = (
+        _read(_catalogue("llama-3.1-8b", model_type="brand_new", hidden_act=act)) for act in ("silu", "relu2")
+    )
+    assert silu.num_parameters - relu2.num_parameters == 32 * 4096 * 14336
+
+
 def test_the_text_part_of_a_multimodal_model_is_read_with_a_warning() -> None:
     model = _read(_catalogue("llama-4-maverick", vision_config={"hidden_size": 1408}))
     assert model.architecture == "llama4_text"

@@ -122,7 +122,8 @@ def _attention_saved(attention: Attention, model: Model, layout: Layout) -> list
 def _grouped_query(attention: GroupedQueryAttention, model: Model, layout: Layout) -> list[Saved]:
     act, tokens, width = _activation_bytes(layout), layout.tokens, attention.head_dim
     heads, kv_heads = layout.share(attention.num_heads), layout.share(attention.num_kv_heads)
-    found: list[Saved] = []
+    rank = attention.q_lora_rank
+    found = [] if rank is None else _norm("q_a_norm", rank, model, layout)
     if attention.qk_norm != "none":
         for name, count in (("q_norm", heads), ("k_norm", kv_heads)):
             vectors = count if attention.qk_norm == "head" else 1

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _WINDOWED = {"sliding_attention", "chunked_attention", "local_attention"}
 _KINDS = {*_WINDOWED, "full_attention", "global_attention", "attention", "linear_attention"}
+_UNGATED = {"relu2", "xielu", "gelu_new"}
+"""Activations that no published model uses with a gate (Nemotron-4, Arcee; Apertus; Phi-1 and 2)."""
 _PATTERN_KEYS = ("sliding_window_pattern", "global_attn_every_n_layers")
 _GROUPS_KEYS = ("n_group", "num_expert_group")
 _FIRST_SPARSE_KEYS = ("moe_layer_start_index", "num_dense_layers")
@@ -88,7 +90,9 @@ def described(blocks: list[Block]) -> str:
     kinds = {"gqa": "grouped-query", "mla": "latent", "linear": "gated delta"}
     attentions = " and ".join(dict.fromkeys(kinds[block.attention.kind] for block in blocks if block.attention))
     sparse = sum(block.moe is not None for block in blocks)
-    return f"{attentions} attention, {sparse} sparse and {len(blocks) - sparse} dense gated feed-forward layers"
+    gated = all(block.feed_forward.gated for block in blocks if block.feed_forward)
+    kind = "gated feed-forward" if gated else "feed-forward"
+    return f"{attentions} attention, {sparse} sparse and {len(blocks) - sparse} dense {kind} layers"
 
 
 def _attentions(config: Config, traits: Traits) -> list[Attention]:
@@ -141,7 +145,9 @@ def _feed_forwards(config: Config, traits: Traits) -> list[FeedForward]:
     layers = num_layers(config)
     bias = config.flag("mlp_bias", default=False)
     if not config.has(*NUM_EXPERTS_KEYS):
-        return [DenseFeedForward(intermediate_size=config.integer("intermediate_size"), bias=bias)] * layers
+        gated = config.text("hidden_act") not in _UNGATED
+        width = config.integer("intermediate_size")
+        return [DenseFeedForward(intermediate_size=width, bias=bias, gated=gated)] * layers
     mixture = _mixture(config, router_bias=traits.router_bias, shared_bias=bias)
     return feed_forwards(config, _sparse(config), mixture, dense_bias=bias)
 
