@@ -10,19 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from moiety.model.catalog import catalog_model_text, catalog_models, load_catalog_model
-from moiety.model.families import FAMILIES
 from moiety.model.feed_forward import MoeFeedForward
 from moiety.model.huggingface import model_from_config
-from tests.model.configs import random_config
+from tests.model.configs import ANY_FAMILY, random_config
 from tests.model.oracle import built_parameters, configuration
 
 if TYPE_CHECKING:
     from moiety.model.model import Block
-
-READ_AS_ANOTHER = {"minimax_m1", "minimax_text_01"}
-"""Names of MiniMax's own repositories, whose configs `transformers` does not read."""
-OF_THEIR_OWN = {"arctic", "bailing_moe", "bailing_moe_v2", "dbrx", "grok-1", "longcat_flash", "step3_text"}
-"""Architectures that `transformers` has no code for, or no keys as published; `test_published.py` has their sizes."""
 
 
 @pytest.mark.parametrize("name", catalog_models())
@@ -30,7 +24,7 @@ def test_catalogue_model_has_the_parameters_that_transformers_builds(name: str) 
     assert load_catalog_model(name).num_parameters == built_parameters(json.loads(catalog_model_text(name)))
 
 
-@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - READ_AS_ANOTHER - OF_THEIR_OWN))
+@pytest.mark.parametrize("model_type", ANY_FAMILY)
 @settings(max_examples=6, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_legal_config_has_the_parameters_and_layers_of_transformers(model_type: str, data: st.DataObject) -> None:
