@@ -146,15 +146,12 @@ def paces_beside_past(own_s: Seconds, work: Work, past_s: Seconds, past_work: Wo
     if len(own_s) < FEWEST_PEERS - 1 or known.sum() < FEWEST_WINDOWS:
         return np.full(len(own_s), np.nan)
     longer, shorter = _longer(work, past_work[known]), _longer(past_work[known], work)
-    over, spread = own_s / past_s[known], np.log(longer) + np.log(shorter)
-    least, most = over / longer, over * shorter
-    return np.array([_pace(least[:, rank], np.delete(most, rank, 1), spread) for rank in range(len(own_s))])
-
-
-def _pace(least: Seconds, others: Seconds, spread: Seconds) -> float:
-    """Return a rank's pace: the median over the windows whose work, of all ranks, is nearest to what it is now."""
-    nearest = np.argsort(spread.sum(axis=1), kind="stable")[:_NEAREST]
-    return float(np.median(least[nearest] / np.maximum(np.median(others[nearest], axis=1), 1.0)))
+    nearest = np.argsort((np.log(longer) + np.log(shorter)).sum(axis=1), kind="stable")[:_NEAREST]
+    over = (own_s / past_s[known])[nearest]
+    least, most = over / longer[nearest], over * shorter[nearest]
+    others = np.column_stack([np.median(np.delete(most, rank, 1), axis=1) for rank in range(len(own_s))])
+    found: Seconds = np.median(least / np.maximum(others, 1.0), axis=0)
+    return found
 
 
 def slowness(relative: Seconds, slower: float) -> Seconds:
