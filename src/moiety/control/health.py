@@ -75,9 +75,7 @@ def slowness(state: State) -> Seconds:
 
     A rank's pace is the median of its last windows; where there are too few, it is taken to be like the others.
     """
-    ranks, bounds, known = state.ranks, state.policy, is_judged(state)
-    pace = np.ones(len(known))
-    pace[known] = np.median(_recent_paces(state)[known], axis=1)
+    ranks, bounds, known, pace = state.ranks, state.policy, is_judged(state), _pace(state)
     many, few = known & ~ranks.few, known & ranks.few
     found = np.ones(len(known))
     if many.any():
@@ -91,12 +89,16 @@ def is_judged(state: State) -> Mask:
     """Return the members, [ranks], of whose pace enough is known to say that it is slow."""
     ranks = state.ranks
     has_past = (~np.isnan(ranks.past[:, :, 0])).sum(axis=0) >= health.FEWEST_WINDOWS
-    return ranks.members & ~np.isnan(_recent_paces(state)).any(axis=1) & (has_past | ~ranks.few)
+    return ranks.members & ~np.isnan(_pace(state)) & (has_past | ~ranks.few)
 
 
-def _recent_paces(state: State) -> Seconds:
-    """Return the paces of the last windows of steps, [ranks, windows]."""
-    return state.ranks.paces[:, -state.policy.slow_windows :]
+def _pace(state: State) -> Seconds:
+    """Return the median pace of each rank's last windows of steps, [ranks]; NaN where they are too few."""
+    ranks, bounds = state.ranks, state.policy
+    many, few = (
+        np.median(ranks.paces[:, -count:], axis=1) for count in (bounds.slow_windows, bounds.slow_windows_of_few)
+    )
+    return np.where(ranks.few, few, many)
 
 
 def _of_members(state: State, now: float) -> Signs:

@@ -92,7 +92,9 @@ class Policy:
     far_slower: float = 3.0
     """... and from which it is fenced."""
     slow_windows: int = 5
-    """Windows of steps over which a rank's pace is taken, as their median."""
+    """Windows of steps over which a rank's pace is taken, as their median ..."""
+    slow_windows_of_few: int = 10
+    """... and where too few others compute the same layers: it stands beside its own past alone."""
     backoff_s: float = 60.0
     """Before a fenced rank is taken back; doubles with each time that it was fenced."""
     most_backoff_s: float = 3600.0
