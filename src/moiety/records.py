@@ -19,7 +19,6 @@ class Record(BaseModel):
         allow_inf_nan=False,
         ser_json_inf_nan="null",
         validate_default=True,
-        use_attribute_docstrings=True,
     )
 
 

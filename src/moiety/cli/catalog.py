@@ -42,7 +42,7 @@ def catalog(
         case ["show", name]:
             _show(name, kinds, output)
         case ["schema"] if kinds == KINDS:
-            from moiety.cli.plan_file import plan_schema_json
+            from moiety.cli.plan_schema import plan_schema_json
 
             sys.stdout.write(plan_schema_json())
         case ["show"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,12 +25,6 @@ _REMEDY = "write the plan anew with `moiety plan`"
 def method_json(plan: Plan) -> str:
     """Return the text of the method file: the whole plan, and the figures that follow from it."""
     return json_text(plan.model_dump(mode="json"))
-
-
-def plan_schema_json() -> str:
-    """Return the JSON Schema that every method file obeys."""
-    schema = Plan.model_json_schema(mode="serialization")
-    return json.dumps({"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}, indent=2) + "\n"
 
 
 def load_plan(argument: str) -> tuple[Plan, Path]:
