@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from moiety.calibration.calibration import EngineConstants
     from moiety.cluster.device import Device
     from moiety.graph.graph import Graph
+    from moiety.graph.layout import Layout
     from moiety.graph.op import Op
     from moiety.model.attention import Attention
+    from moiety.plan import Arena
 
 
 def plan_memory(
@@ -69,11 +71,11 @@ def plan_memory(
                 "communication_buffers": _communication_bytes(graph),
                 "engine_reserve": engine.reserve_bytes,
             }
-            plans.append(_stage_plan(graph, stage, kinds, device).model_copy(update={"arena": arena}))
+            plans.append(_stage_plan(graph, stage, kinds, device, arena))
     return max(plans, key=lambda plan: (plan.total_bytes, -plan.stage))
 
 
-def _stage_plan(graph: Graph, stage: int, kinds: dict[str, int], device: Device) -> MemoryPlan:
+def _stage_plan(graph: Graph, stage: int, kinds: dict[str, int], device: Device, arena: Arena | None) -> MemoryPlan:
     """Return the plan of a stage that holds `kinds`, and what training adds to them."""
     checkpointed: tuple[int, ...] = ()
     if graph.layout.training:
@@ -81,7 +83,11 @@ def _stage_plan(graph: Graph, stage: int, kinds: dict[str, int], device: Device)
         room = device.memory_bytes - sum(kinds.values())
         kinds["stored_activations"], checkpointed = stored_activations(graph, stage, room)
     return MemoryPlan(
-        stage=stage, bytes_by_kind=kinds, capacity_bytes=device.memory_bytes, checkpointed_layers=checkpointed
+        stage=stage,
+        bytes_by_kind=kinds,
+        capacity_bytes=device.memory_bytes,
+        arena=arena,
+        checkpointed_layers=checkpointed,
     )
 
 
@@ -123,20 +129,25 @@ def cache_bytes(graph: Graph, layers: Sequence[int], tokens: int, sequences: int
 
     A window caps a sequence's share, unless the engine keeps all tokens.
     """
-    layout = graph.layout
+    each = [
+        _layer_cache_bytes(graph.layout, block.attention, tokens, sequences, keeps_all=keeps_all)
+        for block in graph.model.blocks
+    ]
+    return int(sum(each[graph.block_of(layer)] for layer in layers))
+
+
+def _layer_cache_bytes(
+    layout: Layout, attention: Attention | None, tokens: int, sequences: int, *, keeps_all: bool
+) -> float:
+    """Return what one layer with this attention keeps of them on one GPU."""
+    if attention is None:
+        return 0.0
+    if isinstance(attention, LinearAttention):
+        return sequences * attention.state_elements() / layout.strategy.tp * BYTES_PER_ELEMENT["fp32"]
     element = CACHE_BYTES_PER_ELEMENT[layout.options.dtypes.kv_cache]
-    total = 0.0
-    for layer in layers:
-        attention = graph.model.blocks[graph.block_of(layer)].attention
-        if attention is None:
-            continue
-        if isinstance(attention, LinearAttention):
-            total += sequences * attention.state_elements() / layout.strategy.tp * BYTES_PER_ELEMENT["fp32"]
-            continue
-        window = attention.sliding_window if isinstance(attention, GroupedQueryAttention) else None
-        kept = tokens if window is None or keeps_all else min(tokens, sequences * window)
-        total += kept * cache_bytes_per_token(attention, layout.strategy.tp, element)
-    return int(total)
+    window = attention.sliding_window if isinstance(attention, GroupedQueryAttention) else None
+    kept = tokens if window is None or keeps_all else min(tokens, sequences * window)
+    return kept * cache_bytes_per_token(attention, layout.strategy.tp, element)
 
 
 def _communication_bytes(graph: Graph) -> int:

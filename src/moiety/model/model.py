@@ -101,7 +101,8 @@ class Model(DerivedRecord):
     @property
     def moe(self) -> MoeFeedForward | None:
         """The mixture of experts of the first MoE layer, None for a dense model."""
-        return next((block.moe for block in self.layers if block.moe is not None), None)
+        kinds = (self.blocks[index] for index in dict.fromkeys(self.layer_blocks))
+        return next((block.moe for block in kinds if block.moe is not None), None)
 
     @property
     def head_parameters(self) -> int:

@@ -70,10 +70,11 @@ def _fold(
     first = priced[loads[0]]
     known: dict[tuple[int, float, bool], _Added] = {}
     held: list[list[_Added]] = []
+    block_of = graph.model.layer_blocks
     for stage in graph.stages:
         held.append([])
         for layer in stage:
-            key = (graph.block_of(layer), loads[layer], layer in checkpointed)
+            key = (block_of[layer], loads[layer], layer in checkpointed)
             if key not in known:
                 known[key] = _added(graph, priced[key[1]], key[0], pair, recomputed=key[2], sampled=sampled)
             held[-1].append(known[key])

@@ -55,11 +55,9 @@ def classes_of(per_rank: Sequence[tuple[float, ...]], is_moe: Sequence[bool], ro
     ranks = len(per_rank)
     scatter = math.sqrt(2 * math.log(ranks) / max(rows, 1e-9))
     grouped = _grouped(per_rank)
-    peak = (max(column) for column in zip(*dict.fromkeys(per_rank), strict=True))
-    busiest = tuple(
-        min(load * (1 + scatter / math.sqrt(max(load, 1e-9))), max(load, ranks)) if moe_layer else 1.0
-        for load, moe_layer in zip(peak, is_moe, strict=True)
-    )
+    peak = [max(column) for column in zip(*dict.fromkeys(per_rank), strict=True)]
+    scattered = {load: min(load * (1 + scatter / math.sqrt(max(load, 1e-9))), max(load, ranks)) for load in set(peak)}
+    busiest = tuple(scattered[load] if moe_layer else 1.0 for load, moe_layer in zip(peak, is_moe, strict=True))
     if len(grouped) == 1 and max(busiest) <= 1 + _NEGLIGIBLE:
         return [LoadClass("all", ranks, grouped[0][1])]
     classes = [LoadClass("busiest", 1, busiest)]
