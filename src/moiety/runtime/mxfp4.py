@@ -5,6 +5,9 @@ OCP Microscaling Formats 1.0. torch has formats for both, `float4_e2m1fn_x2` and
 
 from __future__ import annotations
 
+from functools import cache
+from typing import NamedTuple
+
 import torch
 
 FP4_PAIRS = torch.float4_e2m1fn_x2
@@ -16,13 +19,31 @@ NO_SCALE = 0xFF
 _NIBBLE = 4
 _TO_SIGN = 28
 """From the first of four bits to the first of FP32's 32 but three."""
-_SHIFT = torch.tensor(6, dtype=torch.int32)
+_SHIFT = 6
 """From there, copying the sign, to where the exponent's two bits and the fraction's one lie in FP32."""
-_SIGN_AND_REST = torch.tensor(0x81C00000 - (1 << 32), dtype=torch.int32)
-_BIAS = torch.tensor(2.0**126)
+_SIGN_AND_REST = 0x81C00000 - (1 << 32)
+_BIAS = 2.0**126
 """2 ** (127 - 1), by the exponents' biases."""
-_OF_LOW = torch.tensor(_TO_SIGN, dtype=torch.int32)
-_OF_HIGH = torch.tensor(_TO_SIGN - _NIBBLE, dtype=torch.int32)
+
+
+class _Operands(NamedTuple):
+    """What the ops below take beside the numbers, as tensors: a plain number would be made one at every call."""
+
+    of_low: torch.Tensor
+    of_high: torch.Tensor
+    shift: torch.Tensor
+    sign_and_rest: torch.Tensor
+    bias: torch.Tensor
+
+
+@cache
+def _operands(device: torch.device) -> _Operands:
+    """Return them on a device, to which they are copied once."""
+    low, high, shift, mask = (
+        torch.tensor(each, dtype=torch.int32, device=device)
+        for each in (_TO_SIGN, _TO_SIGN - _NIBBLE, _SHIFT, _SIGN_AND_REST)
+    )
+    return _Operands(low, high, shift, mask, torch.tensor(_BIAS, device=device))
 
 
 def unpack_into(out: torch.Tensor, codes: torch.Tensor) -> None:
@@ -34,11 +55,12 @@ def unpack_into(out: torch.Tensor, codes: torch.Tensor) -> None:
     low, high = bits[:, 0::2], bits[:, 1::2]
     low.copy_(pairs)
     high.copy_(pairs[:, : high.shape[1]])
-    low.bitwise_left_shift_(_OF_LOW.to(out.device))
-    high.bitwise_left_shift_(_OF_HIGH.to(out.device))
-    torch.bitwise_right_shift(bits, _SHIFT.to(out.device), out=bits)
-    torch.bitwise_and(bits, _SIGN_AND_REST.to(out.device), out=bits)
-    out.mul_(_BIAS.to(out.device))
+    given = _operands(out.device)
+    low.bitwise_left_shift_(given.of_low)
+    high.bitwise_left_shift_(given.of_high)
+    torch.bitwise_right_shift(bits, given.shift, out=bits)
+    torch.bitwise_and(bits, given.sign_and_rest, out=bits)
+    out.mul_(given.bias)
 
 
 def from_number(pairs: torch.Tensor, first: int, count: int) -> torch.Tensor:
