@@ -152,9 +152,9 @@ def _journal(path: str | None) -> Journal:
 def _limit(chosen: LimitChoice, indices: tuple[int, ...]) -> Limit:
     """Return what the control plane's command sets on a GPU."""
     from moiety.control.energy import limit_command
-    from moiety.serve.clocks import limit_of
+    from moiety.gpus.limits import Limit
 
-    return limit_of(limit_command(chosen.point, chosen.phase, indices))
+    return Limit(*limit_command(chosen.point, chosen.phase, indices).limit)
 
 
 def _choices(plan: str, slowdown: float | None) -> list[LimitChoice]:

@@ -122,6 +122,11 @@ class LockClock:
     ranks: tuple[int, ...]
     clock_hz: float
 
+    @property
+    def limit(self) -> tuple[Literal["clock"], float]:
+        """What is limited, and to how many Hz."""
+        return "clock", self.clock_hz
+
 
 @dataclass(frozen=True, slots=True)
 class CapPower:
@@ -129,6 +134,11 @@ class CapPower:
 
     ranks: tuple[int, ...]
     power_w: float
+
+    @property
+    def limit(self) -> tuple[Literal["power"], float]:
+        """What is limited, and to how many watts."""
+        return "power", self.power_w
 
 
 Command: TypeAlias = (

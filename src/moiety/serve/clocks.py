@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from moiety.control.commands import CapPower, LockClock
 from moiety.errors import InputError, MoietyError
 from moiety.gpus.cuda_devices import cuda_uuids
 from moiety.gpus.limits import Limit, holding
@@ -14,6 +13,7 @@ from moiety.gpus.nvml import open_gpus
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
+    from moiety.control.commands import CapPower, LockClock
     from moiety.control.policy import Deployment
     from moiety.gpus.journal import Journal
     from moiety.gpus.limits import Holder
@@ -38,7 +38,7 @@ class Clocks:
 
     def follow(self, command: LockClock | CapPower) -> None:
         """Set what was decided; where the driver refuses, it is said, and everything is as before the server."""
-        self._limit = limit_of(command)
+        self._limit = Limit(*command.limit)
         if self._holder is None:
             return
         try:
@@ -56,11 +56,6 @@ class Clocks:
         unit = "hz" if self._limit.kind == "clock" else "w"
         found: dict[str, object] = {"kind": self._limit.kind, f"value_{unit}": self._limit.value, "is_set": self.is_set}
         return found if self._why_not is None else {**found, "why_not": self._why_not}
-
-
-def limit_of(command: LockClock | CapPower) -> Limit:
-    """Return what a command sets on a GPU."""
-    return Limit("clock", command.clock_hz) if isinstance(command, LockClock) else Limit("power", command.power_w)
 
 
 @contextmanager
