@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,7 @@ from tests.runtime.checkpoints import greedy_continuation, reference_model, save
 from tests.serve.servers import VOCABULARY, awaited, served
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from tests.serve.servers import Server
@@ -57,10 +58,16 @@ def is_at_full_strength(server: Server) -> bool:
 
 
 class Fleet:
-    """A server that many faults are tried on; where one ends it, the next begins with another."""
+    """A server that many faults are tried on; where one ends it, the next begins with another.
 
-    def __init__(self, plan: Path, checkpoint: Path) -> None:
+    `module` is what is called in place of `moiety`.
+    """
+
+    def __init__(
+        self, plan: Path, checkpoint: Path, *, module: str = "moiety", env: Mapping[str, str] = os.environ
+    ) -> None:
         self._plan, self._checkpoint = plan, checkpoint
+        self._module, self._env = module, env
         self._stack = ExitStack()
         self._server: Server | None = None
 
@@ -69,7 +76,8 @@ class Fleet:
         if self._server is None or self._server.process.poll() is not None:
             self.close()
             options = ("--max-restarts", "100", "--quiet")
-            self._server = self._stack.enter_context(served(self._plan, self._checkpoint, *options))
+            server = served(self._plan, self._checkpoint, *options, module=self._module, env=self._env)
+            self._server = self._stack.enter_context(server)
         server = self._server
         awaited(lambda: is_at_full_strength(server), within_s=120.0)
         return server

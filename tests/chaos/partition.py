@@ -5,7 +5,7 @@ rights that it had, and a rule of the namespace drops whatever that user's socke
 other ranks and to the store. Its channel to the server is no network: it goes on.
 
 Ranks that are far from the server are the other way round: only their channel is led over a connection of that user, as
-between machines, and cut with it; their signals are not the server's (`tests/chaos/far.py`).
+between machines, and cut with it; their signals are not the server's. A server of `tests.chaos.far` has such ranks.
 
 Needs root and `ip` (iproute2).
 """
@@ -19,23 +19,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.chaos.far import FAR_VARIABLE
+from tests.chaos.far import USER
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Sequence
+    from collections.abc import Generator
 
-USER = 42_424
-RANK_VARIABLE = "MOIETY_TEST_RANK_OF_ANOTHER_USER"
 _CLONE_NEWNET = 0x40000000
-_AS_ANOTHER_USER = f"""
-import ctypes, os
-if os.environ.get("RANK") == os.environ.get({RANK_VARIABLE!r}, "none"):
-    ctypes.CDLL(None).prctl(28, 1 << 2)  # PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP: rights stay
-    os.setresuid({USER}, {USER}, {USER})
-if os.environ.get("RANK") in os.environ.get({FAR_VARIABLE!r}, "").split(","):
-    from tests.chaos.far import lead_over_the_network
-    lead_over_the_network({USER})
-"""
 
 
 class Network:
@@ -58,30 +47,18 @@ class Network:
 
 
 @contextmanager
-def cuttable_network(folder: Path, rank: int | None = None, *, far: Sequence[int] = ()) -> Generator[Network]:
-    """Move this thread, and what it starts, into a new namespace during the block.
-
-    Processes of a rank of this number run as another user, the channels of `far` ranks go over connections of that
-    user; `folder` is for the module that sees to that.
-    """
+def cuttable_network() -> Generator[Network]:
+    """Move this thread, and what it starts, into a new namespace during the block."""
     name = f"moiety-{os.getpid()}-cut"  # `tests.two_tier` removes it where this process is killed
-    (folder / "sitecustomize.py").write_text(_AS_ANOTHER_USER)
-    before = {key: os.environ.get(key) for key in ("PYTHONPATH", RANK_VARIABLE, FAR_VARIABLE)}
     subprocess.run(["ip", "netns", "add", name], check=True, capture_output=True)  # noqa: S607 - as above
     try:
         network = Network(name)
         network.run("link set lo up")
         network.run("rule add pref 10 lookup local")  # which comes first otherwise, and knows no users
         network.run("rule del pref 0")
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), before["PYTHONPATH"])))
-        os.environ[RANK_VARIABLE], os.environ[FAR_VARIABLE] = str(rank), ",".join(map(str, far))
         with _inside(Path("/run/netns") / name):
             yield network
     finally:
-        for key, value in before.items():
-            os.environ.pop(key, None)
-            if value is not None:
-                os.environ[key] = value
         subprocess.run(["ip", "netns", "delete", name], check=False, capture_output=True)  # noqa: S607 - as above
 
 

@@ -5,6 +5,7 @@ Then between two ranks and the server, which cannot even kill them: they end the
 
 from __future__ import annotations
 
+import os
 import time
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ import pytest
 pytest.importorskip("fastapi", reason="serving is an extra")
 
 from tests.chaos.cluster import NUM_RANKS, Fleet
+from tests.chaos.far import RANKS_FAR_AWAY, RANKS_OF_THE_USER
 from tests.chaos.partition import cuttable_network
 from tests.chaos.streams import Stream, longest_gap_s
 from tests.runtime.launched import is_gone
@@ -35,11 +37,11 @@ ORPHAN_BAR_S = 25.0
 
 
 def test_the_minority_cannot_go_on_and_the_majority_does(
-    plan: Path, checkpoint: Path, answers: list[Answer], recover: Recover, tmp_path: Path
+    plan: Path, checkpoint: Path, answers: list[Answer], recover: Recover
 ) -> None:
     alone = NUM_RANKS - 1
-    with cuttable_network(tmp_path, alone) as network:
-        fleet = Fleet(plan, checkpoint)
+    with cuttable_network() as network:
+        fleet = Fleet(plan, checkpoint, module="tests.chaos.far", env={**os.environ, RANKS_OF_THE_USER: str(alone)})
         try:
             server = fleet.server()
             *majority, minority = (each["pid"] for each in server.ranks())
@@ -61,13 +63,13 @@ def test_the_minority_cannot_go_on_and_the_majority_does(
 
 
 def test_ranks_that_the_server_cannot_reach_end_themselves_and_it_goes_on_with_the_others(
-    plan: Path, checkpoint: Path, answers: list[Answer], recover: Recover, tmp_path: Path
+    plan: Path, checkpoint: Path, answers: list[Answer], recover: Recover
 ) -> None:
-    far = range(1, NUM_RANKS)
+    env = {**os.environ, RANKS_FAR_AWAY: ",".join(str(rank) for rank in range(1, NUM_RANKS))}
     options = ("--quiet", "--max-restarts", "0")
     with (
-        cuttable_network(tmp_path, far=far) as network,
-        served(plan, checkpoint, *options, module="tests.chaos.far") as server,
+        cuttable_network() as network,
+        served(plan, checkpoint, *options, module="tests.chaos.far", env=env) as server,
     ):
         near, *away = (each["pid"] for each in server.ranks())
         streams = [Stream(server, prompt, len(tokens)) for prompt, tokens in answers]

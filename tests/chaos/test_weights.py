@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 def test_damaged_weights_are_refused(
     verb: str, plan: Path, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moiety.runtime.rank_process.subprocess.Popen", lambda *_, **__: pytest.fail("a rank starts"))
+    started = "moiety.runtime.fork_server_process.subprocess.Popen"
+    monkeypatch.setattr(started, lambda *_, **__: pytest.fail("a rank starts"))
     damaged = tmp_path / "model"
     shutil.copytree(checkpoint, damaged)
     file = damaged / "model.safetensors"

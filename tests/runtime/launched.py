@@ -17,11 +17,11 @@ STRATEGIES = {1: "tp1", 2: "ep2_tp1", 4: "ep4_tp1"}
 GONE_WITHIN_S = 10.0
 
 
-def job(entry: str, notes: Path, *, num_ranks: int = 2, seed: int = 0) -> Job:
-    """Return a job whose ranks call a function of `entries` and leave their pids in the folder `notes`."""
+def job(entry: str, notes: Path, *, num_ranks: int = 2, seed: int = 0, module: str = "entries") -> Job:
+    """Return a job whose ranks call a function of a module here and leave their pids in the folder `notes`."""
     case = scenario(small_model(), f"h100x{num_ranks}", prefill_load())
     plan = plan_for(case, STRATEGIES[num_ranks])
-    return Job(plan=plan, checkpoint=str(notes), seed=seed, entry=f"tests.runtime.entries:{entry}")
+    return Job(plan=plan, checkpoint=str(notes), seed=seed, entry=f"tests.runtime.{module}:{entry}")
 
 
 def is_gone(pid: int) -> bool:
@@ -31,6 +31,12 @@ def is_gone(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return status.rpartition(")")[2].split()[0] == "Z"
+
+
+def parent_of(pid: int) -> int:
+    """Return the pid of a process's parent."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    return int(status.partition("PPid:")[2].split()[0])
 
 
 def pids(notes: Path) -> list[int]:

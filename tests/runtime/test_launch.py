@@ -8,9 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -21,7 +22,8 @@ from moiety.machine.readings import num_cores
 from moiety.runtime.failure import RankFailedError
 from moiety.runtime.launch import LOOPBACK, launch, rank_environment
 from moiety.runtime.world import hosted_store, listening
-from tests.runtime.launched import GONE_WITHIN_S, await_pids, check_nothing_is_left, job
+from tests.runtime.imported_entries import THREAD_VARIABLE
+from tests.runtime.launched import GONE_WITHIN_S, await_pids, check_nothing_is_left, job, parent_of, pids
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,6 +70,22 @@ def test_every_rank_reports_and_leaves(tmp_path: Path) -> None:
     assert len({json.dumps(each["rank"]) for each in reports}) == 2
     assert set(seen) <= {(1, 2)}
     assert sorted(path.read_text() for path in logs.iterdir()) == ["a library warns\n"] * 2
+    check_nothing_is_left(tmp_path, 2)
+
+
+@pytest.mark.parametrize("leaves_a_thread", [False, True])
+def test_what_ranks_need_is_imported_once_unless_they_could_not_be_forked_then(
+    leaves_a_thread: bool, tmp_path: Path
+) -> None:
+    environ = {**os.environ, **({THREAD_VARIABLE: "1"} if leaves_a_thread else {})}
+    logs = tmp_path / "logs"
+    reports = launch(job("meet", tmp_path, module="imported_entries"), output_folder=logs, environ=environ)
+    ranks: list[Any] = [each["rank"] for each in reports]
+    (server,) = {each["parent"] for each in ranks}
+    assert server != os.getpid()
+    assert [each["by"] for each in ranks] == [each["pid"] if leaves_a_thread else server for each in ranks]
+    assert all(each["leads"] for each in ranks), "a keyboard's interrupt does not reach it"
+    assert [path.read_text() for path in logs.iterdir()] == ["an import warns\na library warns\n"] * 2
     check_nothing_is_left(tmp_path, 2)
 
 
@@ -141,3 +159,14 @@ def test_no_rank_outlives_its_launcher(number: signal.Signals, code: int, tmp_pa
         launcher.kill()
         launcher.wait()
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_ranks_end_with_the_process_that_they_are_forked_from(tmp_path: Path) -> None:
+    def kill_when_all_are_there() -> None:
+        os.kill(parent_of(await_pids(tmp_path, 2)[0]), signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_when_all_are_there)
+    killer.start()
+    message = failed("hang", tmp_path)
+    killer.join()
+    assert message.startswith(f"rank 0 (pid {pids(tmp_path)[0]}) was killed by SIGKILL")

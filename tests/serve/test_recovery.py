@@ -15,7 +15,7 @@ pytest.importorskip("fastapi", reason="serving is an extra")
 
 from tests.chaos.streams import Stream
 from tests.runtime.checkpoints import greedy_continuation, reference_model, save_checkpoint
-from tests.runtime.launched import is_gone
+from tests.runtime.launched import is_gone, parent_of
 from tests.serve.poisoned import POISON
 from tests.serve.servers import awaited, checkpoint_with_texts, ended, planned, send, served
 from tests.serve.tight import tightened
@@ -77,6 +77,12 @@ def test_where_no_rank_is_left_all_are_started_anew(tmp_path: Path) -> None:
         epoch, reader = server.epoch(), Stream(server, PROMPTS[0], LONG)
         awaited(lambda: bool(reader.tokens))
         send(server.ranks()[0]["pid"], signal.SIGKILL)
+        reader.join(timeout=120.0)
+        assert reader.tokens == expected
+        assert server.epoch() > epoch
+        epoch, reader = server.epoch(), Stream(server, PROMPTS[0], LONG)
+        awaited(lambda: bool(reader.tokens))
+        send(parent_of(server.ranks()[0]["pid"]), signal.SIGKILL)  # the process that ranks are forked from
         reader.join(timeout=120.0)
         assert reader.tokens == expected
         assert server.epoch() > epoch

@@ -6,13 +6,13 @@ import os
 import selectors
 import signal
 import sys
-import tempfile
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 from moiety.machine.readings import num_cores
 from moiety.runtime.failure import Cause, Failure, RankFailedError, first_cause
+from moiety.runtime.fork_server_process import ForkServer
 from moiety.runtime.interrupts import Interrupts
 from moiety.runtime.rank_process import start
 from moiety.runtime.world import World, asked_port, hosted_store, listening
@@ -64,19 +64,17 @@ def launch(
     with ExitStack() as stack:
         listener = stack.enter_context(listening(LOOPBACK, asked_port(environ)))
         port = int(listener.getsockname()[1])
-        job_file = stack.enter_context(tempfile.TemporaryFile())
-        job_file.write(job.model_dump_json().encode())
-        job_file.flush()
         interrupts, ranks = Interrupts(), list["RankProcess"]()
         stack.enter_context(interrupts.noted())
+        forks = stack.enter_context(closing(ForkServer(job, rank_environment(environ, job.num_ranks))))
         stack.callback(end_all, ranks)
-        environment = rank_environment(environ, job.num_ranks)
+        stack.enter_context(_store_on(listener))  # torch is loaded while the server of the forks does the same
+        forks.await_ready(interrupts.obey)
         for rank in range(job.num_ranks):
             interrupts.obey()
             world = World(rank, job.num_ranks, rank, job.num_ranks, LOOPBACK, port, is_hosted=True)
-            ranks.append(start(world, job_file.fileno(), environment, output_folder))
-        with _store_on(listener):  # torch is loaded while the ranks do the same; their calls wait in the queue
-            return _watched(ranks, interrupts, progress)
+            ranks.append(start(world, forks, output_folder))
+        return _watched(ranks, interrupts, progress)
 
 
 @contextmanager

@@ -1,7 +1,8 @@
-"""The process of one rank, as our launcher starts it: `python -m moiety.runtime.rank JOB CHANNEL LAUNCHER`.
+"""The process of one rank that our launcher has started: forked, or `python -m moiety.runtime.rank JOB CHANNEL PARENT`.
 
 JOB and CHANNEL are numbers of inherited descriptors: a file that holds the job, a socket for JSON lines to and from the
-launcher, whose pid is LAUNCHER. Standard error is nobody's business unless the rank dies without a report.
+launcher. PARENT is the pid of the process that has started it (`fork_server.py`). Standard error is nobody's business
+unless the rank dies without a report.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from moiety.errors import MoietyError
 from moiety.runtime.channel import Channel
@@ -20,17 +21,13 @@ from moiety.runtime.job import Job
 from moiety.runtime.post import Post, work
 from moiety.runtime.world import world_of
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 _PR_SET_PDEATHSIG = 1
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(job_fd: int, channel_fd: int, parent: int) -> int:
     """Do the job of one rank; return 0 when it is reported, and leave at once with an error that is reported."""
-    job_fd, channel_fd, launcher = (int(each) for each in arguments)
     channel = Channel(channel_fd)
-    die_with(launcher)
+    die_with(parent)
     world = world_of(os.environ)
     assert world is not None, "the launcher numbers its ranks"
 
@@ -48,11 +45,11 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def die_with(launcher: int) -> None:
-    """See to it that this process ends when the launcher does, whatever ends that (Linux only)."""
+def die_with(parent: int) -> None:
+    """See to it that this process ends when its parent does, whatever ends that (Linux only)."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != launcher:  # it is gone already
+    if os.getppid() != parent:  # it is gone already
         _leave(1)
 
 
@@ -63,4 +60,4 @@ def _leave(code: int) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(*(int(each) for each in sys.argv[1:])))

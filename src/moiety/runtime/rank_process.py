@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -16,20 +13,19 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 from moiety.errors import InputError
 from moiety.runtime.channel import message_of
 from moiety.runtime.failure import Cause, Failure
+from moiety.runtime.last_words import last_words
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Mapping
     from pathlib import Path
 
     from moiety.runtime.channel import Message
+    from moiety.runtime.fork_server_process import Fork, ForkServer
     from moiety.runtime.post import Report
     from moiety.runtime.world import World
 
 _READ_BYTES = 1 << 16
-_TAIL_BYTES = 4096
-_TAIL_LINES = 5
-_TOLD_TO_END = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-"""Signals that say all there is to say: what the rank wrote before has nothing to do with them."""
 
 
 @dataclass(slots=True)
@@ -37,7 +33,7 @@ class RankProcess:
     """A rank in a process and session of its own, so that a keyboard's interrupt reaches the launcher alone."""
 
     rank: int
-    process: subprocess.Popen[bytes]
+    process: Fork
     channel: socket.socket
     """To and from the rank; it never blocks."""
     output: BinaryIO
@@ -58,7 +54,7 @@ class RankProcess:
     @property
     def is_running(self) -> bool:
         """Whether the process is there."""
-        return self.process.poll() is None
+        return self.process.code() is None
 
     def read(self) -> bool:
         """Take in what the rank has reported since; return whether it may report more."""
@@ -111,30 +107,13 @@ class RankProcess:
 
     def notice_end(self) -> None:
         """Where the process is gone without a report or a failure, find the words for that."""
-        if self.is_running:
+        code = self.process.code()
+        if code is None:
             return
         self.read()
         if self.report is None and self.failure is None:
-            self.failure = Failure(rank=self.rank, cause=Cause.DEATH, message=self._last_words())
-
-    def _last_words(self) -> str:
-        code = self.process.returncode
-        who = f"rank {self.rank} (pid {self.pid})"
-        told = code < 0 and -code in _TOLD_TO_END
-        if code < 0:
-            said = f"{who} was killed by {_signal_name(-code)}"
-        else:
-            said = f"{who} ended with exit code {code} before its work was done"
-        if code == -signal.SIGKILL:
-            return f"{said}; if nobody did that, the machine ran out of memory: fold the plan onto fewer ranks (--fold)"
-        tail = "" if told else self._tail()
-        return f"{said}; it wrote last: {tail}" if tail else said
-
-    def _tail(self) -> str:
-        size = os.fstat(self.output.fileno()).st_size
-        data = os.pread(self.output.fileno(), _TAIL_BYTES, max(size - _TAIL_BYTES, 0))
-        lines = [line.strip() for line in data.decode(errors="replace").splitlines() if line.strip()]
-        return " | ".join(lines[-_TAIL_LINES:])
+            said = last_words(f"rank {self.rank} (pid {self.pid})", code, self.output)
+            self.failure = Failure(rank=self.rank, cause=Cause.DEATH, message=said)
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the rank and whatever it has started."""
@@ -143,11 +122,7 @@ class RankProcess:
 
     def wait(self, within_s: float) -> bool:
         """Wait for the end of the process; return whether it came in time."""
-        try:
-            self.process.wait(timeout=max(within_s, 0))
-        except subprocess.TimeoutExpired:
-            return False
-        return True
+        return self.process.code(max(within_s, 0.0)) is not None
 
     def close(self) -> None:
         """Give back what the launcher holds of it."""
@@ -155,26 +130,15 @@ class RankProcess:
         self.output.close()
 
 
-def start(world: World, job_fd: int, environment: Mapping[str, str], output_folder: Path | None) -> RankProcess:
+def start(world: World, forks: ForkServer, output_folder: Path | None) -> RankProcess:
     """Start the process of one rank; its output goes to a file of `output_folder`, without one to a nameless file.
 
-    Raises InputError where that file cannot be made.
+    Raises InputError where that file cannot be made, RankFailedError where the process cannot.
     """
     output = _output(world.rank, output_folder)
     ours, theirs = socket.socketpair()
     try:
-        process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
-            [
-                *(sys.executable, "-P", "-m", "moiety.runtime.rank"),
-                *(str(each) for each in (job_fd, theirs.fileno(), os.getpid())),
-            ],
-            env={**environment, **world.environment()},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            pass_fds=(job_fd, theirs.fileno()),
-            start_new_session=True,
-        )
+        process = forks.fork(world.environment(), theirs, output.fileno())
     except BaseException:
         ours.close()
         output.close()
@@ -194,10 +158,3 @@ def _output(rank: int, folder: Path | None) -> BinaryIO:
     except OSError as error:
         rule = f"cannot be written: {error.strerror or error}"
         raise InputError(rule, field="--rank-output", value=str(folder)) from None
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import selectors
 import signal
-import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, cast
 
 from moiety.runtime.elastic.hand import Hand
 from moiety.runtime.elastic.limits import WORD_S
 from moiety.runtime.elastic.replan import held_by
+from moiety.runtime.fork_server_process import ForkServer
 from moiety.runtime.launch import LOOPBACK, end_all, rank_environment
 from moiety.runtime.rank_process import start
 from moiety.runtime.world import World, asked_port, hosted_store, listening
@@ -46,27 +46,22 @@ class Roster:
         """Start a process for every home; end all where that fails."""
         listener = self._stack.enter_context(listening(LOOPBACK, asked_port(self._environ)))
         self._port = int(listener.getsockname()[1])
-        self._job_file = tempfile.TemporaryFile()  # noqa: SIM115 - it is open as long as processes may be started
-        self._stack.callback(self._job_file.close)
-        self._job_file.write(self._job.model_dump_json().encode())
-        self._job_file.flush()
-        self._environment = rank_environment(self._environ, self._job.num_ranks)
+        environment = rank_environment(self._environ, self._job.num_ranks)
+        self._forks = self._stack.enter_context(closing(ForkServer(self._job, environment)))
         try:
+            self._store: Store | None = hosted_store(listener)
+            self._forks.await_ready()
             for home in range(self._job.num_ranks):
                 self.start(home, is_in=True)
-            self._store: Store | None = hosted_store(listener)
         except BaseException:
             self.close()
             raise
 
     def start(self, home: int, *, is_in: bool) -> Hand:
-        """Start the process of a home; corpses of earlier ones are buried."""
-        for each in self.hands:
-            if each.is_gone:
-                each.process.wait(0)
+        """Start the process of a home."""
         size = self._job.num_ranks
         world = World(home, size, home, size, LOOPBACK, self._port, is_hosted=True)
-        process = start(world, self._job_file.fileno(), self._environment, self._output)
+        process = start(world, self._forks, self._output)
         hand = Hand(len(self.hands), home, process, time.monotonic(), held_by(self._job.plan, home), is_in)
         self.hands.append(hand)
         self._selector.register(process.channel, selectors.EVENT_READ, hand)
