@@ -1,4 +1,8 @@
-"""How the tests run: Hypothesis without deadlines, as the machine may be busy; Triton's kernels in its interpreter."""
+"""How the tests run: Hypothesis without deadlines, as the machine may be busy; Triton's kernels in its interpreter.
+
+Torch has one thread: tests run side by side, and threads that share a core wait for each other ten times as long as
+tiny models compute.
+"""
 
 import os
 import signal
@@ -10,6 +14,8 @@ from tests.chaos import recoveries
 
 # No test needs a GPU. Triton reads this when it is first imported, and torch or transformers may be the first to do so.
 os.environ.setdefault("TRITON_INTERPRET", "1")
+# Read when torch is first imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Shells have background jobs ignore it, and what these start would too: tests interrupt processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
