@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from moiety.runtime.checkpoint.index import Checkpoint
 
+transformers: Any = import_module("transformers")  # untyped
+import_module("transformers.modeling_layers")  # of which all their models are made: here, before ranks are forked
+
 
 @dataclass(frozen=True, slots=True)
 class Skeleton:
@@ -47,7 +50,6 @@ def build_skeleton(checkpoint: Checkpoint, dtype: torch.dtype, attention: str) -
     Raises InputError where transformers knows no such architecture, or where its parts are not those of a decoder of
     attention and feed-forward layers with stacked experts.
     """
-    transformers: Any = import_module("transformers")  # untyped, and takes seconds: only ranks need it
     folder = str(checkpoint.folder)
     transformers.logging.set_verbosity_error()
     try:
