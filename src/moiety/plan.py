@@ -65,6 +65,9 @@ class Options(Record):
     that stages wait less for each other and send more often."""
     dense_parameter_sharding: bool = False
     """Dense parameters are sharded over the attention data-parallel groups and gathered layer by layer (ZeRO-3)."""
+    fully_sharded: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Training: all parameters, gradients and optimizer states are sharded over whoever would hold copies of them, and
+    gathered layer by layer (FSDP, ZeRO-3): dense ones over attention groups and instances, experts over instances."""
     arena: bool = True
     """Activation buffers are packed into one arena by their lifetimes."""
     flash_attention: bool = True
@@ -231,6 +234,7 @@ class RankedStrategy(Record):
     mode: Literal["aggregated", "disaggregated"]
     all_to_all: AllToAll
     two_batch_overlap: bool
+    fully_sharded: bool = Field(default=False, exclude_if=lambda value: not value)
     throughput_tokens_per_s_per_gpu: Amount
     ttft_s: Amount | None
     tpot_s: Amount | None

@@ -155,6 +155,21 @@ def test_sharding_divides_the_dense_state() -> None:
     assert sharded["gradients"] - routed == pytest.approx((plain["gradients"] - routed) / 4, abs=8)
 
 
+def test_everything_is_divided_over_who_would_hold_a_copy_of_it() -> None:
+    strategy = Strategy(attn_dp=4, ep=4, instances=4)
+    plain, dense, full = (
+        memory_of(small_model(), strategy, "training", options).bytes_by_kind
+        for options in (Options(), Options(dense_parameter_sharding=True), Options(fully_sharded=True))
+    )
+    experts = plain["expert_weights"]  # in BF16, of 6 equal layers; FP32 master and moments are six times that
+    assert dense["expert_weights"] == experts
+    assert full["expert_weights"] == pytest.approx(experts / 4 + 2 * experts / 6)
+    for kind, times in (("gradients", 1), ("optimizer_state", 6)):
+        others = plain[kind] - times * experts
+        assert dense[kind] == pytest.approx(others / 4 + times * experts, rel=1e-6)
+        assert full[kind] == pytest.approx(others / 16 + times * experts / 4, rel=1e-6)
+
+
 def test_the_arena_saves_memory() -> None:
     packed, loose = (
         memory_of(small_model(), Strategy(attn_dp=4, ep=4), options=Options(arena=on)) for on in (True, False)

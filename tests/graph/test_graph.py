@@ -10,7 +10,8 @@ import pytest
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.graph.op import AttentionCore, Collective, Gemm, Op
-from moiety.graph.training import dense_parameters, is_sharding
+from moiety.graph.sharding import is_sharding
+from moiety.graph.training import dense_parameters
 from moiety.model.attention import SparseIndexer
 from moiety.model.catalog import catalog_models, load_catalog_model
 from moiety.model.feed_forward import MoeFeedForward

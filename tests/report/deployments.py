@@ -39,7 +39,7 @@ DEPLOYMENTS: dict[str, tuple[str, str, tuple[Part, ...], dict[str, Any]]] = {
         "olmoe-1b-7b",
         "h100x16",
         (("ep4_tp2_x2", 16, "training", PREFILL),),
-        {"dense_parameter_sharding": True},
+        {"fully_sharded": True},
     ),
     "training-pipeline": (
         "reference-moe-235b",

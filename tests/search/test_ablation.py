@@ -14,7 +14,12 @@ WIDE = DtypePolicy(weights="fp32", experts="fp32", activations="fp32", kv_cache=
 
 def test_every_option_is_worth_something_and_none_of_the_good_ones_hurts() -> None:
     worth = {each.option: each for each in ablate(served_plan(), CALIBRATION)}
-    assert set(worth) == set(Options.model_fields) - {"placement", "redundant_experts", "virtual_stages"}
+    assert set(worth) == set(Options.model_fields) - {
+        "placement",
+        "redundant_experts",
+        "virtual_stages",
+        "fully_sharded",
+    }
     for name in ("all_to_all", "two_batch_overlap", "flash_attention", "fused_kernels"):
         # what only computes may hide behind the network
         assert worth[name].throughput_without <= (1 if name == "fused_kernels" else 0.999), name
@@ -59,3 +64,11 @@ def test_sharding_saves_memory_in_training() -> None:
     worth = {each.option: each for each in ablate(evaluated(case, "ep16_tp1"), CALIBRATION)}
     assert worth["dense_parameter_sharding"].setting == "on"
     assert worth["dense_parameter_sharding"].memory_without_bytes > 0
+
+
+def test_full_sharding_is_judged_where_a_plan_has_it() -> None:
+    case = scenario(small_model(), "h100x16", training_load())
+    options = default_options(case).model_copy(update={"fully_sharded": True})
+    worth = {each.option: each for each in ablate(evaluated(case, "ep4_tp1_x4", options), CALIBRATION)}
+    assert worth["fully_sharded"].setting == "on"
+    assert worth["fully_sharded"].memory_without_bytes > worth["dense_parameter_sharding"].memory_without_bytes == 0

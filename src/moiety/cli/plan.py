@@ -12,7 +12,7 @@ from moiety.cli.output import JsonSwitch, Output, QuietSwitch
 from moiety.errors import InputError, OutputError
 
 if TYPE_CHECKING:
-    from moiety.plan import Plan
+    from moiety.plan import Options, Plan
     from moiety.projection.project import Evaluation
     from moiety.projection.scenario import Scenario
     from moiety.verify.findings import Verification
@@ -22,8 +22,8 @@ DEFAULT_NAME = "enhanced"
 DEFAULT_FOLDER = "moiety-plan"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _MOST = 10**9
-_TUNED = {"two_batch_overlap", "virtual_stages"}
-"""Options that the search decides, unless one of them is set."""
+_TUNED = {"two_batch_overlap", "virtual_stages", "fully_sharded"}
+"""Options that the search decides, unless one of them is set; what is fully sharded stays so without that."""
 
 
 def plan(
@@ -148,7 +148,7 @@ def plan(
             name=name,
             version=installed_version(),
             pinned=pinned,
-            tune=not any(each.partition("=")[0].strip().replace("-", "_") in _TUNED for each in settings),
+            tune=not _fixes_tuned(settings, options),
             progress=progress,
         )
     document, verification, paths = write_plan(made, scenario, out)
@@ -158,6 +158,12 @@ def plan(
 
         output.tables(plan_sections(made.plan, verification, paths))
     leave_if_wrong(verification, output)
+
+
+def _fixes_tuned(settings: list[str], options: Options) -> bool:
+    """Return whether an option is set that the search would decide otherwise."""
+    decided = _TUNED - ({"fully_sharded"} if options.fully_sharded else set())
+    return any(each.partition("=")[0].strip().replace("-", "_") in decided for each in settings)
 
 
 def _scenario(

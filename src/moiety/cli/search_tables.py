@@ -25,7 +25,7 @@ def ranking_section(search: SearchSummary, claimed: str | None) -> RenderableTyp
     rows = [
         (
             str(line.rank),
-            line.strategy,
+            line.strategy + (", fully sharded" if line.fully_sharded else ""),
             f"{'' if line.simulated else '~'}{line.throughput_tokens_per_s_per_gpu:,.0f}",
             _latency(line),
             "yes" if line.meets_slo else "no",

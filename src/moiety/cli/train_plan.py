@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moiety.cost.training_peak import fullest_peaks
 from moiety.errors import InputError
-from moiety.graph.training import shards_dense
+from moiety.graph.sharding import dense_shards
 from moiety.plan import Schedule
 from moiety.projection.load import load_classes
 from moiety.projection.project import evaluate
@@ -30,6 +30,10 @@ def check_trainable(plan: Plan, source: str) -> None:
         rule = "training executes plans of one pipeline stage"
         remedy = "divide the model by tp, ep and dp (moiety plan ... --strategy S), or fold the plan onto fewer ranks"
         raise InputError(rule, source=source, field="pools[0].strategy.pp", value=stages, remedy=remedy)
+    if plan.options.fully_sharded and plan.pools[0].strategy.instances > 1:
+        rule = "training shards no experts over instances"
+        remedy = "plan with --set fully_sharded=false"
+        raise InputError(rule, source=source, field="options.fully_sharded", value=True, remedy=remedy)
     activations = plan.options.dtypes.activations
     if activations not in _FORMATS:
         rule = f"training computes in {' or '.join(_FORMATS)}"
@@ -74,7 +78,7 @@ class PlannedSharding:
 def planned_sharding(evaluation: Evaluation) -> PlannedSharding | None:
     """Return what the step of an evaluated plan of training sends for sharded parameters; None if it shards none."""
     outcome = evaluation.phases[0].outcome
-    if not shards_dense(outcome.graph.layout):
+    if dense_shards(outcome.graph.layout) == 1:
         return None
     assert outcome.timeline is not None, "the plan was simulated, not estimated"
     return PlannedSharding(

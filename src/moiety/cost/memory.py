@@ -10,7 +10,7 @@ from moiety.cost.expansion import Expansion
 from moiety.cost.training_memory import stored_activations, training_state_bytes, vocabulary_elements
 from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
 from moiety.graph.op import Collective, Gemm
-from moiety.graph.training import shards_dense
+from moiety.graph.sharding import dense_shards, expert_shards
 from moiety.model.attention import GroupedQueryAttention, LinearAttention
 from moiety.plan import MemoryPlan
 
@@ -95,15 +95,17 @@ def _weight_bytes(graph: Graph, stage: int, weights: tuple[tuple[int, int], ...]
     """Return a stage's weights by kind; sharded ones are there in part, and whole for the two layers at work."""
     layout = graph.layout
     held = [weights[graph.block_of(layer)] for layer in graph.stages[stage]]
-    dense, experts = sum(each[0] for each in held), sum(each[1] for each in held)
-    if shards_dense(layout):
-        dense = -(-dense // layout.strategy.attn_dp) + 2 * max(each[0] for each in held)
     element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
     return {
-        "dense_weights": dense,
-        "expert_weights": experts,
+        "dense_weights": _with_two_gathered([each[0] for each in held], dense_shards(layout)),
+        "expert_weights": _with_two_gathered([each[1] for each in held], expert_shards(layout)),
         "embedding_and_head": int(vocabulary_elements(graph, stage) * element),
     }
+
+
+def _with_two_gathered(layers: Sequence[int], shards: int) -> int:
+    """Return the bytes of weights in as many shards: of one each, and of the two largest layers that can be at work."""
+    return sum(layers) if shards == 1 else -(-sum(layers) // shards) + 2 * max(layers)
 
 
 def layer_weight_bytes(ops: tuple[Op, ...]) -> tuple[int, int]:

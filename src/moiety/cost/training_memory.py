@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.saved import embedding_saved, head_saved, layer_saved, saved_bytes
-from moiety.graph.training import held_dense_parameters, optimizer_shards, routed_parameters, vocabulary_parameters
+from moiety.graph.sharding import dense_shards, expert_shards
+from moiety.graph.training import held_dense_parameters, routed_parameters, vocabulary_parameters
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -29,7 +30,7 @@ def vocabulary_elements(graph: Graph, stage: int) -> int:
 
 
 def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
-    """Return a stage's gradients and optimizer state on each GPU, sharded where the dense parameters are.
+    """Return a stage's gradients and optimizer state on each GPU, sharded where the parameters are.
 
     The state is FP32; weights that are FP32 themselves need no master beside them.
     """
@@ -37,9 +38,9 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
     kinds = [graph.block_of(layer) for layer in graph.stages[stage]]
     experts = [held_expert_parameters(block, graph) for block in model.blocks]
     others = [block_dense_parameters(graph, kind) for kind in range(len(model.blocks))]
-    routed = sum(experts[kind] for kind in kinds)
+    routed = sum(experts[kind] for kind in kinds) / expert_shards(layout)
     dense = sum(others[kind] for kind in kinds)
-    dense = (dense + vocabulary_elements(graph, stage)) / optimizer_shards(layout)
+    dense = (dense + vocabulary_elements(graph, stage)) / dense_shards(layout)
     activations = layout.options.dtypes.activations
     element = BYTES_PER_ELEMENT[activations]
     kept = _MOMENT_BYTES + (0 if activations == "fp32" else _MASTER_BYTES)

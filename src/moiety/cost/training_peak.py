@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moiety.cost.memory import layer_weight_bytes
 from moiety.cost.training_memory import (
     activation_bytes,
     block_dense_parameters,
@@ -17,7 +18,7 @@ from moiety.cost.training_memory import (
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.feed_forward import expert_rows
 from moiety.graph.saved import head_saved, layer_saved, saved_bytes
-from moiety.graph.training import optimizer_shards
+from moiety.graph.sharding import dense_shards, expert_shards
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -40,7 +41,7 @@ def step_peaks(graph: Graph, memory: MemoryPlan, loads: Sequence[float] | None =
     what the optimizer makes of them; `reduction`: gradients that other ranks hold too, copied together and summed.
     """
     kinds = memory.bytes_by_kind
-    held = sum(kinds[kind] for kind in ("dense_weights", "expert_weights", "embedding_and_head", "optimizer_state"))
+    held = _weight_shards(graph) + kinds["embedding_and_head"] + kinds["optimizer_state"]
     head = {each.name: int(each.size_bytes) for each in head_saved(graph.model, graph.layout)}
     loads = [1.0] * graph.model.num_layers if loads is None else loads
     kept = activation_bytes(graph, 0, memory.checkpointed_layers, loads)
@@ -58,30 +59,57 @@ def fullest_peaks(graph: Graph, memory: MemoryPlan, every_load: Iterable[Sequenc
     return max(found, key=lambda peaks: max(peaks.values()))
 
 
+def _weight_shards(graph: Graph) -> int:
+    """Return the bytes of the layers' weights on a GPU while nothing is gathered."""
+    dense, experts = (sum(each) for each in zip(*_layer_weights(graph), strict=True))
+    return -(-dense // dense_shards(graph.layout)) + -(-experts // expert_shards(graph.layout))
+
+
+def _layer_weights(graph: Graph) -> list[tuple[int, int]]:
+    """Return (dense, expert) bytes of each layer's weights on a GPU that holds them whole."""
+    weights = [layer_weight_bytes(ops) for ops in graph.layers]
+    return [weights[graph.block_of(layer)] for layer in graph.stages[0]]
+
+
+def _gathered(graph: Graph) -> list[int]:
+    """Return the bytes that each layer's sharded weights take while they are gathered."""
+    layout = graph.layout
+    shards = dense_shards(layout), expert_shards(layout)
+    return [
+        sum(each for each, count in zip(weights, shards, strict=True) if count > 1) for weights in _layer_weights(graph)
+    ]
+
+
 def _most_in_backward(graph: Graph, memory: MemoryPlan, loads: Sequence[float], kept: int) -> int:
     """Return the most of kept tensors, gradients and a layer's own work while the layers go backward.
 
     A layer's gradients of activations have the sizes of the activations themselves, but for those of the experts'
-    outputs, which are FP32. Sharded gradients are there whole, and once more in FP32 as they are scattered, for the
-    layer at work.
+    outputs, which are FP32. The weights of the layer at work and of the next are gathered where they are sharded.
+    Sharded gradients are there whole, and once more in FP32 as they are scattered: those of the experts when the
+    layer's work is done, and while the next layer works.
     """
     model, layout, hidden = graph.model, graph.layout, graph.embedding[-1].output
     assert hidden is not None, "the embedding has an output"
     element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
-    shards = optimizer_shards(layout)
+    shards, parts, gathered = dense_shards(layout), expert_shards(layout), _gathered(graph)
     gradients = element * vocabulary_elements(graph, 0) / (1 if model.tie_word_embeddings else 2)
     kept -= saved_bytes(head_saved(model, layout))
-    most = 0.0
+    most = scattering = 0.0
     for layer in reversed(graph.stages[0]):
         block = model.blocks[graph.block_of(layer)]
         whole = saved_bytes(layer_saved(model, block, layout, loads[layer]))
         again = whole if layer in memory.checkpointed_layers else 0
-        dense = block_dense_parameters(graph, graph.block_of(layer))
+        dense, experts = block_dense_parameters(graph, graph.block_of(layer)), held_expert_parameters(block, graph)
         scattered = dense * (element + _FP32) if shards > 1 else 0.0
         work = max(memory.bytes_by_kind["activations"], _experts_work(block, graph, loads[layer]))
-        most = max(most, kept + again + gradients + scattered + work)
+        ahead = gathered[layer - 1] if layer else 0
+        there = kept + gradients + scattered + ahead
+        most = max(most, there + again + work + gathered[layer] + scattering)
         kept -= hidden.size_bytes if again else whole
-        gradients += element * (dense / shards + held_expert_parameters(block, graph))
+        if parts > 1:
+            scattering = _FP32 * experts
+            most = max(most, there - (0 if again else whole) + element * experts + scattering)
+        gradients += element * (dense / shards + experts / parts)
     return int(most)
 
 
@@ -89,12 +117,12 @@ def _bucket_bytes(graph: Graph) -> int:
     """Return the most gradients that are summed over ranks at a time: dense ones, or those of instances' experts."""
     layout, model = graph.layout, graph.model
     strategy = layout.strategy
-    shards = optimizer_shards(layout)
+    shards = dense_shards(layout)
     dense = sum(
         block_dense_parameters(graph, graph.block_of(layer)) for layer in graph.stages[0]
     ) + vocabulary_elements(graph, 0)
-    shared = [dense / shards] if strategy.attn_dp // shards * strategy.instances > 1 else [0.0]
-    if strategy.instances > 1:
+    shared = [dense / shards] if strategy.attn_dp * strategy.instances > shards else [0.0]
+    if strategy.instances > expert_shards(layout):
         shared.append(sum(held_expert_parameters(block, graph) for block in model.layers))
     return int(min(_BUCKET_BYTES, BYTES_PER_ELEMENT[layout.options.dtypes.activations] * max(shared)))
 
@@ -122,12 +150,13 @@ def _update_bytes(graph: Graph, memory: MemoryPlan) -> int:
     strategy = layout.strategy
     element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
     masters = memory.bytes_by_kind["gradients"] * _FP32 / element if element != _FP32 else 0.0
-    largest = layout.share(model.vocab_size) * model.hidden_size
-    before = 0
+    largest = layout.share(model.vocab_size) * model.hidden_size / dense_shards(layout)
+    before = 0.0
     for moe in (block.moe for block in model.blocks):
         if moe is not None:
             slots = (moe.num_experts + layout.options.redundant_experts) // strategy.ep
-            down = slots * moe.expert_intermediate_size // strategy.etp * moe.row_size(model.hidden_size)
+            width = moe.expert_intermediate_size // strategy.etp / expert_shards(layout)
+            down = slots * width * moe.row_size(model.hidden_size)
             if 2 * down > largest:
                 largest, before = 2 * down, down
     return int(masters + _FP32 * (2 * largest + before))

@@ -10,7 +10,8 @@ from moiety.graph.attention import attention_ops
 from moiety.graph.feed_forward import feed_forward_ops, residual_add
 from moiety.graph.layout import Layout
 from moiety.graph.op import Collective, Gemm, MemoryPass, Op, Tensor
-from moiety.graph.training import backward_ops, held_dense_parameters, shards_dense, update_ops, vocabulary_gather
+from moiety.graph.sharding import dense_shard_axis, expert_elements, is_fully_sharded, parameter_gather
+from moiety.graph.training import backward_ops, held_dense_parameters, update_ops, vocabulary_gather
 from moiety.strategy.stages import held_layers, stage_layers
 
 if TYPE_CHECKING:
@@ -94,13 +95,22 @@ def _layer(model: Model, block: Block, layout: Layout) -> tuple[Op, ...]:
     else:
         after = ops[-1].name if ops else None
         ops += feed_forward_ops(block.feed_forward, model.hidden_size, layout, after)
-    if shards_dense(layout):
-        count = held_dense_parameters(ops, block, model.hidden_size)
-        gathered = Tensor("dense_weights", (count,), layout.options.dtypes.weights)
-        work = Collective("all_gather", "attn_dp", gathered.size_bytes, bulk=True)
-        ops[0] = replace(ops[0], inputs=("input", "dense_gather"))
-        ops.insert(0, Op("dense_gather", work, (), gathered, prefetch=True))
-    return tuple(ops)
+    return _with_gathers(ops, block, model.hidden_size, layout)
+
+
+def _with_gathers(ops: list[Op], block: Block, hidden_size: int, layout: Layout) -> tuple[Op, ...]:
+    """Return a layer's ops behind those that gather its sharded parameters, each before its first use."""
+    gathers: list[Op] = []
+    dtypes, axis = layout.options.dtypes, dense_shard_axis(layout)
+    if axis is not None:
+        count = held_dense_parameters(ops, block, hidden_size)
+        gathers.append(parameter_gather("dense", count, axis, dtypes.weights))
+        ops[0] = replace(ops[0], inputs=("input", gathers[-1].name))
+    if is_fully_sharded(layout) and block.moe is not None:
+        gathers.append(parameter_gather("expert", expert_elements(ops), "instance", dtypes.experts))
+        first = next(index for index, op in enumerate(ops) if isinstance(op.work, Gemm) and op.work.experts)
+        ops[first] = replace(ops[first], inputs=(*ops[first].inputs, gathers[-1].name))
+    return (*gathers, *ops)
 
 
 def _embedding(model: Model, layout: Layout) -> tuple[Op, ...]:

@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass, Op, Tensor
+from moiety.graph.sharding import (
+    dense_shard_axis,
+    dense_shards,
+    expert_elements,
+    expert_shards,
+    gradient_scatter,
+    is_fully_sharded,
+    parameter_gather,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,32 +64,12 @@ def vocabulary_parameters(model: Model, layout: Layout, *, first: bool, last: bo
     return table * (2 if first and last and not model.tie_word_embeddings else int(first or last))
 
 
-def shards_dense(layout: Layout) -> bool:
-    """Return whether dense parameters are sharded: where several attention groups would hold copies of them."""
-    return layout.options.dense_parameter_sharding and layout.strategy.attn_dp > 1
-
-
-def is_sharding(op: Op) -> bool:
-    """Return whether an op gathers sharded parameters, or scatters their gradients as it sums them."""
-    work = op.work
-    return isinstance(work, Collective) and work.bulk and work.kind in {"all_gather", "reduce_scatter"}
-
-
 def vocabulary_gather(model: Model, layout: Layout, *, first: bool, last: bool) -> tuple[Op, ...]:
     """Return what gathers a stage's embedding and head before their use in training; nothing where they are whole."""
-    count = vocabulary_parameters(model, layout, first=first, last=last)
-    if not (layout.training and shards_dense(layout) and count):
+    axis, count = dense_shard_axis(layout), vocabulary_parameters(model, layout, first=first, last=last)
+    if not layout.training or axis is None or not count:
         return ()
-    gathered = Tensor("vocabulary_weights", (count,), layout.options.dtypes.activations)
-    return (Op("vocabulary_gather", Collective("all_gather", "attn_dp", gathered.size_bytes, bulk=True), (), gathered),)
-
-
-def optimizer_shards(layout: Layout) -> int:
-    """Return over how many ranks gradients and optimizer's state of the dense parameters are divided.
-
-    Those of an instance: instances hold copies of the shards, and sum their gradients.
-    """
-    return layout.strategy.attn_dp if shards_dense(layout) else 1
+    return (parameter_gather("vocabulary", count, axis, layout.options.dtypes.activations, prefetch=False),)
 
 
 def backward_ops(forward: tuple[Op, ...], block: Block, hidden_size: int, layout: Layout) -> tuple[Op, ...]:
@@ -120,43 +109,51 @@ def _gradient_reductions(
 ) -> list[Op]:
     """Return the transfers that add a layer's gradients up, in the background.
 
-    Sharded gradients are scattered over the attention groups in every micro-batch (ZeRO-2 and 3), in the format of
-    reductions. All others add up over the micro-batches first and are reduced once a step, of which this is one
-    micro-batch's share.
+    Sharded gradients are scattered in every micro-batch (ZeRO-2 and 3), in the format of reductions. All others add up
+    over the micro-batches first and are reduced once a step, of which this is one micro-batch's share.
     """
-    strategy = layout.strategy
     share = 1 / layout.schedule.num_microbatches
     dense = held_dense_parameters(forward, block, hidden_size)
-    ops = _copies_reductions("dense_gradient", dense, layout, (last,), 1 if shards_dense(layout) else share, share)
-    routed = routed_parameters(block, hidden_size) / (strategy.ep * strategy.etp)
-    if strategy.instances > 1 and routed:
-        element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
-        work = Collective("all_reduce", "instance", routed * element * share, bulk=True)
-        output = _gradient("expert_gradient", routed, layout)
-        first = next(op.name for op in forward if isinstance(op.work, Gemm) and op.work.experts)
-        ops.append(Op("expert_gradient_all_reduce", work, (f"{first}.backward",), output))
-    return ops
+    return [
+        *_copies_reductions("dense_gradient", dense, layout, (last,), share),
+        *_expert_reductions(forward, block, hidden_size, layout, share),
+    ]
 
 
-def _copies_reductions(
-    name: str, elements: float, layout: Layout, after: tuple[str, ...], share: float, instance_share: float
+def _expert_reductions(
+    forward: tuple[Op, ...], block: Block, hidden_size: int, layout: Layout, share: float
 ) -> list[Op]:
-    """Return the transfers that sum gradients over attention groups and instances, such shares of them at a time."""
-    strategy, dtypes = layout.strategy, layout.options.dtypes
-    element = BYTES_PER_ELEMENT[dtypes.activations]
+    """Return the transfers that sum the gradients of a layer's experts over the instances."""
+    strategy = layout.strategy
+    routed = routed_parameters(block, hidden_size) / (strategy.ep * strategy.etp)
+    if strategy.instances == 1 or not routed:
+        return []
+    first = next(op.name for op in forward if isinstance(op.work, Gemm) and op.work.experts)
+    after = (f"{first}.backward",)
+    if is_fully_sharded(layout):
+        return [gradient_scatter("expert_gradient", expert_elements(forward), "instance", after, layout)]
+    element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
+    work = Collective("all_reduce", "instance", routed * element * share, bulk=True)
+    return [Op("expert_gradient_all_reduce", work, after, _gradient("expert_gradient", routed, layout))]
+
+
+def _copies_reductions(name: str, elements: float, layout: Layout, after: tuple[str, ...], share: float) -> list[Op]:
+    """Return the transfers that sum dense gradients over attention groups and instances.
+
+    `share` is that of what is reduced once a step; what is scattered is all of it every time.
+    """
+    strategy, axis = layout.strategy, dense_shard_axis(layout)
+    element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
     ops: list[Op] = []
-    if strategy.attn_dp > 1:
-        output = _gradient(name, elements, layout)
-        if shards_dense(layout):
-            payload = elements * BYTES_PER_ELEMENT[dtypes.critical] * share
-            work = Collective("reduce_scatter", "attn_dp", payload, bulk=True)
-        else:
-            work = Collective("all_reduce", "attn_dp", elements * element * share, bulk=True)
-        ops.append(Op(f"{name}_reduce", work, after, output))
-        after = (f"{name}_reduce",)
-    if strategy.instances > 1:
-        held = elements / optimizer_shards(layout)
-        work = Collective("all_reduce", "instance", held * element * instance_share, bulk=True)
+    if axis is not None:
+        ops.append(gradient_scatter(name, elements, axis, after, layout))
+    elif strategy.attn_dp > 1:
+        work = Collective("all_reduce", "attn_dp", elements * element * share, bulk=True)
+        ops.append(Op(f"{name}_reduce", work, after, _gradient(name, elements, layout)))
+    if strategy.instances > 1 and axis != "dp":
+        held = elements / dense_shards(layout)
+        after = tuple(op.name for op in ops) or after
+        work = Collective("all_reduce", "instance", held * element * share, bulk=True)
         ops.append(Op(f"{name}_all_reduce", work, after, _gradient(name, held, layout)))
     return ops
 
@@ -172,10 +169,10 @@ def update_ops(model: Model, layout: Layout) -> tuple[Op, ...]:
     """
     strategy = layout.strategy
     vocabulary = vocabulary_parameters(model, layout, first=True, last=strategy.pp == 1)
-    reductions = _copies_reductions("vocabulary_gradient", vocabulary, layout, (), 1, 1)
+    reductions = _copies_reductions("vocabulary_gradient", vocabulary, layout, (), 1)
     kinds = Counter(model.layer_blocks).items()
     experts = sum(count * routed_parameters(model.blocks[kind], model.hidden_size) for kind, count in kinds)
-    dense = (model.num_parameters - experts) / (strategy.tp * strategy.pp * optimizer_shards(layout))
-    local = dense + experts / strategy.gpus_per_instance
+    dense = (model.num_parameters - experts) / (strategy.tp * strategy.pp * dense_shards(layout))
+    local = dense + experts / (strategy.gpus_per_instance * expert_shards(layout))
     after = tuple(op.name for op in reductions[-1:])
     return (*reductions, Op("optimizer", MemoryPass(local * _ADAM_BYTES_MOVED), after))

@@ -7,17 +7,17 @@ published runs, with interleaved pipeline stages, CUDA graphs and whole-layer re
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from moiety.cost.price import Pricer
 from moiety.dtypes import Dtype
 from moiety.graph.graph import build_step_graph
 from moiety.graph.model_flops import model_flops_per_token
+from moiety.graph.sharding import expert_shards
 from moiety.plan import Schedule
 from moiety.projection.training_formats import WIDE, Part, layer_prices
 from moiety.projection.training_predictions import joined_rows_work, prediction_blocks, prediction_flops_per_token
-from moiety.projection.training_sharding import sharding_s
 from moiety.projection.training_work import LayerWork, layer_work, recomputed_work, total
 
 if TYPE_CHECKING:
@@ -55,10 +55,6 @@ class TrainingRun:
     """What CUDA graphs hold; the rest is launched kernel by kernel."""
     overlaps_exchange: bool = False
     """Dispatch and combine run beside another micro-batch's computation."""
-
-    shards_parameters: bool = False
-    """Weights are sharded over all copies, gathered layer by layer forward and backward, and gradients scattered in
-    every micro-batch (fully sharded data parallelism, ZeRO-3)."""
 
     predictions: int = 0
     """Tokens beyond the next that every token is trained to predict (Megatron-LM's `--mtp-num-layers`)."""
@@ -103,8 +99,6 @@ class TrainingParts:
     bubble: float
     """Time that a stage waits for others, over the time that it works."""
     update_s: float
-    sharding_s: float
-    """Gathering of sharded weights and scattering of their gradients, beside everything else."""
     watts_per_tflops: float
     """The device's highest power over its peak in BF16."""
 
@@ -126,7 +120,7 @@ class TrainingParts:
             + work.background_s * constants.exposed_share
             + work.launches * constants.launch_s
         )
-        busy_s = max(busy_s + self.sharding_s * constants.exposed_share, self.sharding_s)
+        busy_s = max(busy_s + work.sharding_s * constants.exposed_share, work.sharding_s)
         unit, half = busy_s / self.num_microbatches, work.gradients_s / 2
         waits = max(half - _BACKWARD_SHARE * unit, 0.0) + max(half - (1 - _BACKWARD_SHARE) * unit, 0.0)
         return (1 + self.bubble) * busy_s + self.update_s + waits
@@ -135,7 +129,7 @@ class TrainingParts:
 def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
     """Return what a step of `run` is made of; its stages wait (p - 1) / v units of m for each other.
 
-    The optimizer's state is divided over the copies (`--use-distributed-optimizer`).
+    The optimizer's state is divided over the copies (`--use-distributed-optimizer`), sharded weights have it so.
     """
     graphs = priced_graphs(run, calibration)
     priced = next(iter(graphs.values()))
@@ -147,16 +141,14 @@ def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
     ]
     beyond = _predictions_work(run, graphs, calibration).times(microbatches / stages)
     work = total((*layers, ends.times(microbatches / stages), beyond, _handed_over(run, priced.boundary)))
-    gradients = work.gradients_s + sum(price.seconds for price in priced.update if price.op.is_communication)
-    if run.shards_parameters:
-        gradients = 0.0
+    ending = [price for price in priced.update if price.op.is_communication]
+    work = total((work, layer_work(ending, None, run.strategy, (), device.memory_bandwidth_bytes_per_s)))
     update_s = sum(price.seconds for price in priced.update if not price.op.is_communication)
     return TrainingParts(
-        work=_split(work, gradients, run.overlaps_exchange),
+        work=_split(work, run.overlaps_exchange),
         num_microbatches=microbatches,
         bubble=(stages - 1) / (run.virtual_stages * microbatches),
-        update_s=update_s / run.strategy.instances,
-        sharding_s=sharding_s(priced.graph, run.cluster, calibration) if run.shards_parameters else 0.0,
+        update_s=update_s / (run.strategy.instances if expert_shards(priced.graph.layout) == 1 else 1),
         watts_per_tflops=device.max_power_w / (device.peak("bf16") / 1e12),
     )
 
@@ -207,15 +199,8 @@ def _handed_over(run: TrainingRun, boundary: tuple[OpPrice, ...]) -> LayerWork:
     return LayerWork(background_s=seconds) if run.virtual_stages > 1 else LayerWork(exchange_s=seconds)
 
 
-def _split(work: LayerWork, gradients_s: float, overlaps_exchange: bool) -> LayerWork:  # noqa: FBT001 - from a field
+def _split(work: LayerWork, overlaps_exchange: bool) -> LayerWork:  # noqa: FBT001 - from a field
     """Return the work with its exchanges where they belong, in the background or not."""
-    behind = work.exchange_s if overlaps_exchange else 0.0
-    return LayerWork(
-        products_s=work.products_s,
-        passes_s=work.passes_s,
-        accumulation_s=work.accumulation_s,
-        exchange_s=work.exchange_s - behind,
-        background_s=work.background_s + behind,
-        launches=work.launches,
-        gradients_s=gradients_s,
-    )
+    if not overlaps_exchange:
+        return work
+    return replace(work, exchange_s=0.0, background_s=work.background_s + work.exchange_s)

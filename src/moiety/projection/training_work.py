@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.op import AttentionCore, Collective, Gemm, MemoryPass
+from moiety.graph.sharding import is_sharding
 from moiety.model.attention import LinearAttention
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ class LayerWork:
     """Kernels that the host launches one by one."""
     gradients_s: float = 0.0
     """Reductions of gradients over copies of the weights, this micro-batch's share of them."""
+    sharding_s: float = 0.0
+    """Gathering of sharded weights and scattering of their gradients, beside everything else."""
 
     def times(self, factor: float) -> LayerWork:
         """Return the work of `factor` such passes."""
@@ -83,10 +86,11 @@ def layer_work(
 
 
 def recomputed_work(forward: tuple[OpPrice, ...], block: Block, recomputed: Recomputed) -> tuple[OpPrice, ...]:
-    """Return the forward ops of a layer that run again."""
+    """Return the forward ops of a layer that run again; its weights are gathered then as they would be backward."""
     if recomputed == "nothing" or (recomputed == "moe" and block.moe is None):
         return ()
-    return tuple(each for each in forward if recomputed == "layers" or _is_after_attention(each.op))
+    again = (each for each in forward if not is_sharding(each.op))
+    return tuple(each for each in again if recomputed == "layers" or _is_after_attention(each.op))
 
 
 def _op_work(
@@ -98,7 +102,7 @@ def _op_work(
 ) -> LayerWork:
     op, work, seconds = price.op, price.op.work, price.seconds
     if isinstance(work, Collective) and work.bulk:
-        return LayerWork(gradients_s=seconds)
+        return LayerWork(sharding_s=seconds) if is_sharding(op) else LayerWork(gradients_s=seconds)
     launches = 0.0 if _is_captured(op, block, captured) else _launches(op, block, strategy)
     if isinstance(work, Collective):
         if work.axis in {"tp", "cp"}:

@@ -26,6 +26,7 @@ _AXES: tuple[tuple[Axis, str], ...] = (
     ("pp", "pipeline stages"),
     ("instance", "instances"),
 )
+_SHARDED: tuple[Axis, str] = "dp", "fully sharded data parallel"
 
 
 def summary_tables(plan: Plan) -> list[Table]:
@@ -38,7 +39,8 @@ def summary_tables(plan: Plan) -> list[Table]:
     tables: list[Table] = [("Model", (size, parameters, *_expert_facts(plan)))]
     for pool in plan.pools:
         where = f" of the {pool.role} pool" if len(plan.pools) > 1 else ""
-        tables.append((f"Mesh{where}: {pool.strategy.name}", _mesh(pool)))
+        sharded = plan.options.fully_sharded and pool.strategy.instances > 1
+        tables.append((f"Mesh{where}: {pool.strategy.name}", _mesh(pool, fully_sharded=sharded)))
         tables.append((f"Nodes{where}", _nodes(plan, pool)))
     links = [
         f"{tier_text(cluster, number)} one way among {tier.num_gpus:,} GPUs, {format_duration(tier.latency_s)}"
@@ -60,9 +62,9 @@ def _expert_facts(plan: Plan) -> tuple[str, ...]:
     return tuple(line for line in (f"{plan.model.num_moe_layers} MoE layers: {experts}", shared) if line)
 
 
-def _mesh(pool: Pool) -> tuple[str, ...]:
+def _mesh(pool: Pool, *, fully_sharded: bool) -> tuple[str, ...]:
     lines: list[str] = []
-    for axis, name in _AXES:
+    for axis, name in (*_AXES, *((_SHARDED,) if fully_sharded else ())):
         groups = pool.strategy.groups(axis, pool.first_rank)
         example = number_ranges(groups[0], most=4)
         if len(groups[0]) > 1:

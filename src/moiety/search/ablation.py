@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 _WIDEST = DtypePolicy(
     weights="fp32", experts="fp32", activations="fp32", kv_cache="fp32", dispatch="fp32", combine="fp32"
 )
-_GRADED = {"placement": "linear", "virtual_stages": 1}
-"""Options with more than one setting beside the plain one."""
+_GRADED = {"placement": "linear", "virtual_stages": 1, "fully_sharded": False}
+"""Options that are plain in most plans: they are judged where they are not."""
 _OFF = {name: off for name, (off, _) in OPTIMISATIONS.items()} | _GRADED | {"dtypes": _WIDEST}
 _ON = {name: on for name, (_, on) in OPTIMISATIONS.items()}
 
@@ -40,7 +40,8 @@ def ablate(plan: Plan, calibration: Calibration) -> tuple[OptionWorth, ...]:
     """Return the worth of every option of an evaluated plan, in the order of the options.
 
     An option that the plan leaves off is judged the other way round: `without` is then with it. Formats that are
-    already the widest have no other side and are left out, and so are linear placement and stages in one part.
+    already the widest have no other side and are left out, and so are linear placement, stages
+    in one part and instances that share out nothing.
     """
     assert plan.projection is not None, "the plan is evaluated"
     whole = plan.projection.throughput_tokens_per_s

@@ -58,38 +58,59 @@ class Refused:
     """Memory that lacks on each GPU."""
 
 
-def variants(strategy: Strategy, options: Options, workload: Workload, num_layers: int) -> list[Options]:
-    """Return the settings worth trying of two-batch overlap and virtual stages, whose use depends on the strategy.
+def variants(
+    strategy: Strategy, options: Options, workload: Workload, num_layers: int, *, sharded: bool | None = None
+) -> list[Options]:
+    """Return the settings worth trying of options whose use depends on the strategy.
 
-    A pipeline's other micro-batches already hide what a second batch would; one GPU has nothing to hide. Stages that
-    train may work on equal parts of their layers in turns: on as many as four.
+    With `sharded` only those that are fully sharded, or only the others.
+
+    Two-batch overlap: a pipeline's other micro-batches already hide what a second batch would; one GPU has nothing to
+    hide. Virtual stages: stages that train may work on equal parts of their layers in turns, on as many as four. Full
+    sharding: instances that train without a pipeline may share out what each would hold a copy of, in one batch; more
+    of them, and a pipeline's, gather it anew for each.
     """
     off = options.model_copy(update={"two_batch_overlap": False})
-    if strategy.pp > 1 and workload.kind == "training" and options.virtual_stages == 1:
+    trains = workload.kind == "training"
+    tried = [off]
+    if strategy.pp > 1 and trains and options.virtual_stages == 1:
         parts = next((each for each in _PARTS_TRIED if num_layers % (strategy.pp * each) == 0), 1)
-        return [off] if parts == 1 else [off, off.model_copy(update={"virtual_stages": parts})]
-    if not options.two_batch_overlap or strategy.pp > 1 or strategy.gpus_per_stage == 1:
-        return [off]
-    return [options, off]
+        tried += [off.model_copy(update={"virtual_stages": parts})] if parts > 1 else []
+    elif options.two_batch_overlap and strategy.pp == 1 and strategy.gpus_per_stage > 1:
+        tried = [options, off]
+    if trains and strategy.instances > 1 and strategy.pp == 1 and not options.fully_sharded:
+        tried.append(off.model_copy(update={"fully_sharded": True}))
+    return tried if sharded is None else [each for each in tried if each.fully_sharded == sharded]
 
 
 def judge(
-    scenario: Scenario, strategy: Strategy, options: Options, *, tune: bool = True, timing: Timing = "folded"
+    scenario: Scenario,
+    strategy: Strategy,
+    options: Options,
+    *,
+    tune: bool = True,
+    timing: Timing = "folded",
+    sharded: bool | None = None,
 ) -> Judged | Refused:
     """Return the best variant of a strategy on the whole cluster that fits the memory, or the rule that none meets.
 
-    `tune` tries the options that depend on the strategy; otherwise `options` stay as they are. What is timed in closed
-    form has its experts placed by a quick method too.
+    `tune` tries the options that depend on the strategy (`sharded` as in `variants`); otherwise `options` stay as they
+    are. What is timed in closed form has its experts placed by a quick method too.
     """
     workload = scenario.workload
-    refused = _shares_sequences(strategy, workload) or _takes_turns(scenario, strategy, options)
+    refused = (
+        _shares_sequences(strategy, workload)
+        or _takes_turns(scenario, strategy, options)
+        or _shares_parameters(options, workload)
+    )
     if refused is not None:
         return refused
     in_flight = workload.concurrency if workload.kind in {"decode", "mixed"} else None
     placement = place(scenario, strategy, options, effort="rank" if timing == "estimated" else "simulate")
     best: tuple[PoolCase, PhaseOutcome] | None = None
     refusal = Refused("every-group-has-work", _too_little_work(scenario, strategy))
-    for choice in variants(strategy, options, workload, scenario.model.num_layers) if tune else [options]:
+    layers = scenario.model.num_layers
+    for choice in variants(strategy, options, workload, layers, sharded=sharded) if tune else [options]:
         case = PoolCase(scenario, strategy, choice, placement, in_flight=in_flight)
         last: tuple[float, ...] | None = None
         for outcome in _outcomes(case, timing):
@@ -130,6 +151,13 @@ def _takes_turns(scenario: Scenario, strategy: Strategy, options: Options) -> Re
     if strategy.pp == 1 or strategy.pp * parts > layers:
         reason = f"{strategy.pp} stage(s) of {parts} parts for {layers} layers; there must be two stages or more, and "
         return Refused("parts-have-layers", f"{reason}a layer for each part")
+    return None
+
+
+def _shares_parameters(options: Options, workload: Workload) -> Refused | None:
+    """Return why parameters cannot be fully sharded; None where they can, or are not to be."""
+    if options.fully_sharded and workload.kind != "training":
+        return Refused("fully-sharded-trains", "fully_sharded shares out what training holds; nothing else gathers it")
     return None
 
 

@@ -64,9 +64,12 @@ is off."""
 
 
 def baseline_options(options: Options) -> Options:
-    """Return the same formats and copies of experts with every optimisation off: experts in order, stages whole."""
+    """Return the same formats and copies of experts with every optimisation off.
+
+    Experts are in order, stages whole, and instances have copies of their own.
+    """
     off = {name: off for name, (off, _) in OPTIMISATIONS.items()}
-    return options.model_copy(update={**off, "placement": "linear", "virtual_stages": 1})
+    return options.model_copy(update={**off, "placement": "linear", "virtual_stages": 1, "fully_sharded": False})
 
 
 def original_options(options: Options) -> Options:

@@ -52,6 +52,7 @@ def ranking_lines(scenario: Scenario, ranked: Sequence[Judged], chosen: Judged) 
             mode="disaggregated" if each.is_disaggregated else "aggregated",
             all_to_all=each.options.all_to_all,
             two_batch_overlap=each.options.two_batch_overlap,
+            fully_sharded=each.options.fully_sharded,
             throughput_tokens_per_s_per_gpu=each.projection.throughput_tokens_per_s_per_gpu,
             ttft_s=each.projection.ttft_s,
             tpot_s=each.projection.tpot_s,

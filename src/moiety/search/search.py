@@ -122,10 +122,11 @@ def _ranked(scenario: Scenario, judged: Sequence[Judged]) -> list[Judged]:
 
 
 def _simulated(scenario: Scenario, judged: Judged, options: Options, *, tune: bool) -> Judged:
-    """Return the strategy judged again with its layers simulated."""
+    """Return the strategy judged again with its layers simulated, fully sharded if it was so."""
     if judged.is_disaggregated:
         return judged
-    again = judge(scenario, judged.pools[0].strategy, options, tune=tune, timing="folded")
+    sharded = judged.options.fully_sharded
+    again = judge(scenario, judged.pools[0].strategy, options, tune=tune, timing="folded", sharded=sharded)
     return again if isinstance(again, Judged) else judged
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.graph.op import Collective
-from moiety.graph.training import is_sharding
+from moiety.graph.sharding import is_sharding
 from moiety.sim.timeline import common, length, merge
 
 if TYPE_CHECKING:

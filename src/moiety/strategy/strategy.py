@@ -11,9 +11,9 @@ from moiety.errors import InputError
 from moiety.records import Record
 
 Degree = Annotated[int, Field(gt=0, le=1_048_576)]
-Axis = Literal["tp", "cp", "attn_dp", "ep", "etp", "stage", "pp", "instance"]
+Axis = Literal["tp", "cp", "attn_dp", "ep", "etp", "stage", "pp", "instance", "dp"]
 AXES: tuple[Axis, ...] = ("tp", "attn_dp", "ep", "etp", "stage", "pp", "instance")
-"""Of every plan; `cp` besides where there is any."""
+"""Of every plan; `cp` besides where there is any. `dp` is `attn_dp` of all instances together."""
 
 _KEYS = ("tp", "cp", "pp", "dp", "ep", "etp", "x")
 _TOKEN = re.compile(r"^(tp|cp|pp|dp|ep|etp|x)([0-9]{1,7})$")
@@ -105,7 +105,8 @@ class Strategy(Record):
         """Return the rank groups along `axis`; together they hold every rank once.
 
         `stage` groups are the GPUs of one stage, `pp` groups the GPUs that pass activations on to each other,
-        `instance` groups the GPUs with the same weights in different copies of the model.
+        `instance` groups the GPUs with the same weights in different copies of the model, `dp` groups those with the
+        same dense weights in a stage of any copy.
         """
         stage, instance, total = self.gpus_per_stage, self.gpus_per_instance, self.num_gpus
         if axis in {"pp", "instance"}:
@@ -115,8 +116,10 @@ class Strategy(Record):
                 for base in range(0, total, size)
                 for offset in range(step)
             )
+        if axis == "dp":
+            return self._groups_of_copies(self.instances, first_rank)
         if axis == "cp" and self.cp > self.attn_dp:
-            return self._wide_context_groups(first_rank)
+            return self._groups_of_copies(self.cp // self.attn_dp, first_rank)
         width, stride = {
             "tp": (self.tp, 1),
             "cp": (self.cp, self.tp),
@@ -131,9 +134,9 @@ class Strategy(Record):
             for offset in range(stride)
         )
 
-    def _wide_context_groups(self, first_rank: int) -> tuple[tuple[int, ...], ...]:
-        """Return the context-parallel groups that take all attention groups of a stage, in several copies."""
-        stage, copies = self.gpus_per_stage, self.cp // self.attn_dp
+    def _groups_of_copies(self, copies: int, first_rank: int) -> tuple[tuple[int, ...], ...]:
+        """Return groups that take all attention groups of a stage, in so many copies of the model."""
+        stage = self.gpus_per_stage
         block = copies * self.gpus_per_instance
         return tuple(
             tuple(

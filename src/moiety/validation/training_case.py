@@ -82,6 +82,8 @@ def training_run(row: SystemRow) -> TrainingRun:
     size, count = _microbatches(row, strategy.num_groups)
     cluster = _cluster(row)
     recipe = recipe_of(row, model.name, cluster.device.name)
+    sharded = bool(degrees.get("fsdp")) or _SHARDED in f"{row.parallel.get('method')} {row.notes}"
+    summed = "bf16" if sharded else "fp32"  # gradients, in the format in which other runs' copies are reduced
     sends_once = strategy.etp > 1 or (recipe is not None and recipe.dispatcher != "alltoall")
     known = recipe is not None and recipe.pp == pp
     if pp > 1 and not known and "vp" not in row.parallel:
@@ -97,7 +99,8 @@ def training_run(row: SystemRow) -> TrainingRun:
             fused_kernels=False,
             flash_attention=not _has_sinks(model),
             all_to_all="hierarchical" if sends_once else "flat",
-            dtypes=DtypePolicy(weights=dtype, experts=dtype),
+            fully_sharded=sharded,
+            dtypes=DtypePolicy(weights=dtype, experts=dtype, critical=summed),
         ),
         sequence_tokens=int(row.isl),
         microbatch_sequences=size,
@@ -105,7 +108,6 @@ def training_run(row: SystemRow) -> TrainingRun:
         virtual_stages=int(degrees.get("vp", staged)),
         recomputed="layers" if "recompute full" in row.notes else recipe.recomputed if recipe else "nothing",
         captured=frozenset(recipe.captured) if recipe else frozenset(),
-        shards_parameters=bool(degrees.get("fsdp")) or _SHARDED in f"{row.parallel.get('method')} {row.notes}",
         predictions=recipe.predictions if recipe and _WITHOUT_PREDICTIONS not in row.model else 0,
         formats=recipe.formats if recipe else {},
         wide_layers=recipe.wide_layers if recipe else 0,

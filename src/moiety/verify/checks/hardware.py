@@ -63,6 +63,7 @@ _SHARED: dict[Axis, Callable[[int, int, int, int, int], tuple[int, ...]]] = {
     "stage": lambda r, _tp, _etp, stage, _inst: (r // stage,),
     "pp": lambda r, _tp, _etp, stage, inst: (r // inst, r % stage),
     "instance": lambda r, _tp, _etp, _stage, inst: (r % inst,),
+    "dp": lambda r, tp, _etp, stage, inst: (r % inst // stage, r % tp),
 }
 
 
@@ -73,7 +74,10 @@ def groups_tile_ranks(inspection: Inspection) -> Iterator[Finding]:
         stage = strategy.tp * strategy.attn_dp
         instance = stage * strategy.pp
         wrong: list[str] = []
+        fully_sharded = inspection.plan.options.fully_sharded
         for axis, shared in _SHARED.items():
+            if axis == "dp" and not fully_sharded:
+                continue
             expected: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
             for rank in range(instance * strategy.instances):
                 key = shared(rank, strategy.tp, strategy.etp, stage, instance)
@@ -85,7 +89,7 @@ def groups_tile_ranks(inspection: Inspection) -> Iterator[Finding]:
         yield judged(
             "groups-tile-ranks",
             inspection.name_of(pool),
-            f"groups of {len(_SHARED)} axes hold each of {instance * strategy.instances} ranks once"
+            f"groups of {len(_SHARED) - (not fully_sharded)} axes hold each of {instance * strategy.instances} ranks once"
             if not wrong
             else f"groups of {', '.join(wrong)} do not tile the ranks",
             holds=not wrong,
@@ -130,6 +134,8 @@ def _broken(inspection: Inspection, pool: Pool) -> Iterator[str]:
         yield f"{parts} parts in turns of {strategy.pp} stages of {model.num_layers} layers for {pool.role}"
     if parts > 1 and pool.schedule.num_microbatches % strategy.pp:
         yield f"{pool.schedule.num_microbatches} micro-batches in groups of {strategy.pp} stages"
+    if inspection.plan.options.fully_sharded and pool.role != "training":
+        yield "fully sharded parameters outside of training"
     if strategy.cp > 1 and pool.role != "training":
         yield f"context parallelism {strategy.cp} outside of training"
     if strategy.cp > 1 and pool.schedule.prompt_tokens % (2 * strategy.cp):

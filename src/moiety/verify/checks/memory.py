@@ -194,24 +194,23 @@ def _expected_parts(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
         + router_weights(block, hidden) * BYTES_PER_ELEMENT[dtypes.activations]
         for block in blocks
     ]
-    dense = math.fsum(each)
-    if options.dense_parameter_sharding and strategy.attn_dp > 1:
-        dense = dense / strategy.attn_dp + 2 * max(each)
-    experts = math.fsum(
+    dense_shards, expert_shards = _shards(inspection, pool)
+    routed = [
         expert_weights(
             block,
             hidden,
             (getattr(block.feed_forward, "num_experts", 0) + options.redundant_experts) / strategy.ep,
             strategy.etp,
         )
+        * BYTES_PER_ELEMENT[dtypes.experts]
         for block in blocks
-    )
+    ]
     tables = _tables(inspection, pool, memory)
     element = BYTES_PER_ELEMENT[dtypes.activations]
     reserve = inspection.calibration.engines[plan.engine].reserve_bytes
     expected = {
-        "dense_weights": (dense, _TOLERANCE),
-        "expert_weights": (experts * BYTES_PER_ELEMENT[dtypes.experts], _TOLERANCE),
+        "dense_weights": (_held(each, dense_shards), _TOLERANCE),
+        "expert_weights": (_held(routed, expert_shards), _TOLERANCE),
         "embedding_and_head": (tables * model.vocab_size / strategy.tp * hidden * element, _TOLERANCE),
         "engine_reserve": (float(reserve), 0.0),
         "communication_buffers": (_exchange_buffers(inspection, pool), _TOLERANCE),
@@ -224,6 +223,19 @@ def _expected_parts(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
     else:
         expected |= _training_state(inspection, pool, memory)
     return expected
+
+
+def _shards(inspection: Inspection, pool: Pool) -> tuple[int, int]:
+    """Return over how many ranks dense parameters and experts are sharded."""
+    strategy, options = pool.strategy, inspection.plan.options
+    if options.fully_sharded and pool.role == "training":
+        return strategy.attn_dp * strategy.instances, strategy.instances
+    return (strategy.attn_dp if options.dense_parameter_sharding else 1), 1
+
+
+def _held(layers: list[float], shards: int) -> float:
+    """Return the weights of layers in as many shards, two of them whole as well where there are several."""
+    return math.fsum(layers) / shards + (2 * max(layers) if shards > 1 else 0.0)
 
 
 def _tables(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> int:
@@ -284,8 +296,8 @@ def _training_state(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
         for block in blocks
     )
     experts = (once + copies) / (strategy.ep * strategy.etp)
-    sharded = plan.options.dense_parameter_sharding
-    local = (dense / strategy.attn_dp if sharded else dense) + experts
+    dense_shards, expert_shards = _shards(inspection, pool)
+    local = dense / dense_shards + experts / expert_shards
     computed = inspection.plan.options.dtypes.activations
     return {
         "gradients": (BYTES_PER_ELEMENT[computed] * local, _STATE_TOLERANCE),
