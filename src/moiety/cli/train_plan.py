@@ -30,17 +30,13 @@ def check_trainable(plan: Plan, source: str) -> None:
         rule = "training executes plans of one pipeline stage"
         remedy = "divide the model by tp, ep and dp (moiety plan ... --strategy S), or fold the plan onto fewer ranks"
         raise InputError(rule, source=source, field="pools[0].strategy.pp", value=stages, remedy=remedy)
-    if plan.options.fully_sharded and plan.pools[0].strategy.instances > 1:
-        rule = "training shards no experts over instances"
-        remedy = "plan with --set fully_sharded=false"
-        raise InputError(rule, source=source, field="options.fully_sharded", value=True, remedy=remedy)
     activations = plan.options.dtypes.activations
     if activations not in _FORMATS:
         rule = f"training computes in {' or '.join(_FORMATS)}"
         remedy = "save the checkpoint in BF16 or float32 and plan that"
         raise InputError(rule, source=source, field="options.dtypes.activations", value=activations, remedy=remedy)
     summed = plan.options.dtypes.critical
-    if plan.options.dense_parameter_sharding and summed not in _FORMATS:
+    if (plan.options.dense_parameter_sharding or plan.options.fully_sharded) and summed not in _FORMATS:
         rule = f"gradients of sharded parameters are summed in {' or '.join(_FORMATS)}"
         remedy = "plan with --set dtypes.critical=fp32"
         raise InputError(rule, source=source, field="options.dtypes.critical", value=summed, remedy=remedy)

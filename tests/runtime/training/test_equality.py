@@ -30,6 +30,7 @@ TOLERANCE_OF_HEADS = 2e-5
 NEARLY_NOTHING = ("k_proj.bias", "k_norm.weight", "q_norm.weight")
 PARAMETER_TOLERANCE = 1e-3
 """Of a tensor's largest entry, after steps of AdamW: where a gradient is nearly zero, what it divides by is too."""
+FULLY = "two instances of ep2, fully sharded"
 DIVISIONS: dict[str, dict[str, Any]] = {
     "one rank": {"strategy": "tp1"},
     "tp2, attention and experts divided": {"strategy": "tp2", "per_node": 2},
@@ -47,14 +48,21 @@ DIVISIONS: dict[str, dict[str, Any]] = {
         "per_node": 2,
         "dense_parameter_sharding": True,
     },
+    FULLY: {
+        "strategy": "tp1_dp2_ep2_x2",
+        "num_nodes": 2,
+        "per_node": 2,
+        "fully_sharded": True,
+    },
+    "four instances, fully sharded": {"strategy": "tp1_x4", "num_nodes": 2, "per_node": 2, "fully_sharded": True},
 }
 
 
 def divided(folder: Path, **division: Any) -> Plan:  # noqa: ANN401 - a plan's
     """Return a plan of training for the checkpoint in `folder`."""
-    sharding = division.pop("dense_parameter_sharding", False)
+    sharding = {name: division.pop(name, False) for name in ("dense_parameter_sharding", "fully_sharded")}
     plan = plan_of(folder, **division)
-    options = plan.options.model_copy(update={"dense_parameter_sharding": sharding})
+    options = plan.options.model_copy(update=sharding)
     return plan.model_copy(update={"options": options})
 
 
@@ -103,11 +111,13 @@ SHORT = (
     "tp2 dp2 ep4, dense parameters sharded",
     "tp2 dp2 ep2 etp2",
     "dp4 ep4, copies of experts",
+    FULLY,
 )
 """The divisions that architectures are tried with which have no parts of their own."""
 IN_FULL = frozenset({"mixtral", "qwen3_moe", "deepseek_v3"})
 
 
+AGAIN = ("tp2 ep2, tokens are there", "ep2, tokens travel", FULLY)
 CHECKPOINTED = ((), (0, 2), (0, 1, 2))
 """Layers that compute their activations again, in cases that are otherwise the same."""
 
@@ -130,7 +140,7 @@ def outcomes(folders: dict[str, Path]) -> Outcomes:
         for key in DIVISIONS if name in IN_FULL else SHORT:
             cases[name, key] = {"plan": divided(folder, **DIVISIONS[key]), "folder": folder, "batches": batches()}
     folder = folders["deepseek_v3"]
-    for key in ("tp2 ep2, tokens are there", "ep2, tokens travel"):
+    for key in AGAIN:
         for layers in CHECKPOINTED:
             case = {"plan": divided(folder, **DIVISIONS[key]), "folder": folder, "batches": batches()}
             cases[key, str(layers)] = {**case, "checkpointed": layers, "measures": True}
@@ -158,7 +168,7 @@ def test_every_division_gives_the_losses_gradients_and_steps_of_transformers(
         assert max(covered(ranks, "parameters", state).values()) <= PARAMETER_TOLERANCE, division
 
 
-@pytest.mark.parametrize("division", ["tp2 ep2, tokens are there", "ep2, tokens travel"])
+@pytest.mark.parametrize("division", AGAIN)
 def test_layers_that_compute_again_give_the_same_bits_and_keep_less_than_half(
     division: str, outcomes: Outcomes
 ) -> None:
@@ -201,6 +211,28 @@ def test_sharded_dense_parameters_send_what_the_plan_says_and_are_waited_for_no_
             assert 0 <= total["exposed_s"] <= total["transfer_s"]
             assert all(each.seconds > 0 and each.waited_from_s is not None for each in rank["transfers"])
     assert all(rank["transferred"] is None for rank in outcomes["qwen3_moe", "tp2 dp2 ep4"])
+
+
+@pytest.mark.parametrize("division", [FULLY, "four instances, fully sharded"])
+def test_fully_sharded_plans_hold_and_send_what_the_plan_says(
+    division: str, folders: dict[str, Path], outcomes: Outcomes
+) -> None:
+    plan = trained(divided(folders["qwen3_moe"], **DIVISIONS[division]), CALIBRATION, num_rows=4, row_tokens=12).plan
+    memory, layers = plan.pools[0].memory, plan.model.num_layers
+    assert memory is not None
+    gathered, scattered = sharding_bytes(build_graph(plan.model, plan.pools[0], plan.options))
+    for rank in outcomes["qwen3_moe", division]:
+        for kind in ("dense_weights", "expert_weights"):
+            assert rank["weight_bytes"][kind] == pytest.approx(memory.bytes_by_kind[kind], rel=0.1), kind
+        # experts of one stage's only group are sharded over the same ranks as all else, and go along with it
+        meshes = 2 if division == FULLY else 1
+        kinds = [each.kind for each in rank["transfers"]]
+        assert kinds.count("gather") == 1 + 2 * meshes * layers
+        assert kinds.count("scatter") == 1 + meshes * layers
+        total = rank["transferred"]
+        assert total["gathered_bytes"] == pytest.approx(gathered, rel=0.05)
+        assert total["scattered_bytes"] == pytest.approx(scattered, rel=0.05)
+        assert 0 <= total["exposed_s"] <= total["transfer_s"]
 
 
 def test_a_bias_that_follows_the_loads_evens_them_out(outcomes: Outcomes) -> None:

@@ -15,7 +15,12 @@ from tests.runtime.training.test_equality import DIVISIONS, batches, divided
 if TYPE_CHECKING:
     from pathlib import Path
 
-NAMES = ("one rank", "tp2 dp2 ep4", "tp2 dp2 ep4, dense parameters sharded")
+NAMES = (
+    "one rank",
+    "tp2 dp2 ep4",
+    "tp2 dp2 ep4, dense parameters sharded",
+    "two instances of ep2, fully sharded",
+)
 SMALL_RATE = 1e-6
 """Of which a step is below half a unit in the last place of nearly every BF16 weight."""
 

@@ -40,6 +40,8 @@ CASES: tuple[Case, ...] = (
     ("gpt_oss", "bf16", "tp2, attention and experts divided"),
     ("glm4_moe", "bf16", "dp4 ep4, copies of experts"),
     ("glm4_moe", "fp32", "two instances of ep2"),
+    ("glm4_moe", "bf16", "four instances, fully sharded"),
+    ("qwen3_moe", "fp32", "two instances of ep2, fully sharded"),
 )
 MANY_ROWS, MANY_TOKENS = 16, 48
 UNEVEN: tuple[Case, ...] = (

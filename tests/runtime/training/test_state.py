@@ -28,6 +28,7 @@ DIVISIONS = (
     {"strategy": "tp1_dp2_ep2", "per_node": 2},
     {"strategy": "tp1"},
     {"strategy": "tp1_dp4_ep4", "num_nodes": 2, "per_node": 2, "redundant": 4, "dense_parameter_sharding": True},
+    {"strategy": "tp1_dp2_ep2_x2", "num_nodes": 2, "per_node": 2, "fully_sharded": True},
     {"strategy": "tp2_dp2_ep4", "num_nodes": 2, "per_node": 2},
 )
 

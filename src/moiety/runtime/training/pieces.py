@@ -72,8 +72,11 @@ def pieces_of(model: RankModel) -> tuple[Piece, ...]:
 
 
 def _tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield what is no expert's: sharded experts are parameters of the module too."""
+    experts = {id(each) for part in module.modules() if isinstance(part, ExpertLayer) for each in part.parameters()}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        yield _plain(name), tensor
+        if id(tensor) not in experts:
+            yield _plain(name), tensor
 
 
 def _plain(path: str) -> str:
@@ -87,15 +90,22 @@ def _dense(model: RankModel, name: str, tensor: Any, attention: Any) -> Piece:  
     slices = parameter_slices(name, whole, attention, tp=tp, index=index)
     offsets = [each.start or 0 for each in slices] + [0] * (len(whole) - len(slices))
     if isinstance(tensor, DTensor):
-        offsets[0] += _first_row(tensor)
+        offsets[0] += _local_range(tensor).start
     return Piece(name, tuple(offsets), tensor, ())
 
 
-def _first_row(tensor: DTensor) -> int:
-    """Return where along its first axis the rank's part of a sharded parameter begins."""
-    size, mesh = tensor.shape[0], tensor.device_mesh
+def _local_range(tensor: DTensor) -> range:
+    """Return the rank's part of the axis that a parameter is sharded over."""
+    axis, mesh = _shard_axis(tensor), tensor.device_mesh
+    size = tensor.shape[axis]
     width = -(-size // mesh.size())
-    return min(mesh.get_local_rank() * width, size)
+    first = min(mesh.get_local_rank() * width, size)
+    return range(first, min(first + width, size))
+
+
+def _shard_axis(tensor: DTensor) -> int:
+    placement: Any = tensor.placements[0]
+    return placement.dim
 
 
 def _expert_pieces(model: RankModel, index: int, prefix: str, layer: ExpertLayer) -> Iterator[Piece]:
@@ -120,4 +130,25 @@ def _expert_pieces(model: RankModel, index: int, prefix: str, layer: ExpertLayer
                 box = (*(slice(None),) * along, slice(low, low + len(each)))
                 offsets = (0,) * along + (each.start,) + (0,) * (len(whole) - along - 1)
                 low += len(each)
-                yield Piece(f"{prefix}.{kind}", (expert, *offsets), stored[kind], (slice(slot, slot + 1), *box))
+                piece = Piece(f"{prefix}.{kind}", (expert, *offsets), stored[kind], (slice(slot, slot + 1), *box))
+                held = _held_part(piece)
+                if held is not None:
+                    yield held
+
+
+def _held_part(piece: Piece) -> Piece | None:
+    """Return what the rank holds of a piece of an owner that may be sharded; None where that is nothing."""
+    owner = piece.owner
+    if not isinstance(owner, DTensor):
+        return piece
+    axis, part = _shard_axis(owner), _local_range(owner)
+    box = [*piece.box, *(slice(None),) * (owner.dim() - len(piece.box))]
+    first, last, _ = box[axis].indices(owner.shape[axis])
+    low, high = max(first, part.start), min(last, part.stop)
+    if low >= high:
+        return None
+    box[axis] = slice(low - part.start, high - part.start)
+    offsets = list(piece.offsets)
+    if axis:  # along the slots an expert is whole
+        offsets[axis] += low - first
+    return Piece(piece.name, tuple(offsets), owner, tuple(box))

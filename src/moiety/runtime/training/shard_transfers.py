@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Literal
@@ -54,12 +55,15 @@ class ShardTransfers:
     streams; what is sent is counted, and not timed.
     """
 
-    def __init__(self, *, sums_stay: bool) -> None:
-        """`sums_stay`: gradients have the format that they are summed in, and are the sums' own memory."""
+    def __init__(self, *, sums_stay: bool, scatters: int = 1) -> None:
+        """`sums_stay`: gradients have the format that they are summed in, and are the sums' own memory.
+
+        `scatters`: of a layer, as many of which may be under way at a time.
+        """
         self.made: list[ShardTransfer] = []
         """Since the last `forget`, in order."""
-        self._sums_stay = sums_stay
-        self._scattering: _UnderWay | None = None
+        self._sums_stay, self._scatters = sums_stay, scatters
+        self._scattering: deque[_UnderWay] = deque()
         self._asked: SimpleQueue[Callable[[float], float]] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
@@ -76,22 +80,24 @@ class ShardTransfers:
     def scatter(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: object, op: object, **_: object
     ) -> None:
-        """Begin to sum a layer's gradients, each rank its part, once the scatter before is there."""
-        self.finish()
-        self._scattering = self._begin(
+        """Begin to sum a layer's gradients, each rank its part, once those of the layer before are there."""
+        while len(self._scattering) >= self._scatters:
+            self._scattering.popleft().wait()
+        begun = self._begin(
             ShardTransfer("scatter", input_tensor.nbytes),
             _reduce_scatter,
             (output_tensor, input_tensor),
             {"group": group, "op": op},
         )
+        if begun is not None:
+            self._scattering.append(begun)
         if not self._sums_stay:
             self.finish()
 
     def finish(self) -> None:
-        """Wait for the scatter that is under way."""
-        if self._scattering is not None:
-            self._scattering.wait()
-            self._scattering = None
+        """Wait for the scatters that are under way."""
+        while self._scattering:
+            self._scattering.popleft().wait()
 
     def totals(self) -> dict[str, float | None]:
         """Return the bytes and, but for GPUs, the seconds of what was sent since the last `forget`."""

@@ -18,7 +18,7 @@ from moiety.runtime.training.forward import TrainedModel
 from moiety.runtime.training.gradients import shared_copies
 from moiety.runtime.training.masters import Masters
 from moiety.runtime.training.pieces import local, pieces_of
-from moiety.runtime.training.sharding import GatheredBytes, shard_dense, shards_dense
+from moiety.runtime.training.sharding import GatheredBytes, shard, shards_dense
 from moiety.runtime.training.state import Entry, NotWrittenError, read_state, write_state
 from moiety.runtime.training.states import previous_of
 
@@ -64,14 +64,15 @@ class Trainer:
         self.shard_transfers: ShardTransfers | None = None
         """What is sent for sharded layers; None likewise."""
         if shards_dense(model.seat):
-            self.shard_transfers = shard_dense(self.network, model.seat, network)
-            self.gathered = GatheredBytes(self.network)
+            experts = model.expert_layers.values()
+            self.shard_transfers = shard(self.network, model.seat, network, experts)
+            self.gathered = GatheredBytes(self.network, experts)
         self.pieces = pieces_of(model)
         """What the rank holds of every parameter and persistent buffer."""
         self._copies = shared_copies(self.pieces, self.world, network)
         self._masters = Masters(self.parameters())
         dense, experts = (
-            [self._masters.of(each) for each in part] for part in (self.network.parameters(), self._expert_parameters())
+            [self._masters.of(each) for each in part] for part in (self._dense_parameters(), self._expert_parameters())
         )
         self.optimizer = torch.optim.AdamW(
             [{"params": dense}, {"params": experts}],  # sharded ones and others are stepped apart
@@ -87,7 +88,11 @@ class Trainer:
 
     def parameters(self) -> list[torch.Tensor]:
         """Return every trained parameter of the rank, the experts' last."""
-        return [*self.network.parameters(), *self._expert_parameters()]
+        return [*self._dense_parameters(), *self._expert_parameters()]
+
+    def _dense_parameters(self) -> list[torch.Tensor]:
+        experts = {id(each) for each in self._expert_parameters()}
+        return [each for each in self.network.parameters() if id(each) not in experts]
 
     def _expert_parameters(self) -> list[torch.Tensor]:
         layers = self.model.expert_layers.values()
@@ -99,11 +104,11 @@ class Trainer:
         parts = [part for part in (network.embedding, network.head) if part is not None]
         ends = list({id(each): each for part in parts for each in part.parameters()}.values())
         whole = {id(each) for each in ends}
-        gathered = 0 if self.gathered is None else self.gathered.most
-        dense = storage_bytes(local(each) for each in network.parameters() if id(each) not in whole)
+        dense = storage_bytes(local(each) for each in self._dense_parameters() if id(each) not in whole)
+        experts, gathered = storage_bytes(local(each) for each in self._expert_parameters()), self.gathered
         return {
-            "dense_weights": dense + gathered,
-            "expert_weights": storage_bytes(self._expert_parameters()),
+            "dense_weights": dense + (0 if gathered is None else gathered.dense),
+            "expert_weights": experts + (0 if gathered is None else gathered.experts),
             "embedding_and_head": sum(each.numel() * each.element_size() for each in ends),
         }
 

@@ -75,6 +75,7 @@ def groups_tile_ranks(inspection: Inspection) -> Iterator[Finding]:
         instance = stage * strategy.pp
         wrong: list[str] = []
         fully_sharded = inspection.plan.options.fully_sharded
+        told = len(_SHARED) - (not fully_sharded)
         for axis, shared in _SHARED.items():
             if axis == "dp" and not fully_sharded:
                 continue
@@ -89,7 +90,7 @@ def groups_tile_ranks(inspection: Inspection) -> Iterator[Finding]:
         yield judged(
             "groups-tile-ranks",
             inspection.name_of(pool),
-            f"groups of {len(_SHARED) - (not fully_sharded)} axes hold each of {instance * strategy.instances} ranks once"
+            f"groups of {told} axes hold each of {instance * strategy.instances} ranks once"
             if not wrong
             else f"groups of {', '.join(wrong)} do not tile the ranks",
             holds=not wrong,
