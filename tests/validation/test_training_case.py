@@ -112,7 +112,7 @@ def test_degrees_stated_by_reference_are_those_of_the_table(model: str, method: 
     changes = {"source": FOLDING, "model": model, "parallel": {"method": method, "same_as": "Table 3"}}
     run = _run(**changes, n_gpus=128, batch="GBS 1024 (four times as many)")
     assert (run.strategy.name, run.virtual_stages) == (strategy, parts)
-    assert run.shards_parameters == ("FSDP" in method)
+    assert run.options.fully_sharded == ("FSDP" in method)
 
 
 def test_a_job_of_whole_racks_uses_64_gpus_of_each() -> None:

@@ -184,11 +184,11 @@ def memory_section(result: TrainResult) -> RenderableType:
 
 
 def sharding_section(planned: PlannedSharding, measured: Mapping[str, float | None]) -> RenderableType:
-    """Return what a step sends for sharded dense parameters, and what of it nothing hides, beside the plan's."""
+    """Return what a step sends for sharded parameters, and what of it nothing hides, beside the plan's."""
     expected = asdict(planned)
     rows = [(words, *(_amount(key, each[key]) for each in (measured, expected))) for key, words in _SHARDING_ROWS]
     notes = ["exposed: a rank waits for a gather or a scatter and does nothing else; means of the ranks"]
-    return table("Sharded dense parameters in a step", ("", ">measured", ">planned"), rows, notes=notes)
+    return table("Sharded parameters in a step", ("", ">measured", ">planned"), rows, notes=notes)
 
 
 def _amount(key: str, value: float | None) -> str:
