@@ -31,6 +31,23 @@ def test_a_ring_inside_a_node_by_hand() -> None:
     assert transfer.tier_bytes == (2 * 7 / 8 * size, 0.0)
 
 
+def test_an_all_reduce_starts_a_second_time_where_one_shot_would_take_longer() -> None:
+    update = {"protocols": (), "small_bytes": 0, "second_start": 0.5}
+    calibration = CALIBRATION.model_copy(update={"collectives": CONSTANTS.model_copy(update=update)})
+    once = CALIBRATION.model_copy(update={"collectives": CONSTANTS.model_copy(update=update | {"second_start": 0.0})})
+
+    def added_s(kind: CollectiveKind, size: float, parts: int) -> float:
+        group = tuple(range(parts))
+        times = [collective_transfer(kind, size, group, CLUSTER, each).seconds for each in (calibration, once)]
+        return times[0] - times[1]
+
+    shot = 8192 * (7 - 2 * 7 / 8) / (300e9 * CONSTANTS.link_efficiency[2])
+    assert added_s("all_reduce", 8192, 8) == pytest.approx(shot), "all to all others, at once"
+    assert added_s("all_reduce", 32e6, 8) == pytest.approx(0.5 * CONSTANTS.latency_s[2])
+    assert added_s("all_reduce", 32e6, 2) == 0, "two ranks have all after one shot"
+    assert added_s("all_gather", 32e6, 8) == 0
+
+
 def test_inside_a_node_the_fastest_protocol_counts() -> None:
     size = 32e6
     known = protocols_of(CONSTANTS, "all_gather", CLUSTER.device.architecture)

@@ -112,6 +112,14 @@ def test_an_engine_that_keeps_all_tokens_holds_fewer_sequences_with_windows(mode
     assert many / few == pytest.approx(1.8 if "gpt-oss" in model else 1.0, abs=0.05)
 
 
+def test_an_engine_that_keeps_whole_sequences_free_holds_fewer(pools: tuple[ServingPool, ServingPool]) -> None:
+    work = pools[1].workload
+    few, many = (
+        replace(pools[1], release=pools[1].release.model_copy(update={"keeps_whole": each})) for each in (True, False)
+    )
+    assert few.capacity() == many.capacity(work.input_tokens + work.output_tokens) < many.capacity()
+
+
 def test_an_offline_run_takes_whole_waves(pools: tuple[ServingPool, ServingPool]) -> None:
     decode = replace(pools[1], max_sequences=100)
     assert offline_sequences(decode) == 100

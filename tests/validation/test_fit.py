@@ -6,6 +6,7 @@ import json
 from itertools import product
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 
 from moiety.calibration.catalog import load_calibration
@@ -17,14 +18,19 @@ from moiety.validation.facts import catalog_facts
 from moiety.validation.fit import FITTINGS, main
 from moiety.validation.fit_apart import TimedApart, fit_apart
 from moiety.validation.fit_kernels import KERNELS_FIT, TimedKernel, fit_kernels, timed_kernels
+from moiety.validation.fit_law import prior
+from moiety.validation.fit_serving import fit_serving, known_rows
 from moiety.validation.fitting import FOLDS, every_fold
 from moiety.validation.kernel_case import Kernel, dense_product
+from moiety.validation.least_squares import minimise
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_row import ServingRow
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 CALIBRATION = load_calibration()
 APART = {
@@ -53,6 +59,32 @@ def test_a_fit_finds_the_constants_that_made_the_times() -> None:
     assert found.tiles.step_s == pytest.approx(line.tiles.step_s, rel=0.03)
     assert found.compute_efficiency == pytest.approx(line.compute_efficiency, rel=0.03)
     assert found.memory_efficiency == pytest.approx(line.memory_efficiency, rel=0.03)
+
+
+def test_constants_that_no_term_has_two_of_are_found_together_as_one_by_one() -> None:
+    owner = np.array([0, 1, 0, 1, -1])
+
+    def residuals(point: NDArray[np.float64]) -> NDArray[np.float64]:
+        own = np.where(owner < 0, 0.0, point[1:][owner])
+        return np.exp(point[0] + own) - np.array([2.0, 5.0, 3.0, 4.0, 1.5])
+
+    start = np.zeros(3)
+    alone = minimise(residuals, start, rounds=30)
+    together = minimise(
+        residuals, start, rounds=30, together=[(np.array([0]), np.zeros(5, dtype=np.intp)), (np.array([1, 2]), owner)]
+    )
+    assert together == pytest.approx(alone)
+    assert alone == pytest.approx(np.log([1.5, 2.5 / 1.5, 4.5 / 1.5]), abs=1e-3)
+
+
+def test_a_family_without_rows_has_what_is_common_to_the_others() -> None:
+    rows = [each.row for each in catalog_facts().rows if isinstance(each.row, ServingRow)]
+    hopper = [each for each in known_rows(rows) if each.family == 0][:6]
+    fitted, (expected, _) = fit_serving(hopper), prior()
+    towards = (fitted[1] - expected) * np.sign(fitted[0] - expected)
+    assert np.all(towards >= 0)
+    assert np.all(np.abs(fitted[1] - expected) <= np.abs(fitted[0] - expected))
+    assert np.any(towards > 0)
 
 
 def test_no_fold_leaves_a_kind_without_kernels() -> None:

@@ -138,6 +138,12 @@ def test_a_cache_that_was_not_told_a_format_has_that_of_the_activations() -> Non
     assert _case().options.dtypes.kv_cache == "fp8"
 
 
+def test_lengths_that_runs_drew_below_their_label_are_the_mean_ones() -> None:
+    assert (_case(osl=8192).input_tokens, _case(osl=8192).output_tokens) == (922, 7373)
+    assert (_case(osl=512).input_tokens, _case(osl=512).output_tokens) == (1024, 512)
+    assert _case(exact_lengths=True).input_tokens == 1024, "offline runs have all tokens that they state"
+
+
 def test_an_aggregated_release_that_always_guessed_is_read_so() -> None:
     changes = {"backend": "trtllm", "concurrency": 4, "precision": "fp8"}
     assert _case(backend_version="1.2.0rc6.post3", **changes).draft_tokens == 3
@@ -163,7 +169,8 @@ def test_an_incomplete_label_has_a_reason(changes: dict[str, Any], reason: str) 
 @pytest.mark.parametrize(
     ("precision", "model", "formats"),
     [
-        ("fp4", "deepseek-ai/DeepSeek-R1-0528", ("bf16", "fp4", "fp8")),
+        ("fp4", "deepseek-ai/DeepSeek-R1-0528", ("fp8", "fp4", "fp8")),
+        ("fp4", "MiniMaxAI/MiniMax-M2.5", ("bf16", "fp4", "fp8")),
         ("fp4", "meta-llama/Llama-3.3-70B-Instruct", ("fp4", "fp4", "fp8")),
         ("fp8", "openai/gpt-oss-120b", ("bf16", "mxfp4", "fp8")),
         (None, "nvidia/Llama-3.1-8B-Instruct-FP8", ("fp8", "fp8", "fp8")),

@@ -151,6 +151,11 @@ class CollectiveConstants(Sourced):
     large_efficiency: Efficiency
     in_network_gain: Annotated[float, Field(ge=1, le=1000)]
     """How much faster a large all-reduce is where the switch of the domain reduces (NVLink SHARP)."""
+    second_start: Annotated[float, Field(ge=0, le=1000)] = Field(default=0.0, exclude_if=lambda value: not value)
+    """Start-up of the second of an all-reduce's two shots over that of the first, where one shot would take longer.
+
+    0: `latency_s` has both.
+    """
     network_latency_s: Seconds
     network_efficiency: Efficiency
     protocols: tuple[CollectiveProtocols, ...] = Field(default=(), exclude_if=lambda value: not value)

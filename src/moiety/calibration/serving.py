@@ -38,6 +38,8 @@ class EngineRelease(EngineOverheads):
     """Chunks of prompts run in the steps that decode; otherwise in steps of their own, while decoding waits."""
     keeps_all_tokens: bool
     """Layers with a sliding window have all tokens of a sequence in their cache, not the window's only."""
+    keeps_whole: bool
+    """A sequence starts only where the cache holds it to its last token; otherwise some are thrown out of it."""
     interference: Factor
     """Share of the prompts' computation that is added to the time per output token."""
     unshared_prefill: Factor

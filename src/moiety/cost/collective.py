@@ -112,9 +112,21 @@ def _ring(
     reduced_by_switch = kind == "all_reduce" and cluster.tiers[tier].in_network_reduction
     gain = constants.in_network_gain if reduced_by_switch else 1.0
     rate = cluster.bandwidth_per_gpu(tier) * _efficiency(parts, size_bytes, tier, constants, gain=gain)
-    if kind == "all_reduce" and size_bytes <= constants.small_bytes and tier == 0:
-        return constants.small_latency_s, moved / rate
-    return _latency(cluster, tier, parts, constants), moved / rate
+    latency = _latency(cluster, tier, parts, constants)
+    if kind == "all_reduce" and tier == 0:
+        if size_bytes <= constants.small_bytes:
+            return constants.small_latency_s, moved / rate
+        latency += min(constants.second_start * latency, _one_shot_extra(moved, parts) / rate)
+    return latency, moved / rate
+
+
+def _one_shot_extra(moved: float, parts: int) -> float:
+    """Return the bytes that each of `parts` sends more when it sends all it has to all others at once.
+
+    That is `n - 1` times the tensor where reducing parts and gathering them moves `2 (n - 1) / n` of it; engines' own
+    kernels do the one for small tensors and the other, with a second start, for larger ones.
+    """
+    return max(parts / 2 - 1, 0.0) * moved
 
 
 def _moved(kind: CollectiveKind, size_bytes: float, parts: int) -> float:

@@ -111,9 +111,12 @@ class ServingPool:
     def capacity(self, context_tokens: int | None = None) -> float:
         """Return how many sequences of a length, or of the mean one, an attention group runs at a time.
 
-        As many as its cache holds, and as many as may.
+        As many as its cache holds, and as many as may. Engines that keep a sequence's whole length free for it hold
+        as many as at its last token.
         """
-        context = context_tokens or self.workload.decode_context_tokens
+        work = self.workload
+        mean = work.input_tokens + work.output_tokens if self.release.keeps_whole else work.decode_context_tokens
+        context = context_tokens or mean
         schedule = Schedule(
             num_microbatches=1, prefill_tokens=0, prompt_tokens=0, decode_sequences=1, context_tokens=context
         )

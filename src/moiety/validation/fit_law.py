@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from moiety.projection.serving import MOST_BURST
-from moiety.validation.fit_terms import COLLECTIVE, FIXED, FORMATS, LINES
+from moiety.validation.fit_terms import COLLECTIVE, FIXED, FORMATS, GROUPED, LINES, group_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,13 +46,17 @@ DEVICE: dict[str, Prior] = {
     "pass_memory": (0.7, 0.5),
     "link_latency_s": (8e-6, 0.5),
     "link_efficiency": (0.6, 0.5),
+    "second_start": (1.0, 0.5),
     "fp8_memory": (0.95, 0.3),
     "fp4_memory": (0.9, 0.3),
     "mxfp4_memory": (0.9, 0.3),
     "fp8_compute": (0.8, 0.5),
     "fp4_compute": (0.8, 0.5),
     "mxfp4_compute": (0.8, 0.5),
+    "grouped_fp8_memory": (1.0, 0.2),
+    "grouped_fp8_compute": (1.0, 0.3),
 }
+"""Of formats, what products with such weights reach of the others'; of grouped FP8, what these reach of dense FP8."""
 ENGINE: dict[str, Prior] = {
     "kernel_slowdown": (1.0, 0.2),
     "step_overhead_s": (1e-3, 1.0),
@@ -91,6 +95,7 @@ OF_TTFT = frozenset(
     }
 )
 _FULL, _NONE = 0.98, 1e-12
+_GROUPED_KINDS = [LINES.index(kind) for kind in sorted(GROUPED)]
 
 
 def names() -> tuple[str, ...]:
@@ -100,6 +105,21 @@ def names() -> tuple[str, ...]:
     for engine in ENGINES:
         found += [f"{engine}.{group}.{name}" for group in range(MOST_RELEASES) for name in RELEASE]
     return tuple(found)
+
+
+def owners(rows: Rows) -> list[tuple[list[int], NDArray[np.intp]]]:
+    """Return sets of constants no row depends on two of: (positions in `names`, which of them each row has [rows]).
+
+    A device's constants are alone; those of the same name are together, of all engines or of all groups of releases.
+    """
+    position = {name: place for place, name in enumerate(names())}
+    every = np.zeros(len(rows.engine), dtype=np.intp)
+    found = [([position[name]], every) for name in DEVICE]
+    found += [([position[f"{engine}.{name}"] for engine in ENGINES], rows.engine) for name in ENGINE]
+    groups = [(engine, group) for engine in ENGINES for group in range(MOST_RELEASES)]
+    own = rows.engine * MOST_RELEASES + rows.release
+    found += [([position[f"{engine}.{group}.{name}"] for engine, group in groups], own) for name in RELEASE]
+    return found
 
 
 def prior() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -134,9 +154,14 @@ class Rows:
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """The terms of a step of every row: `row` [terms] says whose, `table` is that of `StepTerms`."""
+    """The terms of a step of every row: `row` [terms] says whose, `count` how often, `kind` which of `table`.
+
+    `table` is that of `StepTerms` without the counts, every different term once.
+    """
 
     row: NDArray[np.intp]
+    count: NDArray[np.float64]
+    kind: NDArray[np.intp]
     table: NDArray[np.float64]
     kernels: NDArray[np.float64]
 
@@ -145,9 +170,13 @@ def steps_of(rows: Sequence[RowTerms], which: Literal["decode", "chunk"]) -> Ste
     """Return the steps of many rows in one table."""
     steps: list[StepTerms] = [getattr(row, which) for row in rows]
     sizes = [len(step.terms) for step in steps]
+    terms = np.concatenate([step.terms for step in steps])
+    table, kind = np.unique(terms[:, 1:], axis=0, return_inverse=True)
     return Steps(
         row=np.repeat(np.arange(len(steps)), sizes),
-        table=np.concatenate([step.terms for step in steps]),
+        count=terms[:, 0],
+        kind=kind.reshape(-1),
+        table=table,
         kernels=np.array([step.kernels for step in steps], dtype=np.float64),
     )
 
@@ -214,20 +243,33 @@ class Law:
 
     def _kernels(self, c: NDArray[np.float64], steps: Steps) -> NDArray[np.float64]:
         """Return the seconds of kernels and transfers of each row's step."""
-        count, kind, form, first, second = steps.table.T
+        kind, form, first, second = steps.table.T
         kinds = kind.astype(np.intp)
         compute, memory = self._efficiencies(c)
-        reached = compute[kinds] * self._format_shares(c, "compute")[form.astype(np.intp)]
-        moved = memory[kinds] * self._format_shares(c, "memory")[form.astype(np.intp)]
+        reached = compute[kinds] * self._format_shares(c, "compute", kinds, form)
+        moved = memory[kinds] * self._format_shares(c, "memory", kinds, form)
         seconds = np.hypot(first / reached, second / moved)
         links = kinds == COLLECTIVE
-        latency, efficiency = c[self._index["link_latency_s"]], min(c[self._index["link_efficiency"]], 1.0)
-        seconds[links] = latency * first[links] + second[links] / efficiency
-        return np.asarray(np.bincount(steps.row, count * seconds, minlength=len(steps.kernels)), dtype=np.float64)
+        start = c[self._index["link_latency_s"]] * first[links]
+        wire = second[links] / min(c[self._index["link_efficiency"]], 1.0)
+        in_one_shot = (group_size(first[links]) / 2 - 1) * wire
+        second_shot = np.minimum(c[self._index["second_start"]] * start, np.maximum(in_one_shot, 0.0))
+        seconds[links] = start + wire + np.where(form[links] > 0, second_shot, 0.0)
+        return np.asarray(
+            np.bincount(steps.row, steps.count * seconds[steps.kind], minlength=len(steps.kernels)), dtype=np.float64
+        )
 
-    def _format_shares(self, c: NDArray[np.float64], what: Literal["compute", "memory"]) -> NDArray[np.float64]:
-        """Return what each format of weights reaches of an efficiency [formats + 1], the first for all others."""
-        return np.array([1.0, *(c[self._index[f"{name}_{what}"]] for name in FORMATS)])
+    def _format_shares(
+        self,
+        c: NDArray[np.float64],
+        what: Literal["compute", "memory"],
+        kinds: NDArray[np.intp],
+        form: NDArray[np.float64],
+    ) -> NDArray[np.float64]:
+        """Return what the format of the weights leaves of an efficiency, for each term."""
+        shares = np.array([1.0, *(c[self._index[f"{name}_{what}"]] for name in FORMATS)])[form.astype(np.intp)]
+        grouped_fp8 = np.isin(kinds, _GROUPED_KINDS) & (form == FORMATS.index("fp8") + 1)
+        return np.where(grouped_fp8, shares * c[self._index[f"grouped_fp8_{what}"]], shares)
 
     def _efficiencies(self, c: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return compute and memory efficiency by kind of term; those beyond the rooflines are 1."""

@@ -2,7 +2,8 @@
 
 Serving rows that ran without speculation are fitted, and offline runs; of disaggregated ones the time per output token,
 for prompts are computed elsewhere there. The constants are those of `fit_law.py`: per family of devices what its
-kernels and links reach, per engine what it adds, per group of releases a few of these again, held near the engine's.
+kernels and links reach, per engine what it adds, per group of releases a few of these again, held near the engine's;
+`fit_families.py` fits them.
 Rows that ran with speculation decide one more, the share of right guesses.
 """
 
@@ -17,10 +18,10 @@ import numpy as np
 from moiety.calibration.serving import PREFILL_APART, ServingConstants, ServingFamily
 from moiety.calibration.serving_catalog import DEFAULT_SERVING
 from moiety.validation.fit_acceptance import with_acceptance
-from moiety.validation.fit_law import ENGINES, OF_TTFT, Law, Rows, names, prior, steps_of
+from moiety.validation.fit_families import fit_families
+from moiety.validation.fit_law import ENGINES, Law, Rows, steps_of
 from moiety.validation.fit_terms import row_terms
 from moiety.validation.fitting import Fitting, Split, each_value, fold_of
-from moiety.validation.least_squares import minimise, robust
 from moiety.validation.offline_case import as_closed_loop
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import serving_case
@@ -37,15 +38,11 @@ from moiety.validation.skipped import SkippedRow
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from numpy.typing import NDArray
-
+    from moiety.validation.fit_families import Logs
     from moiety.validation.fit_terms import RowTerms
     from moiety.validation.serving_case import ServingCase
     from moiety.validation.system_row import SystemRow
 
-Logs = dict[int, "NDArray[np.float64]"]
-"""Logarithms of the constants of each family, in the order of `fit_law.names`."""
-_TPOT_SCALE, _TTFT_SCALE, _TTFT_WEIGHT, _PRIOR_WEIGHT = 0.15, 0.25, 0.6, 0.3
 _LEAST_ROWS = 12
 """Rows that a group of releases needs for constants of its own in the catalogue."""
 _HELD_OUT_PERCENT = 30
@@ -86,56 +83,13 @@ def known_rows(rows: Sequence[ServingRow | SystemRow]) -> list[Known]:
 
 
 def fit_serving(rows: Sequence[Known]) -> Logs:
-    """Return the logarithms of the constants of each family, fitted on `rows`: TPOT, then TTFT, then both.
-
-    The first two look for the logarithm of the ratio, which leads from afar; the last for the relative error.
-    """
-    fitted: Logs = {}
-    centre, _ = prior()
-    latency = np.array([name.rpartition(".")[2] in OF_TTFT for name in names()])
+    """Return the logarithms of the constants of each family, fitted on `rows` that ran without speculation."""
+    tables = dict[int, Rows]()
     for family in range(len(FAMILIES)):
         own = [each for each in rows if each.family == family and not each.case.draft_tokens]
-        logs = centre.copy()
         if own:
-            table = as_rows(own)
-            law = Law(table)
-            every = np.ones_like(latency)
-            logs[~latency] = minimise(
-                _Residuals(law, table, logs, ~latency, ("tpot",), np.log), logs[~latency], rounds=15
-            )
-            logs[latency] = minimise(_Residuals(law, table, logs, latency, ("ttft",), np.log), logs[latency], rounds=15)
-            both = _Residuals(law, table, logs, every, ("tpot", "ttft"), _relative)
-            logs = minimise(both, logs, rounds=20)
-        fitted[family] = logs
-    return fitted
-
-
-@dataclass(frozen=True, slots=True)
-class _Residuals:
-    """What `minimise` squares: the constants' distance from their priors, and the errors of some latencies."""
-
-    law: Law
-    table: Rows
-    logs: NDArray[np.float64]
-    free: NDArray[np.bool_]
-    latencies: tuple[str, ...]
-    error: Callable[[NDArray[np.float64]], NDArray[np.float64]]
-
-    def __call__(self, chosen: NDArray[np.float64]) -> NDArray[np.float64]:
-        centre, width = prior()
-        logs = self.logs.copy()
-        logs[self.free] = chosen
-        period, first = self.law.predict(logs)
-        parts = [_PRIOR_WEIGHT * (chosen - centre[self.free]) / width[self.free]]
-        if "tpot" in self.latencies:
-            parts.append(robust(np.nan_to_num(self.error(period / self.table.tpot_s)), _TPOT_SCALE))
-        if "ttft" in self.latencies:
-            parts.append(_TTFT_WEIGHT * robust(np.nan_to_num(self.error(first / self.table.ttft_s)), _TTFT_SCALE))
-        return np.concatenate(parts)
-
-
-def _relative(ratio: NDArray[np.float64]) -> NDArray[np.float64]:
-    return ratio - 1
+            tables[family] = as_rows(own)
+    return fit_families(tables, len(FAMILIES))
 
 
 def as_rows(known: Sequence[Known]) -> Rows:

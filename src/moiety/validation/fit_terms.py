@@ -132,7 +132,10 @@ def _term(op: Op, pool: ServingPool, moe: object, *, decode: bool) -> tuple[floa
 
 
 def _transfer_term(work: Collective, pool: ServingPool, moe: object, *, decode: bool) -> tuple[float, ...]:
-    """Return a transfer inside one domain as weights of latency and wire; any other as the seconds it takes."""
+    """Return a transfer inside one domain as weights of latency and wire; any other as the seconds it takes.
+
+    The place of the format says whether it is an all-reduce.
+    """
     if work.kind in {"dispatch", "combine"}:
         assert isinstance(moe, MoeFeedForward), "only mixtures exchange tokens"
         found = exchange_transfer(work, moe, pool.strategy, pool.cluster, load_calibration(), decode=decode)
@@ -149,7 +152,7 @@ def _transfer_term(work: Collective, pool: ServingPool, moe: object, *, decode: 
             0.0,
             collective_transfer(work.kind, work.payload_bytes, group, pool.cluster, pool.calibration).seconds,
         )
-    return (COLLECTIVE, 0, latency_weight(parts[0]), sum(wire.tier_seconds))
+    return (COLLECTIVE, int(work.kind == "all_reduce"), latency_weight(parts[0]), sum(wire.tier_seconds))
 
 
 def latency_weight(parts: int) -> float:
@@ -157,9 +160,19 @@ def latency_weight(parts: int) -> float:
     return 1 + math.log2(max(parts, 2)) / 3
 
 
+def group_size(weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the GPUs of groups with these `latency_weight`s."""
+    return 2.0 ** (3 * (weight - 1))
+
+
 def perfect_links(calibration: Calibration) -> Calibration:
     """Return the constants under which a transfer takes its bytes over the links' bandwidth."""
     constants = calibration.collectives
     count = len(constants.group_sizes)
-    update = {"link_efficiency": (1.0,) * count, "large_efficiency": 1.0, "in_network_gain": 1.0}
+    update = {
+        "link_efficiency": (1.0,) * count,
+        "large_efficiency": 1.0,
+        "in_network_gain": 1.0,
+        "second_start": 0.0,
+    }
     return calibration.model_copy(update={"collectives": constants.model_copy(update=update)})

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -16,22 +16,32 @@ _FIRST_DAMPING, _MOST_DAMPING = 1e-2, 1e6
 
 
 def minimise(
-    residuals: Callable[[NDArray[np.float64]], NDArray[np.float64]], start: NDArray[np.float64], *, rounds: int
+    residuals: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    start: NDArray[np.float64],
+    *,
+    rounds: int,
+    together: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]] | None = None,
 ) -> NDArray[np.float64]:
     """Return the point near `start` [parameters] where the squares of `residuals` [terms] add up to least.
 
-    Stops after `rounds` Jacobians, or where no damped step improves on the last point.
+    Stops after `rounds` Jacobians, or where no damped step improves on the last point. `together` holds sets of
+    parameters no term depends on two of (Curtis, Powell and Reid 1974), whose columns take one evaluation together:
+    (the set, which of it each term depends on [terms], -1 for none).
     """
+    sets = (
+        together if together is not None else [(np.array([i]), np.zeros(1, dtype=np.intp)) for i in range(len(start))]
+    )
     point, damping = start.copy(), _FIRST_DAMPING
     now = residuals(point)
     cost = float(now @ now)
     for _ in range(rounds):
-        columns: list[NDArray[np.float64]] = []
-        for index in range(len(point)):
+        jacobian = np.zeros((len(now), len(point)))
+        for members, owner in sets:
             moved = point.copy()
-            moved[index] += _STEP
-            columns.append((residuals(moved) - now) / _STEP)
-        jacobian = np.stack(columns, axis=1)
+            moved[members] += _STEP
+            slopes = (residuals(moved) - now) / _STEP
+            for place, member in enumerate(members):
+                jacobian[:, member] = np.where(owner == place, slopes, 0.0)
         normal, slope = jacobian.T @ jacobian, jacobian.T @ now
         improved = False
         while damping < _MOST_DAMPING and not improved:

@@ -66,10 +66,25 @@ NOT_PUBLISHED = RunSetting()
 """Prompts are looked for before every step."""
 
 
+class DrawnLengths(Record):
+    """Labels of lengths (tokens of prompt and answer) that are the most that a run drew, not what each request had."""
+
+    labels: tuple[tuple[int, int], ...]
+    least_share: Annotated[float, Field(gt=0, le=1)]
+    """Lengths are drawn uniformly from this share of the label up to all of it."""
+
+    def mean_tokens(self, row: ServingRow) -> tuple[int, int]:
+        """Return the tokens of a mean request's prompt and answer; both must be stated."""
+        prompt, answer = row.isl or 1, row.osl or 1
+        share = (1 + self.least_share) / 2 if (prompt, answer) in self.labels else 1.0
+        return round(prompt * share), round(answer * share)
+
+
 class RunSettings(Record):
     """A catalogue of settings; the first that holds counts."""
 
     source: str
+    drawn: DrawnLengths
     settings: tuple[RunSetting, ...]
 
 
@@ -77,6 +92,11 @@ def published_setting(row: ServingRow, model: str, engine: Engine, strategy: Str
     """Return what the workers of an aggregated row were set to, as far as it was published."""
     settings = _published().settings
     return next((each for each in settings if each.holds(row, model, engine, strategy)), NOT_PUBLISHED)
+
+
+def mean_tokens(row: ServingRow) -> tuple[int, int]:
+    """Return the tokens of prompt and answer of a mean request of a row; offline runs have all that is stated."""
+    return (row.isl or 1, row.osl or 1) if row.exact_lengths else _published().drawn.mean_tokens(row)
 
 
 @cache

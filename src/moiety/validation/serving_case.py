@@ -17,7 +17,7 @@ from moiety.projection.admission import AT_EVERY_STEP, Admission
 from moiety.strategy.legality import SCALE_BLOCKS, broken_rules
 from moiety.strategy.strategy import Strategy
 from moiety.validation.deployments import TWINS, completed
-from moiety.validation.published_settings import NOT_PUBLISHED, published_setting
+from moiety.validation.published_settings import NOT_PUBLISHED, mean_tokens, published_setting
 from moiety.validation.skipped import SkippedRow
 
 if TYPE_CHECKING:
@@ -45,6 +45,12 @@ _SAME_SHAPE = {
     "qwen3-coder-30b-a3b": "qwen3-30b-a3b",
 }
 """Releases whose layers have the shape of a model of the catalogue."""
+_DENSE_OF_FP4: dict[str, Dtype] = {"deepseek-r1": "fp8", "deepseek-v3": "fp8"}
+"""Dense weights of FP4 checkpoints of mixtures; of others BF16.
+
+The published runs of DeepSeek had nvidia/DeepSeek-R1-0528-FP4-v2, whose model card says that the output projections of
+attention are FP4 beside dense layers and shared experts; with the rest in BF16 that is 1.0 bytes a weight, as in FP8.
+"""
 _DRESS = re.compile(r"-(instruct|chat|base|fp8|fp4|nvfp4|bf16|it|thinking|[0-9]{4})$")
 
 
@@ -101,14 +107,15 @@ def serving_case(row: ServingRow) -> ServingCase:
     gpus = prefill.strategy.num_gpus * prefill.num_workers
     if row.mode == "disagg":
         gpus += decode.strategy.num_gpus * decode.num_workers
+    input_tokens, output_tokens = mean_tokens(row)
     return ServingCase(
         model=model,
         cluster=row_cluster(row.system, max(gpus, row.num_gpus or 1)),
         engine=engine,
         version=_engine_version(row),
         options=Options(two_batch_overlap=False, dtypes=dtypes),
-        input_tokens=row.isl or 1,
-        output_tokens=row.osl or 1,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
         concurrency=row.concurrency or 1,
         prefill=prefill,
         decode=decode,
@@ -171,7 +178,7 @@ def row_dtypes(row: ServingRow, model: Model) -> DtypePolicy:
     dense: Dtype = model.weight_dtype
     experts: Dtype = model.expert_dtype
     if stated and model.expert_dtype != "mxfp4":
-        dense = "bf16" if stated == "fp4" and model.moe is not None else stated
+        dense = _DENSE_OF_FP4.get(model.name, "bf16") if stated == "fp4" and model.moe is not None else stated
         experts = stated
     narrow = min(BYTES_PER_ELEMENT[dense], BYTES_PER_ELEMENT[experts]) < BYTES_PER_ELEMENT["bf16"]
     sent: Dtype = "fp8" if narrow else "bf16"

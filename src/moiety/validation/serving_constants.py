@@ -53,6 +53,14 @@ def keeps_all_tokens(engine: str) -> bool:
     return engine == "tensorrt-llm"
 
 
+def keeps_whole(engine: str) -> bool:
+    """Return whether an engine starts a sequence only where the cache holds it to its last token.
+
+    TensorRT-LLM's default (CapacitySchedulerPolicy.GUARANTEED_NO_EVICT); vLLM and SGLang throw the youngest out.
+    """
+    return engine == "tensorrt-llm"
+
+
 def serving_family(
     architectures: tuple[str, ...],
     logs: NDArray[np.float64],
@@ -67,7 +75,7 @@ def serving_family(
     for kind, (compute, memory) in roofline_constants(device).items():
         products = kind in GROUPED or kind == "dense_gemm"
         compute_shares, memory_shares = (
-            _format_shares(device, what) if products else {} for what in ("compute", "memory")
+            _format_shares(device, what, grouped=kind in GROUPED) if products else {} for what in ("compute", "memory")
         )
         lines[kind] = Roofline(
             compute_efficiency=_rounded(compute),
@@ -89,6 +97,7 @@ def serving_family(
             "link_efficiency": (efficiency,) * sizes,
             "large_efficiency": efficiency,
             "in_network_gain": 1.0,
+            "second_start": _rounded(device["second_start"]),
             "protocols": (),
             "small_bytes": 0,
             "source": source,
@@ -109,8 +118,9 @@ def serving_family(
     )
 
 
-def _format_shares(device: dict[str, float], what: str) -> dict[Dtype, float]:
-    return {each: _rounded(device[f"{each}_{what}"]) for each in FORMATS}
+def _format_shares(device: dict[str, float], what: str, *, grouped: bool) -> dict[Dtype, float]:
+    of_grouped = device[f"grouped_fp8_{what}"] if grouped else 1.0
+    return {each: _rounded(device[f"{each}_{what}"] * (of_grouped if each == "fp8" else 1.0)) for each in FORMATS}
 
 
 def _release(values: dict[str, float], engine: str, group: int, source: str) -> EngineRelease:
@@ -126,6 +136,7 @@ def _release(values: dict[str, float], engine: str, group: int, source: str) -> 
             "until": starts[group] if group and group < len(starts) else None,
             "mixes_prefill": mixes_prefill(engine),
             "keeps_all_tokens": keeps_all_tokens(engine),
+            "keeps_whole": keeps_whole(engine),
             "basis": "fitted",
             "source": source,
             **constants,

@@ -66,6 +66,8 @@ class ServingRow(Degrees):
     precision: Literal["bf16", "fp16", "fp8", "fp4"] | None = None
     isl: Tokens | None = None
     osl: Tokens | None = None
+    exact_lengths: bool = False
+    """Every request has all tokens stated, also where published runs of these lengths drew them."""
     concurrency: Degree | None = None
     draft_tokens: Annotated[int, Field(ge=0, le=64)] | None = None
     """Tokens that are guessed for each sequence and checked in a step (speculative decoding)."""

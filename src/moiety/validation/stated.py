@@ -52,6 +52,7 @@ def deployment(
             "precision": precision if precision in {"bf16", "fp16", "fp8", "fp4"} else None,
             "isl": max(round(input_tokens), 1),
             "osl": max(round(output_tokens), 1),
+            "exact_lengths": True,
             "concurrency": max(concurrency, 1),
             "tp": tp,
             "attention_dp": parallel.get("dp") or 1,
