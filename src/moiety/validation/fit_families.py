@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Logs = dict[int, "NDArray[np.float64]"]
 """Logarithms of the constants of each family, in the order of `fit_law.names`."""
 _TPOT_SCALE, _TTFT_SCALE, _TTFT_WEIGHT, _PRIOR_WEIGHT = 0.15, 0.25, 0.6, 0.3
-_OWN_SHARE = 0.5
+_OWN_SHARE = 0.7
 """How far a family may move from what is common, as a share of how far that may move from what is expected."""
 _SWEEPS = 3
 """How often the families and what they have in common are fitted in turn."""
