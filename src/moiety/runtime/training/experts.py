@@ -36,7 +36,7 @@ def make_trainable(layer: ExpertLayer) -> None:
     """Replace a layer's weights by parameters, and views of them that gradients come through."""
     weights = layer.held.weights
     turned = _by_kind(_seen(weights, _by_kind(weights)))  # twice is not at all
-    parameters = {kind: torch.nn.Parameter(tensor) for kind, tensor in turned.items()}
+    parameters: dict[ExpertKind, torch.Tensor] = {kind: torch.nn.Parameter(each) for kind, each in turned.items()}
     layer.held = replace(layer.held, weights=_seen(weights, parameters))
 
 
@@ -48,7 +48,9 @@ def register_parameters(layer: ExpertLayer) -> None:
     stored = TrainedExperts.of(layer).stored
     for kind, parameter in stored.items():
         layer.register_parameter(kind, cast("torch.nn.Parameter", parameter))
-    shapes = {kind: torch.empty_like(each, device="meta") for kind, each in stored.items()}
+    shapes: dict[ExpertKind, torch.Tensor] = {
+        kind: torch.empty_like(each, device="meta") for kind, each in stored.items()
+    }
     layer.held = replace(layer.held, weights=_seen(layer.held.weights, shapes))
     layer.register_forward_pre_hook(_take_gathered)
 
