@@ -7,6 +7,8 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from tests.runtime import entries
 
 if TYPE_CHECKING:
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 
 THREAD_VARIABLE = "MOIETY_TEST_THREAD_AT_IMPORT"
 IMPORTED_BY = os.getpid()
+PRODUCT = np.ones((300, 300)) @ np.ones((300, 300))
+"""For which BLAS has started threads, where it is let to."""
 
 sys.stderr.write("an import warns\n")
 if THREAD_VARIABLE in os.environ:

@@ -77,7 +77,7 @@ def test_every_rank_reports_and_leaves(tmp_path: Path) -> None:
 def test_what_ranks_need_is_imported_once_unless_they_could_not_be_forked_then(
     leaves_a_thread: bool, tmp_path: Path
 ) -> None:
-    environ = {**os.environ, **({THREAD_VARIABLE: "1"} if leaves_a_thread else {})}
+    environ = {**os.environ, "OMP_NUM_THREADS": "2", **({THREAD_VARIABLE: "1"} if leaves_a_thread else {})}
     logs = tmp_path / "logs"
     reports = launch(job("meet", tmp_path, module="imported_entries"), output_folder=logs, environ=environ)
     ranks: list[Any] = [each["rank"] for each in reports]

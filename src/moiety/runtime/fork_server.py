@@ -71,7 +71,14 @@ def _import(module: str) -> None:
 
 
 def _may_fork() -> bool:
-    """Return whether the process is in a state that a forked one can go on from."""
+    """Return whether the process is in a state that a forked one can go on from.
+
+    A first one is forked to see: numpy's BLAS ends its threads before that, and starts others when it needs them.
+    """
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
     opened = {os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()}
     return len(list(Path("/proc/self/task").iterdir())) == 1 and not opened & _DRIVERS
 
