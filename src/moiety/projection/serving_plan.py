@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.calibration.engines import family_calibration
+from moiety.calibration.scheduling import keeps_all_tokens, keeps_whole, mixes_prefill
 from moiety.calibration.serving import EngineRelease
 from moiety.calibration.serving_catalog import load_serving
 from moiety.errors import InputError
@@ -61,11 +62,12 @@ def _pool(plan: Plan, pool: Pool, calibration: Calibration) -> ServingPool:
 
 
 def _assumed_release(engine: Engine, overheads: EngineOverheads) -> EngineRelease:
-    """Return an engine whose queues were not measured: prompts run in steps that decode, waits are as modelled."""
+    """Return an engine whose queues were not measured: it schedules by its defaults, and waits are as modelled."""
     return EngineRelease(
         engine=engine,
-        mixes_prefill=True,
-        keeps_all_tokens=False,
+        mixes_prefill=mixes_prefill(engine),
+        keeps_all_tokens=keeps_all_tokens(engine),
+        keeps_whole=keeps_whole(engine),
         interference=1.0,
         unshared_prefill=0.0,
         data_parallel_slowdown=1.0,

@@ -8,6 +8,7 @@ import numpy as np
 
 from moiety.calibration.calibration import CollectiveConstants, Roofline
 from moiety.calibration.catalog import load_calibration
+from moiety.calibration.scheduling import keeps_all_tokens, keeps_whole, mixes_prefill
 from moiety.calibration.serving import EngineRelease, ServingConstants, ServingFamily, release_number
 from moiety.validation.fit_law import DEVICE, ENGINE, ENGINES, RELEASE, RELEASES, names, prior, roofline_constants
 from moiety.validation.fit_terms import FORMATS, GROUPED, latency_weight
@@ -38,27 +39,6 @@ def release_group(engine: str, version: str) -> int:
         return 0
     starts = [release_number(each) or () for each in RELEASES[engine]]
     return sum(start <= number for start in starts)
-
-
-def mixes_prefill(engine: str) -> bool:
-    """Return whether an engine decodes in the steps that hold prompts: SGLang by default does not."""
-    return engine != "sglang"
-
-
-def keeps_all_tokens(engine: str) -> bool:
-    """Return whether an engine caches what lies outside of a sliding window: TensorRT-LLM, unless it is told windows.
-
-    Its KvCacheConfig.max_attention_window is the longest sequence for all layers where it is not set.
-    """
-    return engine == "tensorrt-llm"
-
-
-def keeps_whole(engine: str) -> bool:
-    """Return whether an engine starts a sequence only where the cache holds it to its last token.
-
-    TensorRT-LLM's default (CapacitySchedulerPolicy.GUARANTEED_NO_EVICT); vLLM and SGLang throw the youngest out.
-    """
-    return engine == "tensorrt-llm"
 
 
 def serving_family(

@@ -1,0 +1,24 @@
+"""How serving engines schedule and cache where nobody tells them otherwise: facts, not fitted."""
+
+from __future__ import annotations
+
+
+def mixes_prefill(engine: str) -> bool:
+    """Return whether an engine decodes in the steps that hold prompts: SGLang by default does not."""
+    return engine != "sglang"
+
+
+def keeps_all_tokens(engine: str) -> bool:
+    """Return whether an engine caches what lies outside of a sliding window: TensorRT-LLM, unless it is told windows.
+
+    Its KvCacheConfig.max_attention_window is the longest sequence for all layers where it is not set.
+    """
+    return engine == "tensorrt-llm"
+
+
+def keeps_whole(engine: str) -> bool:
+    """Return whether an engine starts a sequence only where the cache holds it to its last token.
+
+    TensorRT-LLM's default (CapacitySchedulerPolicy.GUARANTEED_NO_EVICT); vLLM and SGLang throw the youngest out.
+    """
+    return engine == "tensorrt-llm"
