@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import heapq
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
 
 
 _Entry = tuple[int, float, int]
@@ -30,10 +32,27 @@ def tails_s(tasks: Sequence[Task]) -> list[float]:
     """
     tails = [task.duration_s for task in tasks]
     for index in range(len(tasks) - 1, -1, -1):
+        tail = tails[index]
         for before in tasks[index].after:
             assert before < index, "a task stands behind the tasks it waits for"
-            tails[before] = max(tails[before], tasks[before].duration_s + tails[index])
+            chain = tasks[before].duration_s + tail
+            tails[before] = max(tails[before], chain)
     return tails
+
+
+@contextmanager
+def uncollected() -> Generator[None]:
+    """Keep the collector of cycles from going through tasks, of which there are a million and none in a cycle.
+
+    It would take a fifth of a large step's time. Memory is freed as ever where nothing refers to it any more.
+    """
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def run(
@@ -120,13 +139,14 @@ class _Run:
     def _finish(self, batch: list[int], now: float) -> set[int]:
         """Free what the tasks that end now held, queue those that waited for them, return the resources touched."""
         touched: set[int] = set()
+        tasks, users, waiting, busy = self._tasks, self._users, self._waiting, self._busy
         for index in batch:
-            for resource in self._tasks[index].resources:
-                self._busy[resource] = False
+            for resource in tasks[index].resources:
+                busy[resource] = False
                 touched.add(resource)
-            for user in self._users[index]:
-                self._waiting[user] -= 1
-                if self._waiting[user] == 0:
+            for user in users[index]:
+                left = waiting[user] = waiting[user] - 1
+                if not left:
                     self._enqueue(user, now, touched)
         return touched
 
@@ -156,11 +176,15 @@ class _Run:
 
     def _start_ready(self, resources: set[int], now: float) -> None:
         """Start the first task in each resource's queue whose resources are all free."""
+        queues, busy, started = self._queues, self._busy, self._started
         for resource in sorted(resources):
-            queue, blocked = self._queues[resource], list[_Entry]()
-            while queue and not self._busy[resource]:
+            queue = queues[resource]
+            if not queue or busy[resource]:
+                continue
+            blocked: list[_Entry] = []
+            while queue and not busy[resource]:
                 entry = heapq.heappop(queue)
-                if self._started[entry[2]]:
+                if started[entry[2]]:
                     continue
                 if not self._may_start(entry[2], resource):
                     blocked.append(entry)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.sim.engine import run, tails_s
+from moiety.sim.engine import run, tails_s, uncollected
 from moiety.sim.step import RankClass, StepBuilder
 
 if TYPE_CHECKING:
@@ -57,7 +57,11 @@ def simulate_step(classes: Sequence[RankClass], checkpointed: frozenset[int] = f
     With priority scheduling, inference launches in a fixed order and training by the longest chain of work; without it,
     everything goes in the order of its arrival.
     """
-    steps = StepBuilder(classes, checkpointed).build()
+    with uncollected():
+        return _simulated(classes, StepBuilder(classes, checkpointed).build())
+
+
+def _simulated(classes: Sequence[RankClass], steps: StepTasks) -> Timeline:
     tails = tails_s(steps.tasks)
     layout = classes[0].prices[0].graph.layout
     if not layout.options.priority_scheduling:
@@ -71,19 +75,17 @@ def simulate_step(classes: Sequence[RankClass], checkpointed: frozenset[int] = f
     compute: list[list[tuple[float, float]]] = [[] for _ in range(lanes)]
     transfer: list[list[tuple[float, float]]] = [[] for _ in range(lanes)]
     stride = 1 + steps.num_tiers
-    makespan = 0.0
-    for index, task in enumerate(steps.tasks):
-        end = start[index] + task.duration_s
-        makespan = max(makespan, end)
+    ends = [begin + task.duration_s for begin, task in zip(start, steps.tasks, strict=True)]
+    for begin, end, task in zip(start, ends, steps.tasks, strict=True):
         for resource in task.resources:
             kind = compute if resource % stride == 0 else transfer
-            kind[resource // stride].append((start[index], end))
+            kind[resource // stride].append((begin, end))
     busy = [merge(each) for each in compute]
     moving = [merge(each) for each in transfer]
     return Timeline(
         steps=steps,
         start_s=tuple(start),
-        makespan_s=makespan,
+        makespan_s=max(ends, default=0.0),
         critical_path_s=max(tails, default=0.0),
         work_s=sum(task.duration_s for task in steps.tasks),
         compute_busy_s=tuple(length(each) for each in busy),
