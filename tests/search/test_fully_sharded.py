@@ -11,8 +11,11 @@ from hypothesis import strategies as st
 from moiety.cost.price import Pricer
 from moiety.graph.graph import build_graph
 from moiety.graph.op import Collective
+from moiety.model.attention import GroupedQueryAttention
+from moiety.model.feed_forward import DenseFeedForward
 from moiety.plan import Options, Plan
 from moiety.projection.project import evaluate
+from moiety.search.fit import smallest_fitting_gpus
 from moiety.search.judge import Judged, Refused, judge
 from moiety.search.options import default_options
 from moiety.search.search import search
@@ -115,3 +118,18 @@ def test_the_search_shards_fully_where_a_plan_would_not_fit_otherwise_and_never_
         fixed = search(case, options, tune=False)
         assert found.chosen.projection.step_s <= fixed.chosen.projection.step_s
         assert any(line.fully_sharded for line in found.summary.ranking)
+
+
+def test_the_fewest_gpus_that_do_may_share_out_what_none_holds_alone() -> None:
+    attention = GroupedQueryAttention(num_heads=1, num_kv_heads=1, head_dim=1024)
+    model = small_model(attention, DenseFeedForward(intermediate_size=65_536), num_layers=1)
+    whole = evaluate(plan_for(scenario(model, "h100x1", training_load()), "tp1", Options()), CALIBRATION).plan
+    memory = whole.pools[0].memory
+    assert memory is not None
+    held = memory.bytes_by_kind
+    state = sum(held[kind] for kind in ("dense_weights", "embedding_and_head", "gradients", "optimizer_state"))
+    device = CASE.cluster.device.model_copy(update={"memory_bytes": held["engine_reserve"] + int(0.75 * state)})
+    tight = replace(CASE, model=model, cluster=CASE.cluster.model_copy(update={"device": device}))
+    enough = smallest_fitting_gpus(tight, Options())
+    assert enough is not None
+    assert enough > 1

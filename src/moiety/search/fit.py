@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moiety.cluster.resize import resized
 from moiety.errors import InputError
-from moiety.search.judge import Judged, judge
+from moiety.search.judge import Judged, judge, variants
 from moiety.strategy.enumeration import enumerate_strategies
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ def _fits(scenario: Scenario, options: Options, num_gpus: int) -> bool:
         widest.setdefault((strategy.instances, strategy.pp, strategy.tp), strategy)
     off = options.model_copy(update={"two_batch_overlap": False})
     return any(
-        isinstance(judge(smaller, strategy, off, tune=False, timing="estimated"), Judged)
+        isinstance(judge(smaller, strategy, choice, tune=False, timing="estimated"), Judged)
         for strategy in list(widest.values())[:_MOST_STRATEGIES]
+        for choice in variants(strategy, off, scenario.workload, scenario.model.num_layers)
     )
