@@ -58,3 +58,8 @@ def test_one_window_that_stands_out_is_no_change() -> None:
 
 def test_windows_that_are_all_alike_say_nothing() -> None:
     assert first_alarm(np.ones((64, LAYERS, GPUS))) is None
+
+
+def test_one_gpu_has_all_of_the_load_always() -> None:
+    alone = np.ones((KEPT, LAYERS, 1))
+    assert not has_changed(alone, alone[0], np.inf, ROWS, KEPT)

@@ -33,11 +33,11 @@ def has_changed(loads: Loads, usual: Loads, usual_windows: float, rows: Loads, t
     windows are that have been seen. `tests` is how often this was asked, this time included. Layers are judged
     together and each alone.
     """
-    if len(loads) < _FEWEST:
+    num_gpus = loads.shape[2]
+    if len(loads) < _FEWEST or num_gpus == 1:  # one alone has all of the load, always
         return False
     off = loads - usual
     each = np.einsum("wlg,vlg->lwv", off, off)
-    num_gpus = loads.shape[2]
     chance = num_gpus * (num_gpus - 1) / np.maximum(rows, 1.0)
     together = _deviates(each.sum(axis=0, keepdims=True), chance.sum(keepdims=True), usual_windows)
     alone = _deviates(each, chance, usual_windows)
