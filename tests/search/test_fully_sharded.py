@@ -133,3 +133,4 @@ def test_the_fewest_gpus_that_do_may_share_out_what_none_holds_alone() -> None:
     enough = smallest_fitting_gpus(tight, Options())
     assert enough is not None
     assert enough > 1
+    assert smallest_fitting_gpus(tight, Options(), tune=False) is None  # where nobody may share

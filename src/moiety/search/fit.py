@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moiety.cluster.resize import resized
 from moiety.errors import InputError
-from moiety.search.judge import Judged, judge, variants
+from moiety.search.judge import Judged, judge
 from moiety.strategy.enumeration import enumerate_strategies
 
 if TYPE_CHECKING:
@@ -21,26 +21,26 @@ _MOST_NODES = 512
 _MOST_STRATEGIES = 64
 
 
-def smallest_fitting_gpus(scenario: Scenario, options: Options) -> int | None:
+def smallest_fitting_gpus(scenario: Scenario, options: Options, *, tune: bool = True) -> int | None:
     """Return the fewest GPUs of the cluster's kind on which some strategy fits, None when 512 nodes do not do.
 
-    Parts of a node are tried first, then whole nodes (and whole link domains where those are wider) by doubling, then
-    the gap by halving.
+    `tune` is as in `judge`. Parts of a node are tried first, then whole nodes (and whole link domains where those are
+    wider) by doubling, then the gap by halving.
     """
     sizes = _sizes(scenario.cluster)
     parts = bisect_left(sizes, scenario.cluster.gpus_per_node)
     for gpus in sizes[:parts]:
-        if _fits(scenario, options, gpus):
+        if _fits(scenario, options, gpus, tune=tune):
             return gpus
     sizes = sizes[parts:]
     low, high = -1, 0
-    while not _fits(scenario, options, sizes[high]):
+    while not _fits(scenario, options, sizes[high], tune=tune):
         if high == len(sizes) - 1:
             return None
         low, high = high, min(2 * high + 1, len(sizes) - 1)
     while high - low > 1:
         middle = (low + high) // 2
-        if _fits(scenario, options, sizes[middle]):
+        if _fits(scenario, options, sizes[middle], tune=tune):
             high = middle
         else:
             low = middle
@@ -55,7 +55,7 @@ def _sizes(cluster: Cluster) -> list[int]:
     return [*parts, *range(node, widest, node), *range(widest, _MOST_NODES * node + 1, widest)]
 
 
-def _fits(scenario: Scenario, options: Options, num_gpus: int) -> bool:
+def _fits(scenario: Scenario, options: Options, num_gpus: int, *, tune: bool) -> bool:
     """Return whether some strategy fits.
 
     Experts take the same memory whichever way a stage divides them, so of the strategies that differ in nothing else
@@ -73,7 +73,6 @@ def _fits(scenario: Scenario, options: Options, num_gpus: int) -> bool:
         widest.setdefault((strategy.instances, strategy.pp, strategy.tp), strategy)
     off = options.model_copy(update={"two_batch_overlap": False})
     return any(
-        isinstance(judge(smaller, strategy, choice, tune=False, timing="estimated"), Judged)
+        isinstance(judge(smaller, strategy, off, tune=tune, timing="estimated"), Judged)
         for strategy in list(widest.values())[:_MOST_STRATEGIES]
-        for choice in variants(strategy, off, scenario.workload, scenario.model.num_layers)
     )

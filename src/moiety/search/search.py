@@ -80,7 +80,7 @@ def search(
     elif ranked:
         chosen = ranked[0]
     else:
-        raise _nothing_fits(scenario, options, rejected)
+        raise _nothing_fits(scenario, options, rejected, tune=tune)
     summary = SearchSummary(
         num_enumerated=len(candidates),
         num_legal=len(legal),
@@ -153,7 +153,7 @@ def _with_pinned(ranked: list[Judged], chosen: Judged, scenario: Scenario) -> li
     return [*others[:place], chosen, *others[place:]]
 
 
-def _nothing_fits(scenario: Scenario, options: Options, rejected: Rejections) -> InputError:
+def _nothing_fits(scenario: Scenario, options: Options, rejected: Rejections, *, tune: bool) -> InputError:
     """Return the error that says what stands in the way, and how many GPUs would do where more of them help."""
     cluster, most = scenario.cluster, rejected.most_common()
     late, memory = rejected.get("keeps-up-with-arrivals"), rejected.get("fits-the-memory")
@@ -171,7 +171,7 @@ def _nothing_fits(scenario: Scenario, options: Options, rejected: Rejections) ->
             value=cluster.name,
             remedy="change the number of GPUs or the workload",
         )
-    enough = smallest_fitting_gpus(scenario, options)
+    enough = smallest_fitting_gpus(scenario, options, tune=tune)
     remedy = "no number of these GPUs that was tried would; ask for less concurrency or shorter requests"
     if enough:
         remedy = f"the smallest number of {cluster.device.name} GPUs that would is {enough}"
