@@ -1,4 +1,4 @@
-"""Training over NCCL, dense parameters sharded and not, has the losses of transformers on one GPU."""
+"""Training over NCCL, dense parameters sharded, everything, and nothing, has the losses of transformers on one GPU."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from moiety.cluster.catalog import load_device
 from moiety.runtime.job import Job
 from tests.gpu.ranks import reports_of
 from tests.runtime.checkpoints import reference_model, save_checkpoint
-from tests.runtime.training.test_equality import DIVISIONS, batches, divided
+from tests.runtime.training.test_equality import DIVISIONS, FULLY, batches, divided
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-DIVIDED = ("tp2 dp2 ep4", "tp2 dp2 ep4, dense parameters sharded", "dp4 ep4, copies of experts")
+DIVIDED = (
+    "tp2 dp2 ep4",
+    "tp2 dp2 ep4, dense parameters sharded",
+    "dp4 ep4, copies of experts",
+    FULLY,
+    "four instances, fully sharded",
+)
 
 
 def test_losses_are_those_of_transformers(tmp_path: Path) -> None:
