@@ -210,7 +210,7 @@ def compare(name: str, num_ranks: int, *, quick: bool, on_gpu: bool = False) -> 
     """Print the table of one model on so many ranks; return whether its bars hold."""
     num_layers, num_steps, num_rounds = (2, 8, 2) if quick else (7, 32 if num_ranks == 1 else 16, 5)
     if on_gpu:
-        num_layers, num_steps, num_rounds = 2, 64, 3
+        num_layers, num_steps, num_rounds = 2, *((16, 2) if quick else (64, 3))
     pairs, cases = pairs_of(num_ranks), cases_of(num_ranks, num_steps, on_gpu=on_gpu)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

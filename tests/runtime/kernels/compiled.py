@@ -38,8 +38,8 @@ WEIGHTS = {"numbers": None, "codes": "*fp8e4nv"}
 """Their format, where it is not that of the states."""
 SCALE_STRIDES = {"scale_slot_stride", "scale_in_stride", "scale_out_stride"}
 NO_SCALES = dict.fromkeys(("scales_ptr", "column_block_ptr", *SCALE_STRIDES, "block_offset", "block_size"))
-TILED = {"middle": "BLOCK_M", "weights": "BLOCK_N"}
-"""Pointers, or with TMA descriptors of tensors whose tiles have so many rows."""
+TILED = {"middle": ("BLOCK_M", 1), "half_middle": ("BLOCK_M", 2), "weights": ("BLOCK_N", 1)}
+"""Pointers, or with TMA descriptors of tensors whose tiles have so many rows, or a half or the like of them."""
 UNALIGNED = {"ranks_ptr", "num_rows", "rows_class", "num_slots", "row_stride", "steps", "num_groups"}
 UNALIGNED |= {*SCALE_STRIDES, "block_offset"}
 
@@ -85,7 +85,8 @@ def format_of(name: str, constants: dict[str, Any], states: str) -> str:
         if constants["TMA"]:
             pair = "2, " if "ROW_UNIT" in constants else ""  # gates and ups are fetched together
             kind = FORMATS["weights"] if name == "weights" else states
-            return f"tensordesc<{kind[1:]}[{pair}{constants[TILED[name]]}, {constants['BLOCK_K']}]>"
+            rows, parts = TILED[name]
+            return f"tensordesc<{kind[1:]}[{pair}{constants[rows] // parts}, {constants['BLOCK_K']}]>"
         return FORMATS.get(name, states)
     return FORMATS.get(name, states if name.endswith("_ptr") else "i32")
 

@@ -3,7 +3,8 @@
 """Tile sizes of the expert products: short lists that Triton times on the GPU at hand, for few and many rows a slot.
 
 A program of the first kernel holds two accumulators, gate and up, and reads two tiles of weights: its columns count
-twice in registers and shared memory. All sizes fit compute capability 9.0; what does not fit a GPU is passed over.
+twice in registers and shared memory. With `halves` a slot's last rows are computed by a tile of half as many rows where
+that holds them. All sizes fit compute capability 9.0; what does not fit a GPU is passed over.
 """
 
 from __future__ import annotations
@@ -27,29 +28,31 @@ _MOST_ROWS = 1024
 """Of a slot, from which on more rows choose no other tiles."""
 
 
-def _config(rows: int, columns: int, inner: int, warps: int, stages: int, group: int = 8) -> triton.Config:
-    sizes = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": inner, "GROUP_M": group}
+def _config(
+    rows: int, columns: int, inner: int, warps: int, stages: int, group: int = 8, *, halves: bool = False
+) -> triton.Config:
+    sizes = {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": inner, "GROUP_M": group, "HALVES": int(halves)}
     return triton.Config(sizes, num_warps=warps, num_stages=stages, pre_hook=set_tile_sizes)
 
 
 GATE_UP = {
     "few": [_config(16, 64, 128, 4, 5, group=4)],
     "many": [
-        _config(128, 128, 64, 8, 4),
-        _config(128, 128, 64, 8, 3),
+        _config(128, 128, 64, 8, 4, halves=True),
+        _config(128, 128, 64, 8, 3, halves=True),
         _config(64, 128, 64, 4, 4),
-        _config(128, 64, 64, 4, 3),
+        _config(128, 64, 64, 4, 3, halves=True),
     ],
 }
 """On an H100 all sizes for few rows that fill the shared memory are within 1 % of each other, so nothing is tried."""
 DOWN = {
     "few": [_config(16, 64, 128, 4, 4, group=4)],
     "many": [
-        _config(128, 256, 64, 8, 4),
-        _config(128, 256, 64, 8, 3),
+        _config(128, 256, 64, 8, 4, halves=True),
+        _config(128, 256, 64, 8, 3, halves=True),
         _config(64, 256, 64, 8, 4),
         _config(64, 128, 64, 4, 4),
-        _config(128, 128, 64, 4, 3),
+        _config(128, 128, 64, 4, 3, halves=True),
     ],
 }
 """The last of both lists lets two programs share a multiprocessor: one computes while the other begins or ends."""
@@ -73,7 +76,7 @@ DOWN_OF_CODES = {
 cores stands a tile of those. No tile sums over more than a block of 128."""
 EXACT = [_config(32, 64, 32, 4, 2)]
 """For FP32, whose products are not the tensor cores': one size, as this is for comparison rather than for speed."""
-_INTERPRETED = [_config(16, 32, 32, 4, 1, group=2)]
+_INTERPRETED = [_config(16, 32, 32, 4, 1, group=2, halves=True)]
 
 
 def rows_class(num_rows: int, num_slots: int) -> int:

@@ -1,4 +1,4 @@
-# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false
+# pyright: basic, reportArgumentType=false, reportAttributeAccessIssue=false, reportGeneralTypeIssues=false
 # Triton is untyped: what a kernel computes with has the types of its call.
 """The gated MLP of experts over rows sorted by slot: two kernels, FP32 inside, gate and router's weights fused."""
 
@@ -94,48 +94,15 @@ def _two_products(
     return gate, up
 
 
-def _gate_up(
-    hidden_ptr,
-    order_ptr,
-    row_ptr,
-    weights,  # a pointer or, with TMA, a descriptor of [slots x 2, width, hidden]
-    scales_ptr,  # of weights in FP8, whose arguments are None for others
-    column_block_ptr,
-    bias_ptr,  # or None
-    middle_ptr,
-    offsets_ptr,
-    ranks_ptr,
-    num_rows,
-    rows_class,  # noqa: ARG001 - tiles are chosen by it
-    num_slots,
-    hidden_size,
-    width,
-    row_stride,
-    slot_stride,
-    in_stride,
-    out_stride,
-    scale_slot_stride,
-    scale_in_stride,
-    scale_out_stride,
-    block_offset,
-    block_size,
-    GATE: tl.constexpr,
-    ROW_UNIT: tl.constexpr,
-    SLOTS: tl.constexpr,
-    EVEN_K: tl.constexpr,
-    WHOLE: tl.constexpr,
-    TMA: tl.constexpr,
-    UPCAST: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    GROUP_M: tl.constexpr,
-):
-    num_m = num_rows // BLOCK_M + tl.minimum(num_slots, num_rows)
-    m_tile, n_tile = place_of(tl.program_id(0), num_m, tl.cdiv(width, BLOCK_N), GROUP_M)
-    slot, first, end = tile_of(m_tile, offsets_ptr, ranks_ptr, num_slots, BLOCK_M, SLOTS)
-    if first >= end:
-        return
+@triton.jit
+def _gate_up_tile(
+    hidden_ptr, order_ptr, row_ptr, weights, scales_ptr, column_block_ptr, bias_ptr, middle_ptr,
+    slot, first, end, n_tile, hidden_size, width, row_stride, slot_stride, in_stride, out_stride,
+    scale_slot_stride, scale_in_stride, scale_out_stride, block_offset, block_size,
+    GATE: tl.constexpr, ROW_UNIT: tl.constexpr, EVEN_K: tl.constexpr, WHOLE: tl.constexpr, TMA: tl.constexpr,
+    UPCAST: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Store the gated products of the rows from `first` on, up to BLOCK_M of them, and a tile's columns."""
     at = first + tl.arange(0, BLOCK_M)
     pair = tl.load(order_ptr + tl.where(at < end, at, first))  # rows past the end are read as the first, never stored
     source = tl.load(row_ptr + pair).to(tl.int64)
@@ -173,22 +140,23 @@ def _gate_up(
     tl.store(middle_at, middle.to(middle_ptr.dtype.element_ty), mask=is_stored)
 
 
-def _down(
-    middle,  # a pointer or, with TMA, a descriptor of [pairs, width]
+def _gate_up(
+    hidden_ptr,
     order_ptr,
-    scale_ptr,
-    weights,  # likewise, of [slots x hidden, width]
-    scales_ptr,  # as above
+    row_ptr,
+    weights,  # a pointer or, with TMA, a descriptor of [slots x 2, width, hidden]
+    scales_ptr,  # of weights in FP8, whose arguments are None for others
     column_block_ptr,
-    bias_ptr,
-    out_ptr,
+    bias_ptr,  # or None
+    middle_ptr,
     offsets_ptr,
     ranks_ptr,
     num_rows,
     rows_class,  # noqa: ARG001 - tiles are chosen by it
     num_slots,
-    width,
     hidden_size,
+    width,
+    row_stride,
     slot_stride,
     in_stride,
     out_stride,
@@ -197,6 +165,8 @@ def _down(
     scale_out_stride,
     block_offset,
     block_size,
+    GATE: tl.constexpr,
+    ROW_UNIT: tl.constexpr,
     SLOTS: tl.constexpr,
     EVEN_K: tl.constexpr,
     WHOLE: tl.constexpr,
@@ -206,15 +176,37 @@ def _down(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
+    HALVES: tl.constexpr,
 ):
     num_m = num_rows // BLOCK_M + tl.minimum(num_slots, num_rows)
-    m_tile, n_tile = place_of(tl.program_id(0), num_m, tl.cdiv(hidden_size, BLOCK_N), GROUP_M)
+    m_tile, n_tile = place_of(tl.program_id(0), num_m, tl.cdiv(width, BLOCK_N), GROUP_M)
     slot, first, end = tile_of(m_tile, offsets_ptr, ranks_ptr, num_slots, BLOCK_M, SLOTS)
     if first >= end:
         return
+    few = HALVES & (end - first <= BLOCK_M // 2)
+    for halves in tl.static_range(1 + HALVES):
+        if few == halves:
+            _gate_up_tile(
+                hidden_ptr, order_ptr, row_ptr, weights, scales_ptr, column_block_ptr, bias_ptr, middle_ptr,
+                slot, first, end, n_tile, hidden_size, width, row_stride, slot_stride, in_stride, out_stride,
+                scale_slot_stride, scale_in_stride, scale_out_stride, block_offset, block_size,
+                GATE, ROW_UNIT, EVEN_K, WHOLE, TMA, UPCAST, BLOCK_M // (1 + halves), BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+
+
+@triton.jit
+def _down_tile(
+    middle, order_ptr, scale_ptr, weights, scales_ptr, column_block_ptr, bias_ptr, out_ptr,
+    slot, first, end, n_tile, width, hidden_size, slot_stride, in_stride, out_stride,
+    scale_slot_stride, scale_in_stride, scale_out_stride, block_offset, block_size,
+    EVEN_K: tl.constexpr, WHOLE: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Store the weighted outputs of the rows from `first` on, up to BLOCK_M of them, and a tile's columns."""
     at = first + tl.arange(0, BLOCK_M)
     source = tl.where(at < end, at, first)
     pair = tl.load(order_ptr + source).to(tl.int64)
+    scale = tl.load(scale_ptr + pair)  # before the products, which hide how long that takes
     column = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     if TMA:
@@ -253,10 +245,62 @@ def _down(
     if bias_ptr is not None:
         bias_at = bias_ptr + slot.to(tl.int64) * hidden_size + column
         total += tl.load(bias_at, mask=column < hidden_size, other=0.0).to(tl.float32)[None, :]
-    total *= tl.load(scale_ptr + pair)[:, None]
+    total *= scale[:, None]
     out_at = out_ptr + pair[:, None] * hidden_size + column[None, :]
     is_stored = (at < end)[:, None] & (column < hidden_size)[None, :]
     tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=is_stored)
+
+
+def _down(
+    middle,  # a pointer or, with TMA, a descriptor of [pairs, width]
+    half_middle,  # the same, of tiles of half as many rows
+    order_ptr,
+    scale_ptr,
+    weights,  # likewise, of [slots x hidden, width]
+    scales_ptr,  # as above
+    column_block_ptr,
+    bias_ptr,
+    out_ptr,
+    offsets_ptr,
+    ranks_ptr,
+    num_rows,
+    rows_class,  # noqa: ARG001 - tiles are chosen by it
+    num_slots,
+    width,
+    hidden_size,
+    slot_stride,
+    in_stride,
+    out_stride,
+    scale_slot_stride,
+    scale_in_stride,
+    scale_out_stride,
+    block_offset,
+    block_size,
+    SLOTS: tl.constexpr,
+    EVEN_K: tl.constexpr,
+    WHOLE: tl.constexpr,
+    TMA: tl.constexpr,
+    UPCAST: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP_M: tl.constexpr,
+    HALVES: tl.constexpr,
+):
+    num_m = num_rows // BLOCK_M + tl.minimum(num_slots, num_rows)
+    m_tile, n_tile = place_of(tl.program_id(0), num_m, tl.cdiv(hidden_size, BLOCK_N), GROUP_M)
+    slot, first, end = tile_of(m_tile, offsets_ptr, ranks_ptr, num_slots, BLOCK_M, SLOTS)
+    if first >= end:
+        return
+    few = HALVES & (end - first <= BLOCK_M // 2)
+    for halves in tl.static_range(1 + HALVES):
+        if few == halves:
+            _down_tile(
+                half_middle if halves else middle, order_ptr, scale_ptr, weights, scales_ptr, column_block_ptr,
+                bias_ptr, out_ptr, slot, first, end, n_tile, width, hidden_size, slot_stride, in_stride, out_stride,
+                scale_slot_stride, scale_in_stride, scale_out_stride, block_offset, block_size,
+                EVEN_K, WHOLE, TMA, UPCAST, BLOCK_M // (1 + halves), BLOCK_N, BLOCK_K,
+            )  # fmt: skip
 
 
 _KEY = ("rows_class", "hidden_size", "width", "in_stride", "TMA")
@@ -322,9 +366,10 @@ def weighted_outputs(
     stored = _checked(middle, down, bias)
     out = middle.new_empty(pairs.groups.num_rows, hidden_size)
     is_tiled = _is_tiled(pairs.groups, stored, middle.dtype)
-    rows, weights = (tiled(middle), tiled(stored.transpose(1, 2).reshape(-1, width))) if is_tiled else (middle, stored)
+    weights = tiled(stored.transpose(1, 2).reshape(-1, width)) if is_tiled else stored
+    rows = (tiled(middle), tiled(middle)) if is_tiled else (middle, middle)
     scales, blocks = scale_arguments(down)
-    tensors = (rows, pairs.order, pairs.scale, weights, *scales, bias, out)
+    tensors = (*rows, pairs.order, pairs.scale, weights, *scales, bias, out)
     _launch(DOWN_KERNELS, pairs, hidden_size, tensors, (width, hidden_size, *stored.stride(), *blocks), TMA=is_tiled)
     return out
 

@@ -33,8 +33,8 @@ def set_tile_sizes(given: dict[str, Any]) -> None:
 
     Gates and ups, [slots x 2, width, hidden], are fetched together.
     """
-    sizes = {"middle": "BLOCK_M", "weights": "BLOCK_N"}
+    sizes = {"middle": given["BLOCK_M"], "half_middle": given["BLOCK_M"] // 2, "weights": given["BLOCK_N"]}
     for name, rows in sizes.items():
         if isinstance(given.get(name), TensorDescriptor):
             pair = [2] * (len(given[name].shape) - 2)
-            given[name].block_shape = [*pair, given[rows], given["BLOCK_K"]]
+            given[name].block_shape = [*pair, rows, given["BLOCK_K"]]

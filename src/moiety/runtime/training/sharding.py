@@ -98,6 +98,22 @@ def _expert_placement(
 
     Raises InputError where torch shards a layer over one mesh only.
     """
+    instances = seat.strategy.instances
+    experts = {id(each) for layer in expert_layers for each in layer.parameters()}
+    are_apart = seat.strategy.attn_dp > 1  # else the instances are the ranks that share out dense parameters
+    over_instances = _over_instances(seat, device_type) if are_apart else None
+
+    def placed(parameter: torch.nn.Parameter) -> Any:  # noqa: ANN401 - as FSDP2 takes it
+        if id(parameter) not in experts:
+            return None
+        axis = next((each for each, size in enumerate(parameter.shape) if size % instances == 0), 0)
+        return Shard(axis) if over_instances is None else over_instances(Shard(axis))
+
+    return placed
+
+
+def _over_instances(seat: Seat, device_type: str) -> Callable[[Shard], Any]:
+    """Return how FSDP2 is told that a shard is one of the instances', where it takes the others' mesh by itself."""
     try:
         from torch.distributed.fsdp._fully_shard._fsdp_common import (  # noqa: PLC0415 - torch may not have them
             FSDPMeshInfo,
@@ -107,21 +123,10 @@ def _expert_placement(
         rule = f"PyTorch {torch.__version__} shards no layer's experts over other ranks than the rest of it"
         remedy = "install a newer PyTorch, or plan with --set fully_sharded=false"
         raise InputError(rule, field="options.fully_sharded", value=True, remedy=remedy) from None
-    instances = seat.strategy.instances
-    experts = {id(each) for layer in expert_layers for each in layer.parameters()}
-    info: Any = None
-    if seat.strategy.attn_dp > 1:  # else they are the ranks that share out dense parameters
-        ranks = torch.arange(seat.plan.num_gpus).reshape(instances, -1)
-        mesh = DeviceMesh(device_type, ranks, mesh_dim_names=("instance", "stage"))["instance"]
-        info = FSDPMeshInfo(mesh, shard_mesh_dim=0)
-
-    def placed(parameter: torch.nn.Parameter) -> Any:  # noqa: ANN401 - as FSDP2 takes it
-        if id(parameter) not in experts:
-            return None
-        axis = next((each for each, size in enumerate(parameter.shape) if size % instances == 0), 0)
-        return Shard(axis) if info is None else ShardPlacementResult(Shard(axis), info)
-
-    return placed
+    ranks = torch.arange(seat.plan.num_gpus).reshape(seat.strategy.instances, -1)
+    mesh = DeviceMesh(device_type, ranks, mesh_dim_names=("instance", "stage"))["instance"]
+    info: Any = FSDPMeshInfo(mesh, shard_mesh_dim=0)
+    return lambda shard: ShardPlacementResult(shard, info)
 
 
 class _Transfer:
