@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from moiety.control.backoff import next_wait_s, remembered_wait_s, served_s
 from moiety.control.commands import (
     AbortStep,
     Admit,
@@ -77,10 +78,10 @@ def _fence(command: Fence, state: State, time_s: float) -> State:
     ranks, chosen = after.ranks, list(command.ranks)
     known_why = (each.epoch == state.epoch or {each.blamer, each.blamed} & {*command.ranks} for each in state.blames)
     blames = tuple(each for each, known in zip(state.blames, known_why, strict=True) if not known)
-    fences, fenced_s = ranks.fences.copy(), ranks.fenced_s.copy()
-    fences[chosen] += 1
+    wait_s, fenced_s = ranks.wait_s.copy(), ranks.fenced_s.copy()
+    wait_s[chosen] = next_wait_s(wait_s, served_s(state, time_s), state.policy)[chosen]
     fenced_s[chosen] = time_s
-    known = replace(ranks, fences=fences, fenced_s=fenced_s)
+    known = replace(ranks, wait_s=wait_s, fenced_s=fenced_s)
     return replace(after, ranks=known, blames=blames, recoveries=state.recoveries + 1)
 
 
@@ -96,13 +97,20 @@ def _abort_step(command: AbortStep, state: State, time_s: float) -> State:
 def _admit(command: Admit, state: State, time_s: float) -> State:
     after = _without(_new_epoch(state, command.epoch, time_s), command.ranks, Status.WORKING)
     ranks, chosen = after.ranks, list(command.ranks)
-    beat_s, relief, cool = ranks.beat_s.copy(), ranks.relief.copy(), ranks.cool.copy()
-    beat_s[chosen], relief[chosen], cool[chosen] = time_s, 1.0, 0
-    return replace(after, ranks=replace(ranks, beat_s=beat_s, relief=relief, cool=cool))
+    beat_s, admitted_s, relief, cool = (
+        each.copy() for each in (ranks.beat_s, ranks.admitted_s, ranks.relief, ranks.cool)
+    )
+    beat_s[chosen], admitted_s[chosen], relief[chosen], cool[chosen] = time_s, time_s, 1.0, 0
+    return replace(after, ranks=replace(ranks, beat_s=beat_s, admitted_s=admitted_s, relief=relief, cool=cool))
 
 
 def _park(command: Park, state: State, time_s: float) -> State:
-    return _without(_new_epoch(state, command.epoch, time_s), command.ranks, Status.PARKED)
+    """Let ranks go; what they have served well for counts, though they are taken in anew when they come back."""
+    after = _without(_new_epoch(state, command.epoch, time_s), command.ranks, Status.PARKED)
+    ranks, chosen = after.ranks, list(command.ranks)
+    wait_s = ranks.wait_s.copy()
+    wait_s[chosen] = remembered_wait_s(wait_s, served_s(state, time_s), state.policy)[chosen]
+    return replace(after, ranks=replace(ranks, wait_s=wait_s))
 
 
 def _move_experts(command: MoveExperts, state: State, time_s: float) -> State:

@@ -80,8 +80,7 @@ def admit_repaired(state: State, now: float) -> tuple[Command, ...]:
     if state.pending and not state.refused:
         return ()
     ranks, bounds = state.ranks, state.policy
-    wait_s = np.minimum(bounds.backoff_s * 2.0 ** np.maximum(ranks.fences - 1, 0), bounds.most_backoff_s)
-    ready = (ranks.status == Status.JOINING) & ((ranks.fences == 0) | (now - ranks.fenced_s >= wait_s))
+    ready = (ranks.status == Status.JOINING) & (now - ranks.fenced_s >= ranks.wait_s)
     ready &= now - ranks.beat_s <= bounds.patience.silent_s
     if state.asked and now - state.asked_s <= bounds.start_timeout_s:
         ready &= ~_with_partners(_are_asked(state), state.deployment.ranks_per_node)

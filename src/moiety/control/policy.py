@@ -96,8 +96,11 @@ class Policy:
     slow_windows_of_few: int = 10
     """... and where too few others compute the same layers: it stands beside its own past alone."""
     backoff_s: float = 60.0
-    """Before a fenced rank is taken back; doubles with each time that it was fenced."""
+    """Before a fenced rank is taken back; doubles with each time that it was fenced (`backoff.py`) ..."""
     most_backoff_s: float = 3600.0
+    """... up to this ..."""
+    backoff_half_life: float = 10.0
+    """... and halves with each so many times `backoff_s` that it serves well."""
     move_timeout_s: float = 30.0
     """After which moves that nobody has reported are asked for again."""
     # Balance
@@ -138,3 +141,9 @@ class Policy:
     # Clocks
     most_slowdown: float = 0.035
     """Of the step, for the sake of power."""
+
+    def __post_init__(self) -> None:
+        for name in ("backoff_s", "backoff_half_life"):
+            value = getattr(self, name)
+            if not value > 0:
+                raise InputError("must be above 0", field=name, value=value)

@@ -66,10 +66,12 @@ class Ranks:
     past: Loads
     """[windows, ranks, 2 + kinds of work]: pace, seconds and work in windows in which none of the few was slow, the
     newest last. Of this epoch alone, as layers change hands with it."""
-    fences: SlotMap
-    """How often each was fenced."""
+    admitted_s: Loads
+    """Time at which it was taken in last."""
     fenced_s: Loads
-    """Time of the last time."""
+    """Time at which it was fenced last ..."""
+    wait_s: Loads
+    """... and for how long it is not taken back since; 0 where it never was."""
     relief: Loads
     """Speed that heat leaves it, 1 when cool."""
     cool: SlotMap
@@ -169,8 +171,9 @@ def initial_state(
         paces=np.full((ranks, _WINDOWS), np.nan),
         few=never,
         past=np.full((_PAST_WINDOWS, ranks, 2), np.nan),
-        fences=zeros,
+        admitted_s=now,
         fenced_s=np.full(ranks, -np.inf),
+        wait_s=np.zeros(ranks),
         relief=np.ones(ranks),
         cool=zeros,
         power_w=np.full(ranks, np.nan),

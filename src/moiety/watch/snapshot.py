@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, NDArray[Any]]
 
-VERSION = 2
+VERSION = 3
 REMEDY = "remove the file to begin anew"
 _GIVEN = frozenset({"deployment", "policy"})
 """Of a state: what the plan and the options say, and no file."""
