@@ -3,10 +3,11 @@
     python benchmarks/soak.py --minutes 20
 
 Clients stream continuations one after the other from `moiety serve` on three ranks; each is compared with those of
-`transformers`. The faults come in turn: ranks killed, told to end, stopped, slowed, two at once; clients that hang up,
-and that read nothing. Memory, open files and threads of the server are read once a second. After the first quarter of
-the time, which is warm-up, the mean of the last third of the samples may be above that of the first third by at most
-5 % of memory, 2 files, 1 thread.
+`transformers`. The faults come in turn and on schedule, whoever is away: ranks killed, told to end, stopped, slowed,
+two at once, a second while the first is away; clients that hang up, and that read nothing. One rank has room for all
+experts, so nothing is ever refused; all ranks serve again before the next fault. Memory, open files and threads of the
+server are read once a second. After the first quarter of the time, which is warm-up, the mean of the last third of the
+samples may be above that of the first third by at most 5 % of memory, 2 files, 1 thread.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -93,43 +94,51 @@ class Client(threading.Thread):
             self.longest_gap_s = max(self.longest_gap_s, stream.longest_gap_s)
 
 
-def kill_one(server: Server) -> None:
+def kill_one(server: Server) -> set[int]:
     """Kill a rank."""
-    send(pids(server)[0], signal.SIGKILL)
+    return struck(server, 0, signal.SIGKILL)
 
 
-def tell_one_to_end(server: Server) -> None:
+def tell_one_to_end(server: Server) -> set[int]:
     """Tell a rank to end."""
-    send(pids(server)[1], signal.SIGTERM)
+    return struck(server, 1, signal.SIGTERM)
 
 
-def stop_one(server: Server) -> None:
+def stop_one(server: Server) -> set[int]:
     """Stop a rank, for good."""
-    send(pids(server)[2], signal.SIGSTOP)
+    return struck(server, 2, signal.SIGSTOP)
 
 
-def kill_two(server: Server) -> None:
-    """Kill all ranks but one."""
-    for each in pids(server)[1:]:
-        send(each, signal.SIGKILL)
+def kill_two(server: Server) -> set[int]:
+    """Kill two ranks at once."""
+    return struck(server, 1, signal.SIGKILL) | struck(server, 2, signal.SIGKILL)
 
 
-def slow_one(server: Server) -> None:
+def kill_a_second(server: Server) -> set[int]:
+    """Kill a rank, and another one when the others have gone on without it."""
+    first = struck(server, 2, signal.SIGKILL)
+    awaited(lambda: first.isdisjoint(pids(server)) and all(each["state"] == "ready" for each in server.ranks()))
+    return first | struck(server, 0, signal.SIGKILL)
+
+
+def slow_one(server: Server) -> set[int]:
     """Let a rank run for a quarter of the time."""
     with slowed(pids(server)[0], 0.02, 0.06):
         time.sleep(FAULT_S)
+    return set()
 
 
-def hang_up(server: Server) -> None:
+def hang_up(server: Server) -> set[int]:
     """Ask for streams, and leave in the midst of them."""
     for prompt in PROMPTS:
         with server.client as client:
             body = {"prompt": prompt, "max_tokens": LONGEST, "stream": True}
             with client.stream("POST", "/v1/completions", json=body) as answer:
                 next(answer.iter_lines())
+    return set()
 
 
-def read_nothing(server: Server) -> None:
+def read_nothing(server: Server) -> set[int]:
     """Ask for streams, and read nothing of them."""
     host, _, port = server.address.removeprefix("http://").partition(":")
     body = json.dumps({"prompt": PROMPTS[0], "max_tokens": LONGEST, "stream": True}).encode()
@@ -140,11 +149,25 @@ def read_nothing(server: Server) -> None:
     time.sleep(FAULT_S)
     for each in connections:
         each.close()
+    return set()
 
 
-FAULTS: tuple[Callable[[Server], None], ...] = (
-    *(kill_one, hang_up, stop_one, tell_one_to_end, read_nothing, kill_two, slow_one),
+FAULTS: tuple[Callable[[Server], set[int]], ...] = (
+    *(kill_one, hang_up, stop_one, tell_one_to_end, read_nothing, kill_two, slow_one, kill_a_second),
 )
+"""What may happen to a server; each returns the processes that it took."""
+
+
+@dataclass
+class Strike:
+    """A fault at its time."""
+
+    name: str
+    time_s: float
+    """Since the beginning."""
+    victims: set[int]
+    back_after_s: float | None = None
+    """Until all ranks served, without the victims; None: not before the next one."""
 
 
 def pids(server: Server) -> list[int]:
@@ -152,27 +175,43 @@ def pids(server: Server) -> list[int]:
     return [each["pid"] for each in server.ranks()]
 
 
-def soak(server: Server, answers: Sequence[Answer], seconds: float) -> tuple[list[Client], list[Sample], Counter[str]]:
-    """Load a server for so long, a fault every `PERIOD_S`; return the clients, the samples, the faults by name."""
+def struck(server: Server, rank: int, number: signal.Signals) -> set[int]:
+    """Send a signal to one of the ranks that are there; return its pid."""
+    there = pids(server)
+    if not there:  # all are being started anew
+        return set()
+    victim = there[rank % len(there)]
+    with suppress(ProcessLookupError):  # where it has just gone by itself
+        send(victim, number)
+    return {victim}
+
+
+def soak(server: Server, answers: Sequence[Answer], seconds: float) -> tuple[list[Client], list[Sample], list[Strike]]:
+    """Load a server for so long, a fault every `PERIOD_S`; return the clients, the samples and the faults."""
     is_over = threading.Event()
     clients = [Client(server, answers, number, is_over) for number in range(NUM_CLIENTS)]
     samples: list[Sample] = []
-    done: Counter[str] = Counter()
-    begin_s = time.monotonic()
-    next_s, faults = begin_s + PERIOD_S / 2, itertools.cycle(FAULTS)
-    while time.monotonic() < begin_s + seconds:
-        time.sleep(1.0)
-        samples.append(Sample.of(server.process.pid))
-        if time.monotonic() >= next_s and is_at_full_strength(server):
+    strikes: list[Strike] = []
+    faults, begin_s = itertools.cycle(FAULTS), time.monotonic()
+    while (now_s := time.monotonic() - begin_s) < seconds + PERIOD_S / 2:  # the last fault too gets its time
+        if now_s >= (len(strikes) + 0.5) * PERIOD_S and now_s < seconds:
             fault = next(faults)
-            fault(server)
-            done[fault.__name__] += 1
-            next_s = max(next_s + PERIOD_S, time.monotonic())
+            strikes.append(Strike(fault.__name__, now_s, fault(server)))
+        note_return(server, strikes, begin_s)
+        samples.append(Sample.of(server.process.pid))
+        time.sleep(1.0)
     is_over.set()
     for each in clients:
         each.join()
     awaited(lambda: server.metric("moiety_num_requests_running") == 0)
-    return clients, samples, done
+    return clients, samples, strikes
+
+
+def note_return(server: Server, strikes: Sequence[Strike], begin_s: float) -> None:
+    """Note when all ranks serve again after the last fault."""
+    if strikes and (last := strikes[-1]).back_after_s is None:
+        is_back = is_at_full_strength(server) and last.victims.isdisjoint(pids(server))
+        last.back_after_s = time.monotonic() - begin_s - last.time_s if is_back else None
 
 
 def growth(samples: Sequence[Sample], name: str) -> tuple[float, float]:
@@ -183,7 +222,7 @@ def growth(samples: Sequence[Sample], name: str) -> tuple[float, float]:
 
 
 def main() -> int:
-    """Soak and print; return 1 where a token was wrong or something grew."""
+    """Soak and print; return 1 where a token was wrong, ranks stayed away, or something grew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
     options = parser.parse_args()
@@ -193,18 +232,24 @@ def main() -> int:
         fleet = Fleet(planned(folder / "plan", checkpoint), checkpoint)
         try:
             server = fleet.server()
-            clients, samples, done = soak(server, answers_of(checkpoint, LONGEST, PROMPTS), options.minutes * 60)
+            clients, samples, strikes = soak(server, answers_of(checkpoint, LONGEST, PROMPTS), options.minutes * 60)
         finally:
             fleet.close()
     wrong = [words for each in clients for words in each.wrong]
-    faults = ", ".join(f"{count} {fault}" for fault, count in done.items())
+    missing = int(options.minutes * 60 / PERIOD_S + 0.5) - len(strikes)
     num_streams, num_tokens = (sum(getattr(each, name) for each in clients) for name in ("num_streams", "num_tokens"))
     gap_s = max(each.longest_gap_s for each in clients)
-    print(f"{options.minutes:g} minutes, {NUM_RANKS} ranks, {NUM_CLIENTS} clients, {done.total()} faults: {faults}")
+    count = f"{len(strikes)} faults ({missing} missing)"
+    print(f"{options.minutes:g} minutes, {NUM_RANKS} ranks, {NUM_CLIENTS} clients, {count}")
     print(f"{num_streams:,} streams, {num_tokens:,} tokens; longest gap {gap_s:.2f} s; wrong: {len(wrong)}")
     for words in wrong[:5]:
         print(f"  {words}")
-    grown = []
+    for name in dict.fromkeys(each.name for each in strikes):
+        found = [each.back_after_s for each in strikes if each.name == name]
+        longest = "NOT before the next fault" if None in found else f"after {max(filter(None, found)):.1f} s at most"
+        print(f"{len(found)} {name}: all ranks served again {longest}")
+    is_late = any(each.back_after_s is None for each in strikes)
+    grown: list[str] = []
     for quantity, allowed in GROWTH.items():
         first, last = growth(samples, quantity)
         if last - first > (allowed * first if quantity == "memory" else allowed):
@@ -212,7 +257,7 @@ def main() -> int:
         print(
             f"{quantity}: {first:,.1f} after warm-up, {last:,.1f} at the end{': it GREW' if quantity in grown else ''}"
         )
-    return int(bool(wrong or grown))
+    return int(bool(wrong or grown or missing or is_late))
 
 
 if __name__ == "__main__":
