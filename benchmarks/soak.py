@@ -186,6 +186,11 @@ def struck(server: Server, rank: int, number: signal.Signals) -> set[int]:
     return {victim}
 
 
+def due_s(number: int) -> float:
+    """Return when a fault, counted from 0, is due."""
+    return (number + 0.5) * PERIOD_S
+
+
 def soak(server: Server, answers: Sequence[Answer], seconds: float) -> tuple[list[Client], list[Sample], list[Strike]]:
     """Load a server for so long, a fault every `PERIOD_S`; return the clients, the samples and the faults."""
     is_over = threading.Event()
@@ -194,7 +199,7 @@ def soak(server: Server, answers: Sequence[Answer], seconds: float) -> tuple[lis
     strikes: list[Strike] = []
     faults, begin_s = itertools.cycle(FAULTS), time.monotonic()
     while (now_s := time.monotonic() - begin_s) < seconds + PERIOD_S / 2:  # the last fault too gets its time
-        if now_s >= (len(strikes) + 0.5) * PERIOD_S and now_s < seconds:
+        if due_s(len(strikes)) <= now_s < seconds:
             fault = next(faults)
             strikes.append(Strike(fault.__name__, now_s, fault(server)))
         note_return(server, strikes, begin_s)
@@ -214,13 +219,6 @@ def note_return(server: Server, strikes: Sequence[Strike], begin_s: float) -> No
         last.back_after_s = time.monotonic() - begin_s - last.time_s if is_back else None
 
 
-def growth(samples: Sequence[Sample], name: str) -> tuple[float, float]:
-    """Return the mean of a quantity at the beginning, after warm-up, and at the end."""
-    values = [float(getattr(each, name)) for each in samples[len(samples) // 4 :]]
-    third = len(values) // 3
-    return statistics.mean(values[:third]), statistics.mean(values[-third:])
-
-
 def main() -> int:
     """Soak and print; return 1 where a token was wrong, ranks stayed away, or something grew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -235,29 +233,47 @@ def main() -> int:
             clients, samples, strikes = soak(server, answers_of(checkpoint, LONGEST, PROMPTS), options.minutes * 60)
         finally:
             fleet.close()
-    wrong = [words for each in clients for words in each.wrong]
-    missing = int(options.minutes * 60 / PERIOD_S + 0.5) - len(strikes)
+    print(f"{options.minutes:g} minutes, {NUM_RANKS} ranks, {NUM_CLIENTS} clients")
+    found = (*wrong_of(clients), *late_of(strikes, options.minutes * 60), *grown_of(samples))
+    for words in found:
+        print(f"FAILED: {words}")
+    return int(bool(found))
+
+
+def wrong_of(clients: Sequence[Client]) -> list[str]:
+    """Print what clients have read; return what was wrong with it."""
     num_streams, num_tokens = (sum(getattr(each, name) for each in clients) for name in ("num_streams", "num_tokens"))
     gap_s = max(each.longest_gap_s for each in clients)
-    count = f"{len(strikes)} faults ({missing} missing)"
-    print(f"{options.minutes:g} minutes, {NUM_RANKS} ranks, {NUM_CLIENTS} clients, {count}")
+    wrong = [words for each in clients for words in each.wrong]
     print(f"{num_streams:,} streams, {num_tokens:,} tokens; longest gap {gap_s:.2f} s; wrong: {len(wrong)}")
-    for words in wrong[:5]:
-        print(f"  {words}")
+    return wrong
+
+
+def late_of(strikes: Sequence[Strike], seconds: float) -> list[str]:
+    """Print which faults there were; return which there were not, and after which ranks stayed away."""
+    latest_s = max((each.time_s - due_s(number) for number, each in enumerate(strikes)), default=0.0)
+    print(f"{len(strikes)} faults, each at most {latest_s:.1f} s after its time")
     for name in dict.fromkeys(each.name for each in strikes):
         found = [each.back_after_s for each in strikes if each.name == name]
-        longest = "NOT before the next fault" if None in found else f"after {max(filter(None, found)):.1f} s at most"
-        print(f"{len(found)} {name}: all ranks served again {longest}")
-    is_late = any(each.back_after_s is None for each in strikes)
+        after = "NOT before the next" if None in found else f"after {max(filter(None, found)):.1f} s at most"
+        print(f"  {len(found)} {name}: all ranks served again {after}")
+    due = itertools.takewhile(lambda each_s: each_s < seconds, map(due_s, itertools.count(len(strikes))))
+    missed = [f"no fault at {each_s:.0f} s" for each_s in due]
+    away = [f"{each.name} at {each.time_s:.0f} s: ranks were away" for each in strikes if each.back_after_s is None]
+    return [*missed, *away]
+
+
+def grown_of(samples: Sequence[Sample]) -> list[str]:
+    """Print what the server's process held; return what has grown."""
     grown: list[str] = []
-    for quantity, allowed in GROWTH.items():
-        first, last = growth(samples, quantity)
-        if last - first > (allowed * first if quantity == "memory" else allowed):
-            grown.append(quantity)
-        print(
-            f"{quantity}: {first:,.1f} after warm-up, {last:,.1f} at the end{': it GREW' if quantity in grown else ''}"
-        )
-    return int(bool(wrong or grown or missing or is_late))
+    for name, allowed in GROWTH.items():
+        values = [float(getattr(each, name)) for each in samples[len(samples) // 4 :]]
+        third = len(values) // 3
+        first, last = statistics.mean(values[:third]), statistics.mean(values[-third:])
+        print(f"{name}: {first:,.1f} after warm-up, {last:,.1f} at the end")
+        if last - first > (allowed * first if name == "memory" else allowed):
+            grown.append(f"{name} has grown")
+    return grown
 
 
 if __name__ == "__main__":
