@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from moiety.calibration.calibration import TileGrid
 from moiety.cluster.catalog import load_device
 from moiety.cost.roofline import (
+    buffer_rows,
     compute_seconds,
     line_seconds,
     padded_rows,
@@ -101,6 +102,30 @@ def test_groups_of_unequal_rows_begin_the_tiles_of_their_mean(
     assert begun == pytest.approx(groups * sum(math.ceil(size / height) for size in sizes) / 1000, rel=0.01)
     assert row_tiles(rows * groups, groups, height, 0.0) == groups * math.ceil(rows / height)
     assert row_tiles(0.0, groups, height, spread) == 0
+
+
+def test_a_contiguous_buffer_costs_few_rows_the_tiles_of_all_experts() -> None:
+    line = CALIBRATION.roofline["grouped_gemm_prefill"].model_copy(
+        update={"contiguous_layout": True, "row_block": 128, "row_spread": 0.0}
+    )
+    assert line.tiles is not None
+    step_s = math.hypot(line.tiles.step_s, 2 * 128**3 * H100.num_sms / (line.compute_efficiency * H100.peak("fp8")))
+    assert buffer_rows(32, 128, 128) == 128 * 128
+    one = Gemm(32, 1536, 4096, "fp8", "bf16", 1, experts=True, slots=128)
+    waves = math.ceil(128 * 12 / H100.num_sms)
+    moved = one.weight_bytes + 128 * 128 * (4096 + 2 * 1536)
+    memory_s = moved / (line.memory_efficiency * H100.memory_bandwidth_bytes_per_s)
+    expected = line.overhead_s + math.hypot(waves * 32 * step_s, memory_s)
+    assert product_seconds(one, H100, line) == pytest.approx(expected, rel=1e-3)
+    # half of the experts, whole, have as many tiles as all of them, halved
+    assert product_seconds(replace(one, n=2 * one.n, slots=64), H100, line) == pytest.approx(expected, rel=0.05)
+
+
+@given(rows=st.floats(0, 1e5), slots=st.integers(1, 512))
+def test_a_buffer_holds_whatever_is_routed(rows: float, slots: int) -> None:
+    found = buffer_rows(rows, slots, 128)
+    assert found % 128 == 0
+    assert rows <= found <= rows + slots * 127 + 128
 
 
 def test_tiles_of_queries_cost_short_prompts_more() -> None:

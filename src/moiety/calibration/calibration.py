@@ -92,6 +92,9 @@ class Roofline(Sourced):
     """The same of the memory efficiency alone, where the two were told apart."""
     tiles: TileGrid | None = Field(default=None, exclude_if=lambda value: value is None)
     """Of products; None: any number of SMs shares the work evenly."""
+    contiguous_layout: bool = Field(default=False, exclude_if=lambda value: not value)
+    """With tiles, of experts: their rows stand in one buffer, each expert's from a multiple of `row_block` on. It has
+    room for whatever may be routed, and the kernel goes through all of its tiles, those without rows too."""
     row_spread: Annotated[float, Field(ge=0, le=1)] = Field(default=0.0, exclude_if=lambda value: not value)
     """With tiles: by which share of their mean the rows of a product's groups lie below or above it, at the most."""
     query_tile: QueryTile | None = Field(default=None, exclude_if=lambda value: value is None)

@@ -62,17 +62,19 @@ def product_seconds(work: Gemm, device: Device, line: Roofline, *, load: float =
 
     Such a kernel reads its rows in the format that the tensor cores multiply, and writes activations.
     """
-    rows = work.m * (load if work.experts else 1.0)
+    rows, groups = work.m * (load if work.experts else 1.0), work.groups
+    if line.contiguous_layout:
+        rows, groups = buffer_rows(rows, work.slots, line.row_block), 1
     written = BYTES_PER_ELEMENT[work.activation_dtype]
     reached = line.format_efficiency.get(work.weight_dtype, 1.0)
     rate = line.compute_efficiency * reached * device.peak(work.weight_dtype)
     if line.tiles is None:
         read = written
-        compute = 2.0 * padded_rows(rows, work.groups, line) * work.n * work.k / (rate * sm_share)
+        compute = 2.0 * padded_rows(rows, groups, line) * work.n * work.k / (rate * sm_share)
     else:
         read = BYTES_PER_ELEMENT[device.compute_dtype(work.weight_dtype)]
         sms, sm_rate = max(round(device.num_sms * sm_share), 1), rate / device.num_sms
-        down = [row_tiles(rows, work.groups, height, line.row_spread) for height in line.tiles.rows]
+        down = [row_tiles(rows, groups, height, line.row_spread) for height in line.tiles.rows]
         parts = line.tiles.depth_parts.get(work.weight_dtype, (1,))
         compute = tile_wave_seconds(down, work.n, work.k * read, line.tiles, sms, sm_rate * read, parts)
     moved = work.weight_bytes + rows * (work.k * read + work.n * written) * work.times
@@ -87,6 +89,15 @@ def query_tile_seconds(work: AttentionCore, line: Roofline, num_sms: int) -> flo
         return 0.0
     each = math.ceil(work.shape.tokens / line.query_tile.rows)
     return work.shape.sequences * work.shape.heads * each / num_sms * line.query_tile.seconds
+
+
+def buffer_rows(rows: float, slots: int, row_block: int) -> int:
+    """Return the rows of a buffer in which each of the GPU's experts begins at a multiple of `row_block`.
+
+    Only the device knows how many rows each has, so the host keeps as many as the worst routing needs (vLLM's
+    `compute_aligned_M`).
+    """
+    return math.ceil((rows + slots * (row_block - 1)) / row_block) * row_block
 
 
 def row_tiles(rows: float, groups: float, height: int, spread: float) -> float:

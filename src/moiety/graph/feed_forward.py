@@ -169,7 +169,7 @@ def _experts(part: MoeFeedForward, row_size: int, layout: Layout, arrive: str) -
         moved = 2.0 * rows * row_size * BYTES_PER_ELEMENT[act]
         permuted = Tensor("permuted", (max(int(rows), 1), row_size), act)
         ops.append(Op("expert_permute", MemoryPass(moved, experts=True), (arrive,), permuted))
-    up = Gemm(rows, parts * width, row_size, dtypes.experts, act, groups, experts=True)
+    up = Gemm(rows, parts * width, row_size, dtypes.experts, act, groups, experts=True, slots=slots)
     ops.append(
         Op(
             f"expert_{name}",
@@ -180,7 +180,7 @@ def _experts(part: MoeFeedForward, row_size: int, layout: Layout, arrive: str) -
         )
     )
     ops += _activation("expert_activation", rows, (width, parts), ops[-1].name, layout, experts=True)
-    down = Gemm(rows, row_size, width, dtypes.experts, act, groups, experts=True)
+    down = Gemm(rows, row_size, width, dtypes.experts, act, groups, experts=True, slots=slots)
     ops.append(
         Op(
             "expert_down",

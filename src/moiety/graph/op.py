@@ -51,6 +51,8 @@ class Gemm:
     """The rows are an equal share of the routed tokens; a rank's load scales them."""
     times: float = 1
     """How often it runs (the backward pass runs it twice: for inputs and for weights)."""
+    slots: int = 1
+    """Weight matrices that the GPU holds, read or not."""
 
     @property
     def flops(self) -> float:

@@ -75,8 +75,9 @@ _KNOWN = """## What no law here explains
   at high concurrency; the constants `burst` and `burst_growth` are what a mean run of an engine's releases did.
 - Prompts that repeat find their prefix in the cache (some vLLM rows of 8B models): the time to first token is then
   far below any prefill.
-- Kernels that fell back to slower ones (B300 with 8,192 tokens in) are predicted as if they had not. Qwen3-235B FP8 on
-  vLLM 0.12 takes as long for 4 sequences as for 20, and less on more GPUs: as if every step read all experts.
+- Kernels that fell back to slower ones (B300 with 8,192 tokens in) are predicted as if they had not.
+- Qwen3-235B FP8 on vLLM 0.12 is predicted a fifth to a third too fast where attention is data parallel, and with a few
+  long prompts in flight. Its other rows agree with a kernel that goes through the tiles of all experts.
 - Runs of Llama-3.1-8B under TensorRT-LLM 1.0.0rc3 have an answer's time over the requests in flight in their time to
   first token, as if one request always waited; those of Qwen3-32B under the same labels do not.
 - Runs of one sweep were loaded until they reached a time per token (Llama-3.1-8B and Qwen3-235B on H200): inside

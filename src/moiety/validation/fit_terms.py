@@ -13,7 +13,7 @@ from moiety.calibration.catalog import load_calibration
 from moiety.cost.collective import collective_transfer, fan_out
 from moiety.cost.expert_exchange import exchange_transfer
 from moiety.cost.price import distinct_groups
-from moiety.cost.roofline import padded_rows, roofline_kind
+from moiety.cost.roofline import padded_rows, product_seconds, roofline_kind
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
 from moiety.graph.op import AttentionCore, Collective, Gemm
@@ -123,6 +123,8 @@ def _term(op: Op, pool: ServingPool, moe: object, *, decode: bool) -> tuple[floa
     bandwidth = device.memory_bandwidth_bytes_per_s
     if isinstance(work, Gemm):
         line = pool.calibration.roofline[kind]
+        if line.tiles is not None:  # a kernel as it was measured alone
+            return (FIXED, 0, 0.0, product_seconds(work, device, line))
         flops = 2.0 * padded_rows(work.m, work.groups, line) * work.n * work.k * work.times
         moved = work.weight_bytes + work.m * (work.k + work.n) * BYTES_PER_ELEMENT[work.activation_dtype] * work.times
         form = FORMATS.index(work.weight_dtype) + 1 if work.weight_dtype in FORMATS else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moiety.calibration.engines import family_calibration
+from moiety.calibration.expert_kernels import has_contiguous_experts, with_contiguous_experts
 from moiety.calibration.serving_catalog import load_serving
 from moiety.projection.serving import aggregated_latency
 from moiety.projection.serving_apart import apart_parts, disaggregated_latency
@@ -43,6 +44,9 @@ class ServingPredictor:
         family = self._constants.family(architecture)
         if architecture not in self._calibrations:
             self._calibrations[architecture] = family_calibration(family)
+        calibration, experts = self._calibrations[architecture], case.options.dtypes.experts
+        if has_contiguous_experts(case.engine, case.version, architecture, experts, worker.strategy.etp):
+            calibration = with_contiguous_experts(calibration)
         return ServingPool(
             model=case.model,
             cluster=case.cluster,
@@ -53,7 +57,7 @@ class ServingPredictor:
             draft_tokens=case.draft_tokens,
             admission=case.admission,
             acceptance=self._constants.draft_acceptance,
-            calibration=self._calibrations[architecture],
+            calibration=calibration,
             release=family.release(case.engine, case.version),
             workload=Workload(
                 name="measured",
