@@ -138,6 +138,12 @@ def test_a_cache_that_was_not_told_a_format_has_that_of_the_activations() -> Non
     assert _case().options.dtypes.kv_cache == "fp8"
 
 
+@pytest.mark.parametrize(("backend", "cache"), [("vllm", "bf16"), ("sglang", "bf16"), ("trtllm", "fp8")])
+def test_runs_of_others_have_the_cache_that_their_engine_makes_by_itself(backend: str, cache: str) -> None:
+    assert _case(backend=backend, isl=4000, osl=500).options.dtypes.kv_cache == cache
+    assert _case(backend=backend, isl=4000, osl=500, precision="bf16").options.dtypes.kv_cache == "bf16"
+
+
 def test_lengths_that_runs_drew_below_their_label_are_the_mean_ones() -> None:
     assert (_case(osl=8192).input_tokens, _case(osl=8192).output_tokens) == (922, 7373)
     assert (_case(osl=512).input_tokens, _case(osl=512).output_tokens) == (1024, 512)

@@ -22,3 +22,11 @@ def keeps_whole(engine: str) -> bool:
     TensorRT-LLM's default (CapacitySchedulerPolicy.GUARANTEED_NO_EVICT); vLLM and SGLang throw the youngest out.
     """
     return engine == "tensorrt-llm"
+
+
+def quantizes_cache(engine: str) -> bool:
+    """Return whether an engine's cache has the format of quantized weights: TensorRT-LLM's, as checkpoints tell it.
+
+    vLLM and SGLang cache in the format of the activations (`--kv-cache-dtype auto`).
+    """
+    return engine == "tensorrt-llm"

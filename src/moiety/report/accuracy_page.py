@@ -50,7 +50,8 @@ _KNOWN = """## What no law here explains
 - Nor do they say what format the cache had, and how often the engine took up new prompts (`--scheduler-recv-interval`
   of SGLang, `timeout_iters` and `batch_wait_timeout_iters` of TensorRT-LLM), which is much of the time to first token
   at low load. Where the operator's scripts are published both are read there; other runs are taken to look for prompts
-  before every step, and to quantize the cache where weights are.
+  before every step. With lengths of that operator's benchmark the cache is taken to be quantized where weights are;
+  others left it to the engine: TensorRT-LLM follows the checkpoint, vLLM and SGLang cache in the activations' format.
 - Labels of TensorRT-LLM runs without a release (2025-10) have the number of GPUs as `tp`; their scripts divided experts
   and attention by the load. Those degrees are read in the scripts too.
 - Rows of gpt-oss on H100 under vLLM with 512 in flight contradict themselves: time per token is that of 4 to 64

@@ -99,6 +99,11 @@ def mean_tokens(row: ServingRow) -> tuple[int, int]:
     return (row.isl or 1, row.osl or 1) if row.exact_lengths else _published().drawn.mean_tokens(row)
 
 
+def has_published_lengths(row: ServingRow) -> bool:
+    """Return whether a row has lengths of the benchmark whose settings were published; others are runs of others."""
+    return (row.isl, row.osl) in _published().drawn.labels
+
+
 @cache
 def _published() -> RunSettings:
     return RunSettings.model_validate_json(catalog_text("deployments", PUBLISHED, ".json"))

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
+from moiety.calibration.scheduling import quantizes_cache
 from moiety.cluster.catalog import catalog_clusters, load_cluster
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.errors import InputError
@@ -17,7 +18,7 @@ from moiety.projection.admission import AT_EVERY_STEP, Admission
 from moiety.strategy.legality import SCALE_BLOCKS, broken_rules
 from moiety.strategy.strategy import Strategy
 from moiety.validation.deployments import TWINS, completed
-from moiety.validation.published_settings import NOT_PUBLISHED, mean_tokens, published_setting
+from moiety.validation.published_settings import NOT_PUBLISHED, has_published_lengths, mean_tokens, published_setting
 from moiety.validation.skipped import SkippedRow
 
 if TYPE_CHECKING:
@@ -182,10 +183,11 @@ def row_dtypes(row: ServingRow, model: Model) -> DtypePolicy:
         experts = stated
     narrow = min(BYTES_PER_ELEMENT[dense], BYTES_PER_ELEMENT[experts]) < BYTES_PER_ELEMENT["bf16"]
     sent: Dtype = "fp8" if narrow else "bf16"
-    # published runs of quantized checkpoints quantize the cache too; those of MXFP4 not where it has no products
-    # (TensorRT-LLM, perf-overview.md: "Hopper: use auto")
+    # the published runs of quantized checkpoints quantize the cache too, others where the engine does by itself; those
+    # of MXFP4 not where it has no products (TensorRT-LLM, perf-overview.md: "Hopper: use auto")
     upcast = experts == "mxfp4" and row_cluster(row.system, 1).device.compute_dtype("mxfp4") == "bf16"
-    cached: Dtype = "fp8" if narrow and not upcast else "bf16"
+    told = has_published_lengths(row) or quantizes_cache(ENGINES[row.backend.lower()])
+    cached: Dtype = "fp8" if narrow and told and not upcast else "bf16"
     return DtypePolicy(weights=dense, experts=experts, dispatch=sent, kv_cache=cached)
 
 
