@@ -179,7 +179,8 @@ class Projection(Record):
     """Share of the communication time that is hidden behind computation."""
     memory_bytes_per_gpu: dict[str, Count]
     cross_node_bytes_per_token: Amount
-    """Bytes that leave a GPU's innermost domain of links, per token, all layers, whatever the transfer."""
+    """Bytes that leave a GPU's innermost domain of links in a step, for each of its tokens, whatever the transfer:
+    exchanges, sums and gathers of all passes, weights that are gathered and gradients that are summed included."""
     power_w_per_gpu: Amount
     tokens_per_joule: Amount
     provenance: dict[str, Basis]

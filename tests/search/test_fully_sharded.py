@@ -15,6 +15,8 @@ from moiety.model.attention import GroupedQueryAttention
 from moiety.model.feed_forward import DenseFeedForward
 from moiety.plan import Options, Plan
 from moiety.projection.project import evaluate
+from moiety.projection.scenario import scenario_of
+from moiety.projection.step import time_graph
 from moiety.search.fit import smallest_fitting_gpus
 from moiety.search.judge import Judged, Refused, judge
 from moiety.search.options import default_options
@@ -54,6 +56,30 @@ def test_one_instance_shards_what_its_attention_groups_hold() -> None:
         assert fully.ops == same.ops
         plain = graph_of(small_model(), strategy, "decode", Options())
         assert graph_of(small_model(), strategy, "decode", Options(fully_sharded=True)).ops == plain.ops
+
+
+@pytest.mark.parametrize("recomputes", [False, True])
+@pytest.mark.parametrize("strategy", ["tp1_x16", "ep8_tp1_x2"])
+def test_what_gathers_and_scatters_send_between_nodes_is_counted(strategy: str, recomputes: bool) -> None:
+    plan = planned(sharded=True, strategy=strategy)
+    graph = build_graph(plan.model, plan.pools[0], plan.options)
+    checkpointed = frozenset(range(plan.model.num_layers)) if recomputes else frozenset()
+    found = time_graph(scenario_of(plan, CALIBRATION), graph, None, timing="folded", checkpointed=checkpointed)
+    gathered, scattered = {"dense": 0, "expert": 0}, {"dense": 0, "expert": 0}
+    for work, name in ((op.work, op.name) for ops in (*graph.layers, *graph.backward) for op in ops):
+        if isinstance(work, Collective) and work.bulk:
+            kind = gathered if work.kind == "all_gather" else scattered
+            kind[name.split("_")[0]] += int(work.payload_bytes) * plan.model.num_layers
+    for op in (*graph.embedding, *graph.update):
+        if isinstance(op.work, Collective):
+            (gathered if op.work.kind == "all_gather" else scattered)["dense"] += int(op.work.payload_bytes)
+    held = {kind: gathered[kind] + scattered[kind] for kind in gathered}
+    assert min(held.values()) > 0
+    # ranks of a node send on half of what each has: an eighth, where they share it out among themselves before
+    inside = {"dense": 8, "expert": 1 if strategy == "ep8_tp1_x2" else 8}
+    sent = sum(held[kind] / inside[kind] / 2 for kind in held)
+    assert graph.layout.schedule.num_microbatches == 1
+    assert found.cross_node_bytes_per_token * graph.layout.tokens == pytest.approx(sent, rel=1e-6)
 
 
 def test_every_micro_batch_gathers_twice_and_scatters_once_and_the_step_reduces_nothing_else() -> None:

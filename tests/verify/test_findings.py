@@ -14,11 +14,14 @@ from moiety.calibration.engines import engine_calibration
 from moiety.plan import Options, Plan
 from moiety.projection.project import evaluate
 from moiety.strategy.strategy import parse_strategy
+from moiety.verify.checks.cross_node import cross_node_bytes
 from moiety.verify.checks.table import FIGURES, STRUCTURE
 from moiety.verify.findings import Verification
+from moiety.verify.inspection import Inspection
 from moiety.verify.verify import verification, verify_plan
 from moiety.workload.workload import ServiceObjective, Workload
 from tests.routed import routed_plan
+from tests.scenarios import GQA, evaluated, moe, prefill_load, scenario, small_model, tiered, training_load
 from tests.verify.plans import (
     CALIBRATION,
     OFF,
@@ -75,14 +78,52 @@ def test_options_change_the_plan_and_not_the_checks(options: Options) -> None:
     assert errors(plan) == []
 
 
+@pytest.mark.parametrize(
+    ("per_node", "strategy", "workload"),
+    [
+        (3, "ep3_tp2", prefill_load()),
+        (3, "tp1_dp6_ep3_cp2", training_load(length=1536)),
+        (5, "ep10_tp1", training_load()),
+    ],
+)
+def test_groups_that_no_node_holds_whole_are_no_error(per_node: int, strategy: str, workload: Workload) -> None:
+    heads = GQA.model_copy(update={"num_heads": 12, "num_kv_heads": 6})
+    case = scenario(
+        small_model(heads, moe(num_experts=30)), tiered(per_node, 2 * per_node, per_node=per_node), workload
+    )
+    assert errors(evaluated(case, strategy, Options(all_to_all="flat"))) == []
+
+
+@pytest.mark.parametrize(
+    ("strategy", "options"),
+    [
+        ("ep16_tp1", Options()),
+        ("ep8_tp2", Options(dense_parameter_sharding=True)),
+        ("ep16_tp1_x2", Options(fully_sharded=True)),
+        ("ep16_tp1_x2", Options(activation_checkpointing=False)),
+    ],
+)
+def test_bytes_that_training_sends_between_nodes_are_within_what_rows_and_weights_take(
+    strategy: str, options: Options
+) -> None:
+    num_gpus = 32 if strategy.endswith("_x2") else 16
+    workload = training_plan().workload
+    plan = decided("olmoe-1b-7b", f"h100x{num_gpus}", workload, parse_strategy(strategy, num_gpus), options)
+    stated = plan.pools[0].projection
+    assert stated is not None
+    for factor, severity in ((1.0, "ok"), (0.3, "error"), (20.0, "error")):
+        figure = {"cross_node_bytes_per_token": factor * stated.cross_node_bytes_per_token}
+        pool = plan.pools[0].model_copy(update={"projection": stated.model_copy(update=figure)})
+        (finding,) = cross_node_bytes(Inspection(plan.model_copy(update={"pools": (pool,)}), CALIBRATION))
+        assert finding.severity == severity, (factor, finding.message)
+
+
 def test_every_check_says_something_about_some_plan() -> None:
     silent = {check.__name__ for check in (*STRUCTURE, *FIGURES)}
     workload = small_plan().workload.model_copy(update={"slo": ServiceObjective(ttft_s=100.0)})
     redundant = decided(
         "mixtral-8x7b", "h100x16", workload, parse_strategy("ep8_tp2", 16), Options(redundant_experts=8)
     )
-    from moiety.verify.inspection import Inspection  # noqa: PLC0415 - the checks one by one, here only
-
     for plan in (redundant, reference_plan(), training_plan(), routed_plan()):
         inspection = Inspection(plan, CALIBRATION)
         silent -= {check.__name__ for check in (*STRUCTURE, *FIGURES) if list(check(inspection))}

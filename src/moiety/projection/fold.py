@@ -108,18 +108,18 @@ def _seconds(prices: tuple[OpPrice, ...]) -> float:
 
 def _added(graph: Graph, priced: PricedGraph, block: int, pair: int, *, recomputed: bool, sampled: bool) -> _Added:
     """Return what a layer of a kind adds."""
-    passes = _passes(priced, block, recomputed=recomputed)
+    passes = layer_passes(priced, block, recomputed=recomputed)
     links = tuple(pair * seconds for seconds in link_seconds(passes))
     reduced = _without_reductions(priced)
     if not sampled:
-        passes = _passes(reduced, block, recomputed=recomputed)
+        passes = layer_passes(reduced, block, recomputed=recomputed)
         return _Added(*layer_times(passes, overlapped=pair > 1), links)
     short, long = (_sample(graph, pair, reduced, block, count, recomputed=recomputed) for count in (2, 4))
     seconds, exposed, moving = ((more - less) / 2 for more, less in zip(long, short, strict=True))
     return _Added(seconds, exposed, max(moving, 0.0), links)
 
 
-def _passes(priced: PricedGraph, block: int, *, recomputed: bool) -> list[tuple[OpPrice, ...]]:
+def layer_passes(priced: PricedGraph, block: int, *, recomputed: bool) -> list[tuple[OpPrice, ...]]:
     """Return the op lists that a micro-batch runs in a layer of a kind; parameters stay gathered after recomputing."""
     forward = priced.layers[block]
     if not priced.backward:

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Literal
 
 from moiety.cost.price import Pricer
 from moiety.graph.graph import build_step_graph
-from moiety.graph.op import Collective
 from moiety.projection.coverage import coverage
-from moiety.projection.fold import fold
+from moiety.projection.fold import fold, layer_passes
 from moiety.projection.load import load_classes
 from moiety.sim.step import RankClass
 from moiety.sim.timeline import simulate_step
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from moiety.cost.price import OpPrice, PricedGraph
     from moiety.graph.graph import Graph
     from moiety.placement.placement import Placement
@@ -116,7 +117,7 @@ def time_graph(
         exposed_fraction=exposed,
         overlap_fraction=overlap,
         memory_traffic_bytes=_memory_traffic(graph),
-        cross_node_bytes_per_token=_cross_node_bytes(graph, priced[round(classes[0].loads[0], 4)]),
+        cross_node_bytes_per_token=_cross_node_bytes(graph, priced[round(classes[0].loads[0], 4)], checkpointed),
         timeline=timeline,
         coverage=coverage(graph, tuple(priced.values())) if scenario.calibration.tables else None,
     )
@@ -140,18 +141,23 @@ def _memory_traffic(graph: Graph) -> float:
     return per_microbatch * graph.layout.schedule.num_microbatches + sum(op.memory_bytes for op in graph.update)
 
 
-def _cross_node_bytes(graph: Graph, priced: PricedGraph) -> float:
-    """Return bytes that leave the fast domain for each token: of every transfer of the forward pass but bulk ones."""
-    tokens = graph.layout.tokens
-    per_block = [sum(_outside(p) for p in ops) for ops in priced.layers]
-    total = sum(per_block[block] for block in graph.model.layer_blocks)
-    total += sum(_outside(p) for p in (*priced.embedding, *priced.head))
-    total += sum(_outside(p) for p in priced.boundary) * (len(graph.pieces) - 1)
-    return total * graph.layout.strategy.tp / tokens if tokens else 0.0
+def _cross_node_bytes(graph: Graph, priced: PricedGraph, checkpointed: frozenset[int]) -> float:
+    """Return bytes that leave the fast domain in a step for each of its tokens, whatever the transfer.
+
+    Of training all passes count, layers that compute again twice forward, and gradients that are reduced once a step.
+    """
+    layout = graph.layout
+    kinds = Counter((graph.block_of(layer), layer in checkpointed) for layer in range(graph.model.num_layers))
+    in_microbatch = sum(
+        count * sum(_outside(ops) for ops in layer_passes(priced, block, recomputed=recomputed))
+        for (block, recomputed), count in kinds.items()
+    )
+    in_microbatch += _outside(priced.embedding) + _outside(priced.head)
+    handed_on = (len(graph.pieces) - 1) * (2 if layout.training else 1)
+    in_microbatch += handed_on * _outside(priced.boundary)
+    total = in_microbatch + _outside(priced.update) / layout.schedule.num_microbatches
+    return total * layout.strategy.tp / layout.tokens if layout.tokens else 0.0
 
 
-def _outside(price: OpPrice) -> float:
-    work = price.op.work
-    if price.transfer is None or not isinstance(work, Collective) or work.bulk:
-        return 0.0
-    return sum(price.transfer.tier_bytes[1:])
+def _outside(prices: Iterable[OpPrice]) -> float:
+    return sum(sum(price.transfer.tier_bytes[1:]) for price in prices if price.transfer is not None)

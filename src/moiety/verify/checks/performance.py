@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.strategy.stages import held_layers
-from moiety.verify.closed_form import cache_bytes, dense_weights, distinct_shares, pool_flops_per_token, router_weights
+from moiety.verify.closed_form import cache_bytes, dense_weights, pool_flops_per_token, router_weights
 from moiety.verify.findings import Finding, judged
 
 if TYPE_CHECKING:
@@ -179,54 +179,6 @@ def objective(inspection: Inspection) -> Iterator[Finding]:
             otherwise="warning",
             expected=limit,
             actual=reached,
-        )
-
-
-def cross_node_bytes(inspection: Inspection) -> Iterator[Finding]:
-    """Check that bytes between nodes lie between one copy per node reached and one row per expert and partner.
-
-    How many are reached is measured where the placement has a trace's traffic, and follows from uniform routing else.
-    """
-    plan, moe = inspection.plan, inspection.plan.model.moe
-    node = plan.cluster.tiers[0].num_gpus
-    for pool in plan.pools:
-        strategy, figures = pool.strategy, pool.projection
-        stage = strategy.gpus_per_stage
-        whole = stage % node == 0 and stage > node and strategy.tp <= node and strategy.attn_dp > 1 and strategy.ep > 1
-        if moe is None or figures is None or not whole:
-            continue
-        traffic = pool.placement.traffic if pool.placement is not None else None
-        reach = traffic.outside(node) if traffic is not None else None
-        if reach is None and (moe.num_experts % (stage // node) or moe.num_groups > 1):
-            continue
-        nodes = stage // node
-        dtypes = plan.options.dtypes
-        sent, back = ROW_BYTES_PER_ELEMENT[dtypes.dispatch], ROW_BYTES_PER_ELEMENT[dtypes.combine]
-        row = moe.row_size(plan.model.hidden_size) * (sent + back) * plan.model.num_moe_layers
-        remote = (1 - 1 / nodes) * row
-        if reach is None:
-            least = distinct_shares(moe.num_experts, moe.top_k, nodes) * remote
-            most = moe.top_k * max(strategy.etp, 1) * remote
-        else:
-            least, most = reach.domains * row, reach.messages * max(strategy.etp, 1) * row
-        # pipeline stages hand on a row for each token, whole on each tensor-parallel GPU
-        handed = (strategy.pp - 1) * plan.model.hidden_size * BYTES_PER_ELEMENT[dtypes.activations] * strategy.tp
-        training = pool.role == "training"
-        actual = figures.cross_node_bytes_per_token
-        exact = {"hierarchical": least, "flat": most}.get(plan.options.all_to_all)
-        if reach is not None and len(traffic.domains if traffic else ()) > 1:
-            exact = None  # rows on several tiers beyond the node, each with its own measure
-        close = exact is None or abs(actual - exact) <= 0.01 * exact or strategy.pp > 1 or training
-        yield judged(
-            "cross-node-bytes",
-            inspection.name_of(pool),
-            f"{actual / 1e6:.3f} MB per token{' (measured traffic)' if reach else ''}; "
-            f"one copy per distinct node of {nodes}: {least / 1e6:.3f} MB, "
-            "one row per expert "
-            f"and partner: {most / 1e6:.3f} MB",
-            holds=(least * 0.99 <= actual <= (most + handed) * 1.01) and close,
-            expected=exact if exact is not None else least,
-            actual=actual,
         )
 
 

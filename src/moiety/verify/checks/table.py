@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from moiety.verify.checks import (
     balance,
+    cross_node,
     hardware,
     memory,
     performance,
@@ -48,7 +49,7 @@ FIGURES: tuple[Check, ...] = (
     performance.speed_of_light,
     performance.figures_agree,
     performance.objective,
-    performance.cross_node_bytes,
+    cross_node.cross_node_bytes,
     routed_traffic.routed_traffic,
     precedent.utilization,
     simulation.timelines,
