@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from trace_option import add_trace_option, trace_of
 
 from moiety.control.apply import apply
 from moiety.control.decide import settle
@@ -22,11 +22,12 @@ from moiety.control.events import ExpertCounts, Heartbeat, Moved
 from moiety.control.policy import Deployment, Policy
 from moiety.control.state import initial_state
 from moiety.control.working import working_map
+from moiety.errors import InputError
 from moiety.placement.methods.eplb import eplb_global
 from moiety.placement.metrics import balance_of, gpu_loads
 from moiety.placement.migration.cost import CopyLinks, settled
 from moiety.placement.problem import PlacementProblem
-from moiety.workload.routing import read_routing, windowed
+from moiety.workload.routing import windowed
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -110,11 +111,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Balance and moves on drifting loads.")
     parser.add_argument("--windows", type=int, default=144, metavar="N")
     parser.add_argument("--seed", type=int, default=1, help="of the synthetic drift")
-    parser.add_argument("--trace", metavar="FILE.npz")
+    add_trace_option(parser)
     arguments = parser.parse_args()
-    if arguments.trace:
-        routing = read_routing(Path(arguments.trace).read_bytes(), source=arguments.trace)
-        counted = windowed(routing, arguments.windows).counts
+    routing = trace_of(parser, arguments.trace, "topk")
+    if routing is not None:
+        try:
+            counted = windowed(routing, arguments.windows).counts
+        except InputError as error:
+            parser.error(str(error))
         run(counted, 8, 2, -(-counted.shape[2] * 9 // 64) * 8)
     else:
         run(drifting(arguments.windows, arguments.seed), 32, 4, 288)

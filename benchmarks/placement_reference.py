@@ -16,13 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from trace_option import add_trace_option, trace_of
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from moiety.placement.methods.joint import joint
 from moiety.placement.metrics import measure
 from moiety.placement.problem import placement_problem
-from moiety.workload.routing import read_routing
 from moiety.workload.synthetic_routing import RoutingSize, RoutingTargets, synthesize_from
 from tests.placement.reference import partition_cost, reference_partition, remote_nodes
 
@@ -31,13 +31,11 @@ MOST_TOKENS = 40_000
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="The joint placement beside a hypergraph partitioner.")
-    parser.add_argument("--trace", type=Path, metavar="FILE")
+    add_trace_option(parser)
     parser.add_argument("--layers", type=int, default=4, metavar="N")
     options = parser.parse_args()
     size = RoutingSize(num_layers=4, num_experts=32, top_k=4, num_tokens=20_000, num_sequences=200)
-    trace = synthesize_from(RoutingTargets(), size, seed=0)
-    if options.trace is not None:
-        trace = read_routing(options.trace.read_bytes(), source=str(options.trace))
+    trace = trace_of(parser, options.trace, "topk") or synthesize_from(RoutingTargets(), size, seed=0)
     assert trace.topk is not None, "the trace has tokens"
     some = np.arange(options.layers) * trace.num_layers // options.layers
     topk = trace.topk[some][:, :: -(-trace.topk.shape[1] // MOST_TOKENS)]

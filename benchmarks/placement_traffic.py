@@ -25,12 +25,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
+from trace_option import add_trace_option, trace_of
 
 from moiety.placement.methods.eplb import eplb_global
 from moiety.placement.methods.joint import joint
 from moiety.placement.metrics import measure
 from moiety.placement.problem import placement_problem
-from moiety.workload.routing import by_sequences, read_routing
+from moiety.workload.routing import by_sequences
 from moiety.workload.routing_file import npz_bytes
 from moiety.workload.synthetic_routing import RoutingSize, RoutingTargets, synthesize_from
 
@@ -154,13 +155,11 @@ def cold() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Traffic, balance and time of the joint placement.")
-    parser.add_argument("--trace", type=Path, metavar="FILE")
+    add_trace_option(parser)
     parser.add_argument("--splits", type=int, default=3, metavar="N")
     parser.add_argument("--runs", type=int, default=3, metavar="N")
     options = parser.parse_args()
+    asked = trace_of(parser, options.trace, "topk", "sequence")
     cold()
     warm(options.runs)
-    quality(
-        read_routing(options.trace.read_bytes(), source=str(options.trace)) if options.trace else synthetic_trace(),
-        options.splits,
-    )
+    quality(asked or synthetic_trace(), options.splits)
