@@ -11,6 +11,9 @@ import torch
 from torch.distributed import TCPStore
 from torch.profiler import ProfilerActivity, profile
 
+from moiety.cost.arena import plan_arena
+from moiety.graph.graph import build_graph
+from moiety.plan import Schedule
 from moiety.runtime.arena.tape import Tape
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.comm.network import Network
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     Load = Callable[..., tuple[RankModel, Network]]
 
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [9, 8, 7], [100, 50, 3, 2]]
+SEQUENCES = 32
+"""As many as make what products of few rows ask for beside their results, which the plan does not count, small."""
 
 
 CONVERTED: dict[str, tuple[Dtype, Dtype, int, Dtype]] = {
@@ -56,8 +61,9 @@ def load(tmp_path: Path) -> Iterator[Load]:
         kv_cache: Dtype = "fp32",
         redundant: int = 0,
         weights: Dtype | None = None,
+        **changes: object,
     ) -> tuple[RankModel, Network]:
-        folder = save_checkpoint(name, tmp_path / name)
+        folder = save_checkpoint(name, tmp_path / name, **changes)
         plan = plan_of(folder, "tp1", dtype=dtype, kv_cache=kv_cache, redundant=redundant, weights=weights)
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         network = Network(rank=0, world_size=1, store=store, tiers=plan.cluster.tiers)
@@ -139,6 +145,21 @@ def test_a_step_of_decoding_allocates_nothing_and_has_the_same_bits(
     monkeypatch.setattr(Tape, "play", played_poisoned)
     steady = [4] * 8
     assert all(map(torch.equal, decoded(model, network, steady), decoded(plain, network, steady)))
+
+
+@pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "deepseek_v3", "gpt_oss", "glm4_moe"])
+def test_the_arena_of_a_step_is_the_planned_one(name: str, load: Load) -> None:
+    size = {"moe_intermediate_size": 192} if name in {"qwen3_moe", "deepseek_v3", "glm4_moe"} else {}
+    model, network = load(name, hidden_size=256, intermediate_size=384, **size)
+    decoded(model, network, [SEQUENCES] * 3)
+    assert model.decoding is not None
+    plan = model.seat.plan
+    schedule = Schedule(
+        num_microbatches=1, prefill_tokens=0, prompt_tokens=0, decode_sequences=SEQUENCES, context_tokens=40
+    )
+    pool = plan.pools[0].model_copy(update={"role": "decode", "schedule": schedule})
+    planned = plan_arena(build_graph(plan.model, pool, plan.options))
+    assert model.decoding.document()["packed_bytes"] == pytest.approx(planned.peak_bytes, rel=0.1)
 
 
 def test_what_a_back_end_does_not_fix_is_called_as_a_whole(load: Load) -> None:

@@ -5,6 +5,7 @@ So a step of decoding can be noted and played again, whatever the router chooses
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from moiety.runtime.conversion import integers
 from moiety.runtime.expansion import room_for
 from moiety.runtime.experts.by_slot import multiply_by_slot, room_for_few
 from moiety.runtime.experts.keys import KEY_BITS
+from moiety.runtime.gates import gated
 
 if TYPE_CHECKING:
     from moiety.runtime.block_scaled import Weight
@@ -36,8 +38,7 @@ def outputs_of_few(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer
     slots = torch.where(rows.slots >= 0, rows.slots, weights.num_slots).long()
     keys, order = _sorted(((slots << KEY_BITS) + rows.keys[:, None]).view(-1))
     bounds = torch.searchsorted(keys, torch.arange(weights.num_slots + 1, device=keys.device) << KEY_BITS)
-    slot = (keys >> KEY_BITS).clamp_(max=weights.num_slots - 1)
-    outputs = _products(rows.hidden.index_select(0, order // width), slot, bounds, weights, recorder, layer)
+    outputs = _products(rows.hidden.index_select(0, order // width), bounds, weights, recorder, layer)
     outputs = outputs.float() * rows.weights.reshape(-1).index_select(0, order)[:, None]
     by_pair = torch.empty_like(outputs)
     called(_put_back, outputs, order, bounds, by_pair)
@@ -56,40 +57,38 @@ def _sorted(keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _products(
     hidden: torch.Tensor,
-    slot: torch.Tensor,
     bounds: torch.Tensor,
     weights: ExpertWeights,
     recorder: Recorder,
     layer: int,
 ) -> torch.Tensor:
     """Return the experts' outputs of rows sorted by slot, [rows, hidden]."""
-    middle = _multiplied(hidden, weights.gate_up, bounds)
-    if weights.gate_up_bias is not None:
-        middle += weights.gate_up_bias.index_select(0, slot)
-    middle = weights.gate(middle)
+    middle = gated(weights.gate, _multiplied(hidden, weights.gate_up, weights.gate_up_bias, bounds))
     recorder.mark("expert_gate_up", layer)
-    out = _multiplied(middle, weights.down, bounds)
-    if weights.down_bias is not None:
-        out += weights.down_bias.index_select(0, slot)
-    return out
+    return _multiplied(middle, weights.down, weights.down_bias, bounds)
 
 
-def _multiplied(rows: torch.Tensor, weights: Weight, bounds: torch.Tensor) -> torch.Tensor:
+def _multiplied(rows: torch.Tensor, weights: Weight, bias: torch.Tensor | None, bounds: torch.Tensor) -> torch.Tensor:
     out = rows.new_empty(rows.shape[0], weights.shape[2])
     room = rows.new_empty(room_for_few(*weights.shape[1:]))
-    called(_multiply, rows, weights, bounds, out, room, room_for(weights))
+    called(_multiply, rows, weights, bias, bounds, out, room, room_for(weights))
     return out
 
 
 def _multiply(
     rows: torch.Tensor,
     weights: Weight,
+    bias: torch.Tensor | None,
     bounds: torch.Tensor,
     out: torch.Tensor,
     room: torch.Tensor,
     expanded: Room | None,
 ) -> None:
-    multiply_by_slot(rows, weights, integers(bounds), out, room, expanded)
+    begins = integers(bounds)
+    multiply_by_slot(rows, weights, begins, out, room, expanded)
+    if bias is not None:
+        for slot, (low, high) in enumerate(pairwise(begins)):
+            out[low:high] += bias[slot]
 
 
 def _put_back(outputs: torch.Tensor, order: torch.Tensor, bounds: torch.Tensor, by_pair: torch.Tensor) -> None:

@@ -15,6 +15,7 @@ from moiety.runtime.dispatch.reduction import segment_sum
 from moiety.runtime.experts.by_slot import FEW_ROWS, multiply_by_slot
 from moiety.runtime.experts.few import MOST_PAIRS, outputs_of_few
 from moiety.runtime.experts.keys import KEY_BITS
+from moiety.runtime.gates import gated
 
 if TYPE_CHECKING:
     from moiety.runtime.block_scaled import Weight
@@ -126,7 +127,7 @@ def _products(
     middle = _multiplied(hidden, weights.gate_up, counts, multiply)
     if weights.gate_up_bias is not None:
         middle += weights.gate_up_bias[slot]
-    middle = weights.gate(middle)
+    middle = gated(weights.gate, middle)
     recorder.mark("expert_gate_up", layer)
     out = _multiplied(middle, weights.down, counts, multiply)
     if weights.down_bias is not None:
