@@ -47,8 +47,8 @@ class Gate(IntEnum):
 def gated(gate: Callable[[torch.Tensor], torch.Tensor], middle: torch.Tensor) -> torch.Tensor:
     """Return what `gate` makes of [rows, 2 x width], on CPUs in that memory where no gradients are wanted.
 
-    As a fused kernel, and as planned: the halves and what becomes of them are not there side by side. A gate that is not
-    among the known ones takes memory of its own.
+    As in a fused kernel, and as planned, the halves and what becomes of them are not there side by side. A gate that is
+    not among the known ones takes memory of its own.
     """
     known = None if torch.is_grad_enabled() or middle.device.type != "cpu" else known_gate(gate)
     if known is None:
