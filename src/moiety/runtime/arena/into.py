@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -145,6 +146,7 @@ def _as_tensor(number: float, dtype: torch.dtype) -> torch.Tensor:
     return torch.tensor(number, dtype=dtype)
 
 
+@cache
 def _out_variant(op: Any) -> tuple[Any, list[str]] | None:  # noqa: ANN401 - as above
     """Return the overload that writes what `op` returns, where it has a kernel of its own, and its outputs' names."""
     wanted = [(each.name, str(each.type)) for each in op._schema.arguments]  # noqa: SLF001 - where PyTorch says it
