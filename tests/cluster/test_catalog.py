@@ -52,6 +52,7 @@ def test_every_device_is_used_and_plausible(name: str) -> None:
 
 def test_catalogue_has_what_it_promises() -> None:
     promised = {"a100", "h100", "h200", "h800", "b200", "b300", "gb200-nvl72", "gb300-nvl72", "mi300x", "l40s"}
+    promised |= {"a100-40gb", "h100-pcie", "h20", "mi325x", "mi355x", "rtx-pro-6000"}
     assert {*promised, "reference-128"} <= set(catalog_clusters())
     assert set(ALIASES.values()) <= set(catalog_clusters())
 
@@ -92,8 +93,8 @@ def test_sizes(name: str, num_nodes: int, gpus_per_node: int, spans: list[int]) 
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("h20", "did you mean 'h200'?"),
-        ("h20x8", "did you mean 'h200'?"),
+        ("h2000", "did you mean 'h200'?"),
+        ("h2000x8", "did you mean 'h200'?"),
         ("h100x12", "try h100x8 or h100x16"),
         ("h100x0", "try h100x1"),
         ("gb200x108", "try gb200-nvl72x72 or gb200-nvl72x144"),
