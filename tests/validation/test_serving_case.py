@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from moiety.projection.admission import AT_EVERY_STEP, Admission
 from moiety.validation.deployments import published
@@ -103,6 +105,64 @@ def test_runs_of_no_stated_release_are_divided_as_their_scripts_did_it() -> None
 
 
 @pytest.mark.parametrize(
+    ("changes", "field", "read"),
+    [
+        ({"backend_version": float("nan")}, "backend_version", None),
+        ({"backend_version": "nan"}, "backend_version", None),
+        ({"backend_version": 0.12}, "backend_version", "0.12"),
+        ({"id": 7}, "id", "7"),
+        ({"source": None}, "source", ""),
+        ({"attention_dp": float("nan")}, "attention_dp", None),
+        ({"moe_ep": "nan"}, "moe_ep", None),
+        ({"tp": "8"}, "tp", 8),
+        ({"precision": "NVFP4"}, "precision", "fp4"),
+        ({"precision": ""}, "precision", None),
+        ({"mode": None}, "mode", "agg"),
+        ({"mode": None, "prefill": {"tp": 8}, "decode": {"tp": 8}}, "mode", "disagg"),
+        ({"mode": "Disaggregated"}, "mode", "disagg"),
+    ],
+)
+def test_a_field_without_a_value_is_not_stated_however_a_tool_writes_it(
+    changes: dict[str, Any], field: str, read: object
+) -> None:
+    assert getattr(ServingRow.model_validate(ROW | changes), field) == read
+
+
+def test_a_latency_that_was_not_measured_leaves_the_other() -> None:
+    row = ServingRow.model_validate(ROW | {"measured": {"ttft_ms": float("nan"), "tpot_ms": 7.0}})
+    assert (row.measured.ttft_ms, row.measured.tpot_ms) == (None, 7.0)
+
+
+@pytest.mark.parametrize("degree", [True, 0, -1, 1.5, [8], 1e12])
+def test_a_degree_that_is_no_number_of_ranks_is_refused(degree: object) -> None:
+    with pytest.raises(ValidationError):
+        ServingRow.model_validate(ROW | {"tp": degree})
+
+
+def test_spellings_of_one_configuration_are_one_case() -> None:
+    label = {"system": "H200-SXM", "backend": "dynamo-sglang", "precision": "FP8", "backend_version": "v0.5.9"}
+    plain = {"system": "h200_sxm", "backend": "sglang", "precision": "fp8", "backend_version": "0.5.9"}
+    assert replace(_case(**label), version="") == replace(_case(**plain), version="")
+    published = {"mode": "disagg", "system": "GB200-NVL72", "backend": "Dynamo-TRTLLM", "precision": "fp8_block"}
+    assert _published(**published) == _published()
+
+
+def test_weights_in_four_bit_integers_leave_the_rest_of_a_mixture_wide() -> None:
+    dtypes = _case(model="moonshotai/Kimi-K2.5", precision="int4").options.dtypes
+    assert (dtypes.experts, dtypes.weights, dtypes.dispatch, dtypes.kv_cache) == ("int4", "bf16", "bf16", "bf16")
+    assert _case(model="moonshotai/Kimi-K2.5", precision=None).options.dtypes == dtypes
+    dense = {"model": "Qwen/Qwen3-32B-AWQ", "precision": None, "moe_tp": 1}
+    assert _case(**dense).options.dtypes.weights == "int4"
+
+
+def test_a_candidate_of_tensorrt_llm_is_not_read_as_a_release_of_dynamo() -> None:
+    apart: dict[str, Any] = {"mode": "disagg", "backend": "trtllm", "draft_tokens": 0}
+    workers = {"prefill": NARROW | {"workers": 1}, "decode": WIDE | {"workers": 1}}
+    assert _case(**apart, **workers, backend_version="1.2.0rc6.post2").version == "1.2.0rc6.post2"
+    assert _case(**apart, **workers, backend_version="1.0.1").version == "1.3.0"
+
+
+@pytest.mark.parametrize(
     ("changes", "admission"),
     [
         ({"concurrency": 8}, Admission(poll_steps=10)),
@@ -193,7 +253,7 @@ def test_a_precision_stands_for_formats(precision: str | None, model: str, forma
     [
         ({"model": "acme/unheard-of"}, "model 'acme/unheard-of' is not in the catalogue"),
         ({"system": "abacus"}, "system 'abacus' is not in the catalogue"),
-        ({"backend": "none"}, "backend 'none' is not known"),
+        ({"backend": "lmdeploy"}, "backend 'lmdeploy' is not known"),
         ({"concurrency": None}, "concurrency is not stated"),
         ({"tp": 3, "moe_tp": 2}, "are different GPUs"),
         ({"mode": "disagg"}, "prefill or decode workers are not stated"),

@@ -23,7 +23,8 @@ MEMORY_SHARE = 0.95
 """Of a device's memory that engines fill (vLLM, SGLang and TensorRT-LLM: 0.90 to 0.95 of what is free)."""
 RESERVE_BYTES = 3_000_000_000
 """Context, captured graphs and activations of a rank."""
-_NUMBERS = re.compile(r"([0-9]+)\.([0-9]+)\.([0-9]+)")
+_NUMBERS = re.compile(r"(?:.*:)?v?([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
+"""A release, or the tag of an image that holds it: `lmsysorg/sglang:v0.5.9-cu130`."""
 
 
 class EngineRelease(EngineOverheads):
@@ -135,6 +136,6 @@ class ServingConstants(Record):
 
 
 def release_number(version: str) -> tuple[int, ...] | None:
-    """Return the three numbers of a version such as `1.2.0rc6.post3`; None where it starts with none."""
+    """Return the three numbers of a version such as `1.2.0rc6.post3` or `v0.12`; None where it starts with none."""
     match = _NUMBERS.match(version)
-    return tuple(int(part) for part in match.groups()) if match else None
+    return tuple(int(part or 0) for part in match.groups()) if match else None

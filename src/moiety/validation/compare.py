@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from moiety.errors import InputError
+from moiety.records import broken_rule
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_row import ServingRow
@@ -69,8 +73,8 @@ def _serving(row: ServingRow, line: int, predictor: ServingPredictor) -> Compare
     try:
         case = serving_case(row)
         latency = predictor.predict(case)
-    except SkippedRow as reason:
-        return Compared(row.id, line, group, measured, skipped=str(reason))
+    except (SkippedRow, InputError, ValidationError) as reason:
+        return Compared(row.id, line, group, measured, skipped=_why(reason))
     predicted = {"ttft_ms": latency.ttft_s * 1e3, "tpot_ms": latency.tpot_s * 1e3}
     return Compared(row.id, line, group, measured, {k: v for k, v in predicted.items() if k in measured}, case=case)
 
@@ -80,9 +84,17 @@ def _system(row: SystemRow, line: int) -> Compared:
     group = system_group(row)
     try:
         predicted = predict_system(row)
-    except SkippedRow as reason:
-        return Compared(row.id, line, group, measured, skipped=str(reason))
+    except (SkippedRow, InputError, ValidationError) as reason:
+        return Compared(row.id, line, group, measured, skipped=_why(reason))
     kept = {name: value for name, value in predicted.items() if measured.get(name)}
     if not kept:
         return Compared(row.id, line, group, measured, skipped="none of its metrics is predicted")
     return Compared(row.id, line, group, {name: measured[name] for name in kept}, kept)
+
+
+def _why(reason: Exception) -> str:
+    """Return why a row has no prediction, also where what it describes breaks a rule of our own nouns."""
+    if not isinstance(reason, ValidationError):
+        return str(reason)
+    first = broken_rule(reason)
+    return f"what it states cannot be planned: {first.field or reason.title}: {first.rule}"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 
 from moiety.package_data import catalog_text
+from moiety.validation.published_names import device_name, engine_name
 from moiety.validation.serving_row import Degrees, Deployment, Deployments, ServingRow, Workers
 from moiety.validation.skipped import SkippedRow
 
 PUBLISHED = ("inferencex-2025-10", "inferencex-2026-04")
-_NOT_STATED = {None, "", "nan"}
 TWINS = {"deepseek-v3": "deepseek-r1"}
 """Models that rows name in each other's place: one set of layers, runs of one listed under both."""
 
@@ -30,7 +30,7 @@ def completed(row: ServingRow, model: str) -> ServingRow:
         if len(drafts) != 1:
             return row
         update: dict[str, int | None] = {"draft_tokens": drafts.pop()}
-        if row.backend_version in _NOT_STATED:
+        if row.backend_version is None:
             update |= found[0].decode.model_dump(include=set(Degrees.model_fields))
         return row.model_copy(update=update)
     if row.prefill.workers is not None and row.decode.workers is not None and len(drafts) != 1:
@@ -48,15 +48,16 @@ def completed(row: ServingRow, model: str) -> ServingRow:
 
 def _ran_as(published: Deployment, row: ServingRow, model: str) -> bool:
     """Return whether a row may be a run of a deployment: nothing that both state differs."""
-    stated = (row.system.lower().removesuffix("_sxm"), row.backend.lower(), row.precision, row.isl, row.osl)
-    same = (published.system, published.backend, published.precision, published.isl, published.osl)
-    if published.model != model or stated != same or row.concurrency not in published.concurrency:
+    if published.model != model or row.concurrency not in published.concurrency:
+        return False
+    stated = (device_name(row.system), engine_name(row.backend), row.precision, row.isl, row.osl)
+    same = (published.system, engine_name(published.backend), published.precision, published.isl, published.osl)
+    if stated != same:
         return False
     if published.prefill is None or row.prefill is None or row.decode is None:
         one_kind = published.prefill is row.prefill
-        stated, known = ("" if each in _NOT_STATED else each for each in (row.backend_version, published.version))
-        return one_kind and stated == known and row.worker_gpus == published.decode.worker_gpus
-    return row.backend_version in _NOT_STATED | {published.version} and (
+        return one_kind and row.backend_version == published.version and row.worker_gpus == published.decode.worker_gpus
+    return row.backend_version in {None, published.version} and (
         (_same(row.prefill, published.prefill) and _same(row.decode, published.decode))
         or _counts_all(row, published.prefill, published.decode)
     )

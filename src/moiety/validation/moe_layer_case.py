@@ -31,7 +31,11 @@ _NAMED = {"Flash": (256, 6, 4096, 2048), "Pro": (384, 6, 7168, 3072)}
 _WEIGHTS: dict[str, Dtype] = {"fp8": "fp8", "fp8xfp4": "fp4"}
 _HIDING = {"hopper": 1.0, "blackwell": 2.0}
 """Exponent by which computation and transfers of one fused kernel add up: on Hopper they hide nothing of each other, on
-Blackwell, whose tensor cores work by themselves, a part (deepseek-ai/DeepGEMM, PR #383 and #316)."""
+Blackwell, whose tensor cores work by themselves, a part. No plan rests on it.
+
+Chosen on 14 rows of H200 and 8 of B200, 8 ranks of one node (deepseek-ai/DeepGEMM, PR #383 and #316). The mean error of
+the former is 7 % for exponents of 1 to 1.3 and 14 % for 2; of the latter 11 % for 2, 15 % for 1.5 or 3 and 33 % for 1.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +68,7 @@ def predict_moe_layer(row: SystemRow) -> dict[str, float]:
 
 def _layer(row: SystemRow) -> _Layer:
     match = MOE_LAYER.match(row.model)
-    weights, ep = _WEIGHTS.get(row.precision or ""), int(row.parallel.get("ep") or 0)
+    weights, ep = _WEIGHTS.get(row.precision or ""), row.degree("ep") or 0
     if match is None or match["name"] not in {None, *_NAMED} or weights is None or ep < 2:  # noqa: PLR2004 - one rank exchanges nothing
         raise SkippedRow("the sizes, the format or the ranks of the mixture's layer are not stated")
     experts, top_k, hidden, width = _NAMED.get(match["name"]) or map(int, match.groups()[1:])

@@ -13,6 +13,7 @@ from moiety.dtypes import Dtype
 from moiety.package_data import catalog_text
 from moiety.projection.admission import Admission
 from moiety.records import Record
+from moiety.validation.published_names import device_name
 
 if TYPE_CHECKING:
     from moiety.strategy.strategy import Strategy
@@ -50,7 +51,7 @@ class RunSetting(Record):
 
     def holds(self, row: ServingRow, model: str, engine: Engine, strategy: Strategy) -> bool:
         """Return whether a row was run so."""
-        system, since = row.system.lower().removesuffix("_sxm"), release_number(self.since or "")
+        system, since = device_name(row.system), release_number(self.since or "")
         return (
             (model in self.models and system in self.systems and engine == self.backend)
             and (not self.precisions or row.precision in self.precisions)

@@ -9,15 +9,16 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from moiety.calibration.scheduling import quantizes_cache
-from moiety.cluster.catalog import catalog_clusters, load_cluster
+from moiety.cluster.catalog import ALIASES, catalog_clusters, load_cluster
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.errors import InputError
-from moiety.model.catalog import catalog_models, load_catalog_model
+from moiety.model.catalog import load_catalog_model
 from moiety.plan import DtypePolicy, Options
 from moiety.projection.admission import AT_EVERY_STEP, Admission
 from moiety.strategy.legality import SCALE_BLOCKS, broken_rules
 from moiety.strategy.strategy import Strategy
 from moiety.validation.deployments import TWINS, completed
+from moiety.validation.published_names import device_name, engine_name, model_name, weight_format
 from moiety.validation.published_settings import NOT_PUBLISHED, has_published_lengths, mean_tokens, published_setting
 from moiety.validation.skipped import SkippedRow
 
@@ -28,31 +29,17 @@ if TYPE_CHECKING:
     from moiety.model.model import Model
     from moiety.validation.serving_row import Degrees, ServingRow, Workers
 
-ENGINES: dict[str, Engine] = {
-    "vllm": "vllm",
-    "sglang": "sglang",
-    "trtllm": "tensorrt-llm",
-    "tensorrt-llm": "tensorrt-llm",
-}
 _DYNAMO = {"0.5": "1.1.0", "0.6": "1.1.0", "0.7": "1.2.0", "0.8": "1.2.0", "0.9": "1.3.0", "1": "1.3.0"}
 """Releases of TensorRT-LLM in Dynamo's containers (its support matrix, docs.nvidia.com/dynamo): 0.6 holds 1.1.0rc5, 0.7
 1.2.0rc2 and rc3, 0.8 1.2.0rc6, 0.9 1.3.0rc1; 0.5.1 came before 0.6."""
-_SAME_SHAPE = {
-    "deepseek-v3.1": "deepseek-v3",
-    "llama-3.3-70b": "llama-3.1-70b",
-    "llama-4-maverick-17b-128e": "llama-4-maverick",
-    "llama-4-scout-17b-16e": "llama-4-scout",
-    "minimax-m2.5": "minimax-m2",
-    "qwen3-coder-30b-a3b": "qwen3-30b-a3b",
-}
-"""Releases whose layers have the shape of a model of the catalogue."""
+_OWN_CANDIDATE = re.compile(r"[0-9.]+rc[0-9]")
+"""A release candidate as TensorRT-LLM writes it (1.3.0rc5); Dynamo puts a dash before (0.5.1-rc0)."""
 _DENSE_OF_FP4: dict[str, Dtype] = {"deepseek-r1": "fp8", "deepseek-v3": "fp8"}
 """Dense weights of FP4 checkpoints of mixtures; of others BF16.
 
 The published runs of DeepSeek had nvidia/DeepSeek-R1-0528-FP4-v2, whose model card says that the output projections of
 attention are FP4 beside dense layers and shared experts; with the rest in BF16 that is 1.0 bytes a weight, as in FP8.
 """
-_DRESS = re.compile(r"-(instruct|chat|base|fp8|fp4|nvfp4|bf16|it|thinking|[0-9]{4})$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +77,7 @@ def serving_case(row: ServingRow) -> ServingCase:
     for name in ("isl", "osl", "concurrency"):
         if getattr(row, name) is None:
             raise SkippedRow(f"{name} is not stated")
-    engine = ENGINES.get(row.backend.lower())
-    if engine is None:
-        raise SkippedRow(f"backend {row.backend!r} is not known; known: {', '.join(sorted(ENGINES))}")
+    engine = engine_name(row.backend)
     model = row_model(row.model)
     row = completed(row, model.name)
     dtypes = row_dtypes(row, model)
@@ -113,7 +98,7 @@ def serving_case(row: ServingRow) -> ServingCase:
         model=model,
         cluster=row_cluster(row.system, max(gpus, row.num_gpus or 1)),
         engine=engine,
-        version=_engine_version(row),
+        version=_engine_version(row, engine),
         options=Options(two_batch_overlap=False, dtypes=dtypes),
         input_tokens=input_tokens,
         output_tokens=output_tokens,
@@ -126,10 +111,10 @@ def serving_case(row: ServingRow) -> ServingCase:
     )
 
 
-def _engine_version(row: ServingRow) -> str:
+def _engine_version(row: ServingRow, engine: Engine) -> str:
     """Return the engine's release; disaggregated TensorRT-LLM runs state that of Dynamo, in whose container it came."""
     version = row.backend_version or ""
-    if ENGINES.get(row.backend.lower()) == "tensorrt-llm" and row.mode == "disagg":
+    if engine == "tensorrt-llm" and row.mode == "disagg" and not _OWN_CANDIDATE.match(version):
         return next((known for dynamo, known in _DYNAMO.items() if version.startswith(f"{dynamo}.")), version)
     return version
 
@@ -142,22 +127,15 @@ def _stated(model: Model, label: Workers) -> WorkerCase:
 @cache
 def row_model(name: str) -> Model:
     """Return the catalogue's model of a published name such as `Qwen/Qwen3-235B-A22B-FP8`."""
-    bare = name.rpartition("/")[2].lower()
-    known = catalog_models()
-    while bare not in known and bare not in _SAME_SHAPE and _DRESS.search(bare):
-        bare = _DRESS.sub("", bare)
-    bare = _SAME_SHAPE.get(bare, bare)
-    if bare not in known:
-        raise SkippedRow(f"model {name!r} is not in the catalogue")
-    return load_catalog_model(bare)
+    return load_catalog_model(model_name(name))
 
 
 @cache
 def row_cluster(system: str, num_gpus: int) -> Cluster:
     """Return so many GPUs, or the next larger number that comes in whole nodes, of a system such as `h200_sxm`."""
-    base = system.lower().removesuffix("_sxm").removesuffix("_nvl72")
-    entry = next((name for name in (base, f"{base}-nvl72") if name in catalog_clusters()), None)
-    if entry is None:
+    device = device_name(system)
+    entry = ALIASES.get(device, device) if device is not None else None
+    if entry not in catalog_clusters():
         raise SkippedRow(f"system {system!r} is not in the catalogue")
     whole = load_cluster(entry)
     node, domain = whole.gpus_per_node, max(whole.gpus_per_node, whole.tiers[0].num_gpus)
@@ -169,24 +147,35 @@ def row_cluster(system: str, num_gpus: int) -> Cluster:
         raise SkippedRow(str(error)) from None
 
 
+def row_format(row: ServingRow) -> Dtype | None:
+    """Return the format that a row states, or its checkpoint's name; raise SkippedRow where it states another."""
+    if row.precision is None or row.precision.lower() == "auto":
+        return weight_format(row.model)
+    stated = weight_format(row.precision)
+    if stated is None:
+        raise SkippedRow(f"precision {row.precision!r} is not known")
+    return stated
+
+
 def row_dtypes(row: ServingRow, model: Model) -> DtypePolicy:
     """Return the number formats that the row's precision stands for; not stated, the checkpoint's own.
 
-    FP4 checkpoints of mixtures keep attention in BF16 and quantize the experts (NVFP4; MXFP4 in gpt-oss).
+    FP4 and INT4 checkpoints of mixtures keep attention in BF16 and quantize the experts (NVFP4; MXFP4 in gpt-oss).
     """
-    named = row.model.lower()
-    stated = row.precision or ("fp4" if "fp4" in named else "fp8" if "fp8" in named else None)
+    stated = row_format(row)
     dense: Dtype = model.weight_dtype
     experts: Dtype = model.expert_dtype
     if stated and model.expert_dtype != "mxfp4":
-        dense = _DENSE_OF_FP4.get(model.name, "bf16") if stated == "fp4" and model.moe is not None else stated
+        of_experts_only = stated in {"fp4", "int4"} and model.moe is not None
+        dense = (_DENSE_OF_FP4.get(model.name, "bf16") if stated == "fp4" else "bf16") if of_experts_only else stated
         experts = stated
     narrow = min(BYTES_PER_ELEMENT[dense], BYTES_PER_ELEMENT[experts]) < BYTES_PER_ELEMENT["bf16"]
+    narrow = narrow and experts not in {"int4", "int8"}  # of those, activations and cache stay wide
     sent: Dtype = "fp8" if narrow else "bf16"
     # the published runs of quantized checkpoints quantize the cache too, others where the engine does by itself; those
     # of MXFP4 not where it has no products (TensorRT-LLM, perf-overview.md: "Hopper: use auto")
     upcast = experts == "mxfp4" and row_cluster(row.system, 1).device.compute_dtype("mxfp4") == "bf16"
-    told = has_published_lengths(row) or quantizes_cache(ENGINES[row.backend.lower()])
+    told = has_published_lengths(row) or quantizes_cache(engine_name(row.backend))
     cached: Dtype = "fp8" if narrow and told and not upcast else "bf16"
     return DtypePolicy(weights=dense, experts=experts, dispatch=sent, kv_cache=cached)
 

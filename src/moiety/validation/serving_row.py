@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import math
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from moiety.validation.published_names import weight_format
 
 Degree = Annotated[int, Field(gt=0, le=1_048_576)]
 Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
 Tokens = Annotated[int, Field(gt=0, le=100_000_000)]
+_NOT_STATED = {"", "n/a", "na", "nan", "none", "null", "unknown"}
+"""What tools write where a field has no value."""
+_MODES = {"aggregated": "agg", "disaggregated": "disagg"}
 
 
-class _Row(BaseModel):
+def states(value: object) -> bool:
+    """Return whether a field's value says anything: tools write NaN, or a word for nothing, where it does not."""
+    if isinstance(value, float):
+        return not math.isnan(value)
+    return value is not None and not (isinstance(value, str) and value.strip().lower() in _NOT_STATED)
+
+
+class Row(BaseModel):
     """Rows come from other people's tools: what is not known here is let be, what is known must be right."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, coerce_numbers_to_str=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_is_not_stated(cls, data: object) -> object:
+        if not isinstance(data, dict):
+            return data
+        return {key: value for key, value in cast("dict[str, Any]", data).items() if states(value)}
 
 
-class Degrees(_Row):
+class Degrees(Row):
     """Degrees of parallelism of one worker: `tp x attention_dp = moe_tp x moe_ep` GPUs a pipeline stage."""
 
     tp: Degree | None = None
@@ -25,6 +45,14 @@ class Degrees(_Row):
     attention_dp: Degree | None = None
     moe_tp: Degree | None = None
     moe_ep: Degree | None = None
+
+    @field_validator("tp", "pp", "attention_dp", "moe_tp", "moe_ep", mode="before")
+    @classmethod
+    def _is_a_number(cls, value: object) -> object:
+        if isinstance(value, bool):
+            msg = "must be a number of ranks, not true or false"
+            raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueError only
+        return value
 
     @property
     def worker_gpus(self) -> int:
@@ -41,7 +69,7 @@ class Workers(Degrees):
     """Sequences that each attention group of the worker may run at a time."""
 
 
-class ServingLatencies(_Row):
+class ServingLatencies(Row):
     """Mean latencies over the run, in milliseconds."""
 
     ttft_ms: Milliseconds | None = None
@@ -63,7 +91,8 @@ class ServingRow(Degrees):
     source: str = ""
     num_gpus: Degree | None = None
     backend_version: str | None = None
-    precision: Literal["bf16", "fp16", "fp8", "fp4"] | None = None
+    precision: str | None = None
+    """Of the weights: the format that the row's word stands for; or that word, where none is known for it."""
     isl: Tokens | None = None
     osl: Tokens | None = None
     exact_lengths: bool = False
@@ -74,14 +103,32 @@ class ServingRow(Degrees):
     prefill: Workers | None = None
     decode: Workers | None = None
 
+    @field_validator("precision")
+    @classmethod
+    def _is_a_format(cls, value: str | None) -> str | None:
+        return (weight_format(value) or value) if value is not None else None
 
-class Deployment(_Row):
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_mode(cls, data: object) -> object:
+        """Return a row with its mode: that of one with workers of both kinds is known also where it is not stated."""
+        if not isinstance(data, dict):
+            return data
+        row = cast("dict[str, Any]", data)
+        mode = row.get("mode")
+        if not states(mode):
+            return row | {"mode": "disagg" if states(row.get("prefill")) and states(row.get("decode")) else "agg"}
+        return row | {"mode": _MODES.get(mode.lower(), mode.lower())} if isinstance(mode, str) else row
+
+
+class Deployment(Row):
     """A deployment as its operators published it; an aggregated one has `decode` only."""
 
     model: str
     system: str
     backend: str
-    version: str
+    version: str | None = None
+    """None: the runs' scripts named no release."""
     precision: str
     isl: Tokens
     osl: Tokens
@@ -92,7 +139,7 @@ class Deployment(_Row):
     draft_tokens: int
 
 
-class Deployments(_Row):
+class Deployments(Row):
     """A catalogue of deployments."""
 
     source: str

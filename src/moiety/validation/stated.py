@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+from moiety.validation.published_names import weight_format
 from moiety.validation.serving_row import ServingRow
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.transfer_case import row_device
@@ -20,7 +22,7 @@ def metric(row: SystemRow, name: str) -> float:
 
 def batch(row: SystemRow) -> int:
     """Return the requests in flight; raise SkippedRow where they are not stated as a number."""
-    if row.batch is None or not row.batch.isdigit():
+    if row.batch is None or not re.fullmatch(r"0*[1-9][0-9]{0,8}", row.batch):
         raise SkippedRow("the batch is not stated as a number")
     return int(row.batch)
 
@@ -34,10 +36,6 @@ def deployment(
     version: str | None = None,
 ) -> ServingRow:
     """Return the deployment that a row describes, as a serving row."""
-    parallel = row.parallel
-    tp = parallel.get("attn_tp") or parallel.get("tp") or 1
-    precision = {"bfloat16": "bf16", "mxfp4": "fp4"}.get(row.precision or "", row.precision)
-    moe_ep = parallel.get("ep") or 1
     return ServingRow.model_validate(
         {
             "id": row.id,
@@ -49,14 +47,14 @@ def deployment(
             "mode": "agg",
             "measured": {},
             "num_gpus": row.n_gpus,
-            "precision": precision if precision in {"bf16", "fp16", "fp8", "fp4"} else None,
+            "precision": weight_format(row.precision or ""),
             "isl": max(round(input_tokens), 1),
             "osl": max(round(output_tokens), 1),
             "exact_lengths": True,
             "concurrency": max(concurrency, 1),
-            "tp": tp,
-            "attention_dp": parallel.get("dp") or 1,
-            "moe_tp": parallel.get("moe_tp") or 1,
-            "moe_ep": moe_ep,
+            "tp": row.degree("attn_tp") or row.degree("tp") or 1,
+            "attention_dp": row.degree("dp") or row.degree("attn_dp") or 1,
+            "moe_tp": row.degree("moe_tp") or 1,
+            "moe_ep": row.degree("ep") or 1,
         }
     )

@@ -42,6 +42,7 @@ _MODELS = {
 """What frameworks call models of the catalogue."""
 _REMARK = re.compile(r" *\(.*\)$")
 _GLOBAL, _MICRO, _TOKENS = re.compile(r"GBS (\d+)"), re.compile(r"MBS (\d+)"), re.compile(r"(\d+)M tokens$")
+_DEGREES = ("tp", "cp", "pp", "ep", "etp", "vp")
 _RACK_GPUS = 64
 """GPUs of a rack that a job of whole multiples of so many uses, where a domain of links has some to spare."""
 _SHARDED = "FSDP"
@@ -70,19 +71,19 @@ def training_run(row: SystemRow) -> TrainingRun:
         return training_run(row.model_copy(update={"parallel": referred_degrees(row, model.name)}))
     if not row.n_gpus or not row.isl:
         raise SkippedRow("the number of GPUs or the sequence length is not stated")
-    degrees = {name: value for name, value in row.parallel.items() if isinstance(value, int | float)}
+    degrees = {name: known for name in _DEGREES if (known := row.degree(name)) is not None}
     dtype = _format(row)
-    tp, cp, pp = (int(degrees.get(name, 1)) for name in ("tp", "cp", "pp"))
-    ep = int(degrees.get("ep", 1)) if model.moe is not None else 1
+    tp, cp, pp = (degrees.get(name, 1) for name in ("tp", "cp", "pp"))
+    ep = degrees.get("ep", 1) if model.moe is not None else 1
     split = tp if row.parallel.get("method") in _SPLIT_EXPERTS else 1
-    etp = int(degrees.get("etp", split)) if model.moe is not None else tp * cp
+    etp = degrees.get("etp", split) if model.moe is not None else tp * cp
     strategy = _strategy(tp, cp, pp, (ep, etp), row.n_gpus)
     if broken_rules(model, strategy):
         raise SkippedRow(f"the degrees do not divide {model.name}")
     size, count = _microbatches(row, strategy.num_groups)
     cluster = _cluster(row)
     recipe = recipe_of(row, model.name, cluster.device.name)
-    sharded = bool(degrees.get("fsdp")) or _SHARDED in f"{row.parallel.get('method')} {row.notes}"
+    sharded = bool(row.parallel.get("fsdp")) or _SHARDED in f"{row.parallel.get('method')} {row.notes}"
     summed = "bf16" if sharded else "fp32"  # gradients, in the format in which other runs' copies are reduced
     sends_once = strategy.etp > 1 or (recipe is not None and recipe.dispatcher != "alltoall")
     known = recipe is not None and recipe.pp == pp
@@ -105,7 +106,7 @@ def training_run(row: SystemRow) -> TrainingRun:
         sequence_tokens=int(row.isl),
         microbatch_sequences=size,
         num_microbatches=count,
-        virtual_stages=int(degrees.get("vp", staged)),
+        virtual_stages=degrees.get("vp", staged),
         recomputed="layers" if "recompute full" in row.notes else recipe.recomputed if recipe else "nothing",
         captured=frozenset(recipe.captured) if recipe else frozenset(),
         predictions=recipe.predictions if recipe and _WITHOUT_PREDICTIONS not in row.model else 0,
@@ -172,7 +173,7 @@ def _strategy(tp: int, cp: int, pp: int, experts: tuple[int, int], num_gpus: int
 def _cluster(row: SystemRow) -> Cluster:
     """Return the row's GPUs; of racks that hold more, 64 of each where those make up the job."""
     count = row.n_gpus or 1
-    name = row_device(row.model_copy(update={"hardware": row.hardware.upper().removeprefix("DGX-")})).name
+    name = row_device(row).name
     whole = row_cluster(name, count)
     rack = whole.tiers[0]
     if rack.num_gpus <= _RACK_GPUS or count % _RACK_GPUS:

@@ -110,7 +110,7 @@ def referred_degrees(row: SystemRow, model: str) -> dict[str, int | str]:
 
 
 def _distance(recipe: TrainingRecipe, row: SystemRow) -> tuple[int, ...]:
-    stated = {name: int(row.parallel.get(name) or 1) for name in ("tp", "pp", "cp", "ep", "vp")}
+    stated = {name: row.degree(name) or 1 for name in ("tp", "pp", "cp", "ep", "vp")}
     others = sum(getattr(recipe, name) != stated[name] for name in ("tp", "pp", "cp", "ep"))
     sequences, micro = _GLOBAL.search(row.batch or ""), _MICRO.search(row.batch or "")
     return (

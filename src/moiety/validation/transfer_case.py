@@ -7,12 +7,13 @@ import re
 from typing import TYPE_CHECKING
 
 from moiety.calibration.catalog import calibration_for
-from moiety.cluster.catalog import catalog_devices, load_device
+from moiety.cluster.catalog import load_device
 from moiety.cost.collective import collective_transfer
 from moiety.cost.collective_library import library_times, protocols_of, wire_bytes
 from moiety.cost.expert_exchange import exchange_transfer
 from moiety.graph.op import Collective
 from moiety.strategy.strategy import Strategy
+from moiety.validation.published_names import device_name
 from moiety.validation.serving_case import row_cluster, row_model
 from moiety.validation.skipped import SkippedRow
 
@@ -29,7 +30,6 @@ COLLECTIVES: dict[str, LibraryCollective] = {
 }
 """What rows call the collectives."""
 _EXCHANGE = re.compile(r"(DeepSeek-)?V3 EP|DeepEP LL h7168 top8 256e")
-_ARCHITECTURES = {"sm90": "h100", "sm100": "b200"}
 _TOKENS = re.compile(r"(\d+) tok/GPU$")
 _ROW_BITS = {"bf16": 16.0, "fp8": 8 + 32 / 128, "mxfp8": 8 + 8 / 32, "nvfp4": 4 + 8 / 16}
 """Bits of an element with its share of the scale of its block."""
@@ -41,9 +41,8 @@ _LOW_LATENCY_TOKENS = 1024
 
 def row_device(row: SystemRow) -> Device:
     """Return the device of a row; raise SkippedRow where the catalogue has none."""
-    name = re.split(r"[-_ (]", row.hardware.lower().removeprefix("nvidia "))[0]
-    name = _ARCHITECTURES.get(name, name)
-    if name not in catalog_devices():
+    name = device_name(row.hardware)
+    if name is None:
         raise SkippedRow(f"hardware {row.hardware!r} is not in the catalogue")
     return load_device(name)
 
@@ -112,7 +111,7 @@ def _exchange(row: SystemRow) -> dict[str, float]:
     Kernels for few tokens send a row to every expert. Those for many send one to every node, which hands it on; their
     rows state the rate of the slowest links.
     """
-    ep, count, device = int(row.parallel.get("ep") or 0), tokens_per_gpu(row), row_device(row)
+    ep, count, device = row.degree("ep") or 0, tokens_per_gpu(row), row_device(row)
     if ep < 2:  # noqa: PLR2004 - one rank exchanges nothing
         raise SkippedRow("the number of ranks is not stated")
     moe, model = row_model("deepseek-v3").moe, row_model("deepseek-v3")
