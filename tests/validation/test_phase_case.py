@@ -37,9 +37,8 @@ def test_a_phase_states_the_same_rate_in_all_its_units() -> None:
     assert _predicted(batch=None)["input_tok_s_per_gpu"] == found["input_tok_s_per_gpu"]
 
 
-def test_uneven_experts_and_longer_prompts_are_slower() -> None:
+def test_longer_prompts_are_slower() -> None:
     even = _predicted()["input_tok_s_per_gpu"]
-    assert _predicted(notes="default expert distribution")["input_tok_s_per_gpu"] < even
     assert _predicted(isl=8192)["input_tok_s_per_gpu"] < even
 
 

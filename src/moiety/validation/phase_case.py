@@ -30,15 +30,13 @@ PHASES = ("prefill", "decode")
 _ENGINES: dict[str, Engine] = {"profile-data": "moiety", "vllm-project": "vllm", "lm-sys": "sglang"}
 """Engines by what names them in a row's source; of DeepSeek's own only the kernels are known."""
 _PER_GPU = re.compile(r"(\d+) (tok|req)/GPU")
-_REAL_LOAD = 1.35
-"""The busiest rank's rows over the mean, of DeepSeek-V3 after EPLB on a benchmark's prompts: what sets the row with
-real experts apart from that with random ones (lm-sys, large-scale EP, 4,096 tokens of prompt)."""
 
 
 def predict_phase(row: SystemRow) -> dict[str, float]:
     """Return tokens a second of a phase; raise SkippedRow with the reason where they cannot be told.
 
-    Every rank has as many expert slots, the last of them second copies where the experts do not divide.
+    Every rank has as many expert slots, the last of them second copies where the experts do not divide, and as much
+    work: how uneven real prompts leave it after balancing (EPLB) is not stated.
 
     Micro-batches that overlap are not timed as such: what they hide was measured to be about what the kernels lose that
     run beside transfers, so that a step takes what its parts take one after the other.
@@ -46,15 +44,13 @@ def predict_phase(row: SystemRow) -> dict[str, float]:
     if "average" in row.notes:
         raise SkippedRow("an average over a day of production, of which the load is not stated")
     model, cluster = _model(row), row_cluster(row_device(row).name, row.n_gpus or 1)
-    ranks = int(row.parallel.get("ep") or 0)
+    ranks = row.degree("ep") or 0
     if ranks < 2 or ranks != row.n_gpus or model.moe is None:  # noqa: PLR2004 - one rank divides nothing
         raise SkippedRow("the ranks of a phase are not stated as expert ranks with data-parallel attention")
     strategy = Strategy(attn_dp=ranks, ep=ranks)
     schedule, engine = _schedule(row), _engine(row)
     scenario = Scenario(model, cluster, _workload(row), engine, _calibration(engine, cluster))
-    load = _REAL_LOAD if "default expert distribution" in row.notes else 1.0
-    mixture = [block.moe is not None for block in model.layers]
-    classes = [LoadClass("all", ranks, tuple(load if each else 1.0 for each in mixture))]
+    classes = [LoadClass("all", ranks, (1.0,) * len(model.layers))]
     options = Options(
         two_batch_overlap=False,
         fused_kernels=False,
