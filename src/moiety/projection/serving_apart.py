@@ -23,7 +23,11 @@ if TYPE_CHECKING:
     from moiety.projection.serving_pool import ServingPool
 
 _SHARPNESS = 3
-"""Power of the norm that joins the two waits: 1 would add them, without end the longer alone counts."""
+"""Power of the norm that joins the two waits: 1 would add them, without end the longer alone counts.
+
+Chosen on 613 published rows with prefill apart: their times to first token are missed by 28 % for 3, 29 % for 2, 6 or
+20, and 37 % for 1.
+"""
 
 
 @dataclass(frozen=True, slots=True)

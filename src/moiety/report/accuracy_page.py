@@ -29,8 +29,8 @@ from rows in the format below; nobody edits the figures. The serving constants a
 without speculation and on the offline runs (of rows with prefill apart, the time per output token only), those of
 deployments with prefill apart on their times to first token, given the others, those of collectives, kernels,
 power and training on all of theirs: what they are worth on others stands under "rows that the fit did not see". The
-catalogue keeps some of the rows of every kind (`moiety validate` without a file), and a test fails when a change makes
-their errors worse by more than two points.
+catalogue keeps some of the rows of every kind that is predicted (`moiety validate` without a file), and a test fails
+when a change makes their errors worse by more than two points.
 
 "At best" is the rank correlation that a law without error would reach in the same groups: rows that were measured again
 (all that is stated the same, the result not) scatter, and values closer together than that have no order to predict
@@ -71,7 +71,8 @@ _KNOWN = """## What no law here explains
 - Llama-4-Maverick in FP4 (offline runs) is faster than its kernels in the serving rows let expect.
 - `moe_tp = moe_ep = n` on n x n GPUs is read as n GPUs, and so is `tp = attention_dp = n` with `moe_ep` n x n; a `tp`
   that divides neither heads nor experts, or leaves a rank less than a block of scales, as that many GPUs with
-  data-parallel attention: the rows agree with rows that say so.
+  data-parallel attention: the rows agree with rows that say so. Where a label leaves no room for one sequence beside
+  the weights, more memory was had than is stated, and the cache is taken to have no end.
 - How many requests a run had, and how many came at once, is not stated. Both make most of the time to first token
   at high concurrency; the constants `burst` and `burst_growth` are what a mean run of an engine's releases did.
 - Prompts that repeat find their prefix in the cache (some vLLM rows of 8B models): the time to first token is then
@@ -92,8 +93,9 @@ _KNOWN = """## What no law here explains
   third more or fewer of them than it states.
 - Prefill and decode measured by themselves under wide expert parallelism overlap two micro-batches. What that hides was
   measured to be about what the kernels lose that run beside transfers, so both are left out: planned with overlap, the
-  same phases would come out a third to a half too fast. The load of real prompts after EPLB is one constant, from one
-  pair of rows.
+  same phases would come out a third to a half too fast. How uneven real prompts leave the experts' load after EPLB is
+  not stated either, and is taken to be even: of the one pair of rows that tells, that with random experts was a fifth
+  faster, which the law does not explain.
 - An MLPerf summary states neither how the model is divided nor how long requests are, and they are not guessed.
 - Fused mixture layers (DeepGEMM's MegaMoE) hide their transfers on Blackwell and not on Hopper: one exponent each.
 - Small collectives on `h100_dgx` and, less so, on apex's H100 take longer than elsewhere and no longer for a megabyte:
@@ -143,8 +145,10 @@ JSON Lines. A serving row: `id`, `source`, `model`, `system`, `num_gpus`, `backe
 `mode` (`agg` or `disagg`), `isl`, `osl`, `concurrency`, degrees `tp`, `pp`, `attention_dp`, `moe_tp`, `moe_ep` (in
 `prefill` and `decode` where these are apart) and `measured` with `ttft_ms` and `tpot_ms`. Any other row: `id`, `kind`
 (`e2e`, `energy`, `kernel`, `comm`, `latency`, `overlap`), `tier`, `hardware`, `n_gpus`, `model`, `precision`,
-`parallel`, `phase`, `isl`, `osl`, `batch`, `metrics`. Unknown keys are let be; a malformed line is reported by number
-and does not stop the rest.
+`parallel`, `phase`, `isl`, `osl`, `batch`, `metrics`. A field without a value may be missing, null, NaN or a word for
+nothing; models, systems, engines and number formats go by their publishers' names too
+(`validation/published_names.py`). Unknown keys are let be; a malformed line is reported by number and does not stop the
+rest.
 """
 
 

@@ -37,7 +37,11 @@ _GRID = TileGrid(rows=(64, 128), columns=(16, 32, 64, 128), step_bytes=128, step
 _LIBRARY_GRID = _GRID.model_copy(
     update={"depth_parts": {"bf16": (1, 2, 4, 8), "fp16": (1, 2, 4, 8)}, "parts_s": 1.5e-6}
 )
-"""DeepGEMM's FP8 kernels leave K whole, cuBLAS's do not (its split-K; what adding the parts takes is assumed)."""
+"""DeepGEMM's FP8 kernels leave K whole, cuBLAS's do not (its split-K).
+
+What adding the parts takes is assumed: about that of a small kernel that follows without a gap. All published kernels
+are of FP8, so that no row binds it, and the line's source says so.
+"""
 _WHOLE_BLOCKS = TileGrid(rows=(128,), columns=(128,), step_bytes=128, step_s=1e-7)
 _SCALE, _PRIOR_WEIGHT, _ROUNDS = 0.1, 0.3, 60
 
@@ -184,6 +188,8 @@ def _rewritten(text: str, lines: Lines, kernels: Sequence[TimedKernel]) -> str:
         error = score_of([each.error(line) for each in own]).mape
         sources = ", ".join(sorted({each.source for each in own}))
         counted = f"{len(own)} kernels of {sources}; mean relative error {percent(error)}"
+        if line.tiles is not None and line.tiles.parts_s:
+            counted += "; parts_s is assumed"
         sourced = line.model_copy(
             update={"source": f"python -m moiety.validation.fit kernels: {counted}", "range": f"{_range(own)}; Hopper"}
         )
