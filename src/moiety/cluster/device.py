@@ -17,7 +17,7 @@ class Device(Record):
 
     name: str
     architecture: str
-    """Generation, as the calibration groups them: ampere, hopper, blackwell, ada, cdna3, generic."""
+    """Generation, as calibrations group them: ampere, hopper, blackwell, blackwell-rtx, ada, cdna3, cdna4, generic."""
     memory_bytes: Annotated[int, Field(gt=0, le=2**50)]
     memory_bandwidth_bytes_per_s: Positive
     peak_flops_per_s: dict[Dtype, Positive] = Field(min_length=1)
