@@ -97,3 +97,13 @@ def test_a_port_that_is_taken_is_refused(
         monkeypatch.setenv("MASTER_PORT", port)
         message = refused(moiety("run", runnable_folder, "--checkpoint", runnable_checkpoint, "--quiet"))
     assert message.startswith(f"MASTER_PORT = {port}: the port is in use")
+
+
+@pytest.mark.parametrize("key", ["", "two words", "secret\n", "caf\u00e9"])
+def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(
+    key: str, runnable_checkpoint: Path, runnable_folder: Path
+) -> None:
+    call = ("serve", runnable_folder, "--checkpoint", runnable_checkpoint, "--api-key", key, "--host", "no host")
+    message = refused(moiety(*call))
+    assert message.startswith("--api-key or MOIETY_API_KEY: ")
+    assert not key or key not in message

@@ -106,6 +106,7 @@ def test_a_server_with_a_key_and_without_texts_drains_when_told_to_end(tmp_path:
             ):
                 refused = client.post(f"/v1/{path}", json=body, headers=key)
                 assert (refused.status_code, refused.json()["error"]["code"]) == (400, "no_tokenizer")
+            assert server.metric("moiety_http_refused_requests_total", status="401") == 2
             rank = client.get("/ranks", headers=key).json()["ranks"][0]["pid"]
             body = {"prompt": [1], "max_tokens": 400, "stream": True}
             with client.stream("POST", "/v1/completions", json=body, headers=key) as answer:

@@ -20,10 +20,15 @@ FIELDS = st.sampled_from([*CompletionRequest.model_fields, "top_pp"])
 
 
 def refusal(fields: dict[str, object], kind: type[CompletionRequest | ChatRequest] = CompletionRequest) -> ApiError:
+    rest = {"prompt": "a"} if kind is CompletionRequest else {"messages": [{"role": "user", "content": "a"}]}
     with pytest.raises(ApiError) as caught:
-        read_request(kind, json.dumps({"prompt": "a", **fields}).encode())
+        read_request(kind, json.dumps({**rest, **fields}).encode())
     assert caught.value.status == 400
     return caught.value
+
+
+def said(**message: object) -> dict[str, object]:
+    return {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", **message}]}
 
 
 @pytest.mark.parametrize(
@@ -66,12 +71,49 @@ def test_values_that_ask_for_nothing_pass() -> None:
     assert request.is_greedy
 
 
-@pytest.mark.parametrize("field", ["tools", "response_format", "top_logprobs"])
-def test_what_chats_cannot_do_is_named(field: str) -> None:
-    body = {"messages": [{"role": "user", "content": "a"}], field: {"type": "json_object"}}
-    with pytest.raises(ApiError) as caught:
-        read_request(ChatRequest, json.dumps(body).encode())
-    assert caught.value.param == field
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", {"type": "json_object"}),
+        ("response_format", {"type": "json_object"}),
+        ("top_logprobs", 2),
+        ("parallel_tool_calls", True),
+        ("store", True),
+        ("service_tier", "flex"),
+        ("moderation", {}),
+        ("prompt_cache_options", {}),
+    ],
+)
+def test_what_chats_cannot_do_is_named(field: str, value: object) -> None:
+    error = refusal({field: value}, ChatRequest)
+    assert (error.param, error.code) == (field, "unsupported")
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        (said(content=[{"type": "image_url", "image_url": {"url": "a"}}]), "image_url"),
+        (said(content=[{"type": "text", "text": "a"}, {"type": "refusal", "refusal": "a"}]), "refusal"),
+        (said(content=5), "messages.1.content: must be a text or a list of parts"),
+        (said(tool_calls=[{"id": "a"}]), "messages.1.tool_calls is not supported"),
+        (said(tool_call_id="a", content="b"), "messages.1.tool_call_id is not supported"),
+        (said(text="a"), "no such field: messages.1.text"),
+        ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens"),
+        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        ({"stop": 5}, "stop: must be a text or a list of texts"),
+        ({"stop": ""}, "stop.0: String should have at least 1 character"),
+    ],
+)
+def test_what_is_wrong_inside_a_field_is_said_in_the_callers_words(fields: dict[str, object], named: str) -> None:
+    assert named in refusal(fields, ChatRequest).message
+
+
+def test_answers_that_are_sent_back_and_hints_pass() -> None:
+    answer = {"content": "b", "refusal": None, "annotations": [], "audio": None, "tool_calls": None, "name": "c"}
+    hints = {"safety_identifier": "a", "prompt_cache_key": "a", "user": "a", "service_tier": "auto", "store": False}
+    request = read_request(ChatRequest, json.dumps({**said(**answer), **hints, "stop": "d"}).encode())
+    assert request.messages[1].for_template() == {"role": "assistant", "content": "b", "name": "c"}
+    assert request.stops == ("d",)
 
 
 @pytest.mark.parametrize("prompt", [None, 5, [], [[]], ["a", 5], [1.5], [True], [[1], "a", [None]], {"a": 1}])

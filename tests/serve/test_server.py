@@ -86,6 +86,9 @@ def test_a_seed_draws_the_same_tokens_alone_and_in_company(server: Server) -> No
 def test_openais_client_completes_and_chats(server: Server, expected: list[list[int]]) -> None:
     client = openai.OpenAI(base_url=f"{server.address}/v1", api_key="none")
     name = client.models.list().data[0].id
+    assert client.models.retrieve(name).id == name
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("another/one")
     whole = client.completions.create(model=name, prompt=[words(PROMPTS[0]), words(PROMPTS[4])], max_tokens=6, n=2)
     assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
     assert [choice.text for choice in whole.choices] == [words(expected[index][:6]) for index in (0, 0, 4, 4)]
@@ -192,6 +195,7 @@ def test_too_many_are_told_to_come_again(server: Server) -> None:
         ("/v1/chat/completions", b'{"messages": []}', 400),
         ("/v1/completions", b" " * (5 << 20), 413),
         ("/v1/nothing", b"{}", 404),
+        ("/v1/completions/", b'{"prompt": [1]}', 404),
         ("/v1/models", b"{}", 405),
     ],
 )

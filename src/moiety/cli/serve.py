@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ from moiety.cli.rank_options import (  # typer reads them when the program runs
     RankOutputOption,  # noqa: TC001
     TransportOption,  # noqa: TC001
 )
+from moiety.errors import InputError
 
 API_KEY = "MOIETY_API_KEY"
 _MOST_SEQUENCES = 4096
@@ -115,6 +117,7 @@ def serve(
     from moiety.serve.server import serve as serve_until_drained
 
     output = Output(json, quiet)
+    _check_key(api_key)
     wish = Wish(
         plan=plan,
         checkpoint=checkpoint,
@@ -151,6 +154,13 @@ def serve(
         typer.echo(text, nl=False)
 
     serve_until_drained(prepared.job, prepared.calibration, prepared.served, settings, ready, output.note)
+
+
+def _check_key(api_key: str | None) -> None:
+    """Raise InputError for a key that no request can carry; it is not shown."""
+    if api_key is not None and re.fullmatch("[!-~]+", api_key) is None:
+        rule = "a key has printable ASCII characters without spaces; this one is empty, or has others (an end of line?)"
+        raise InputError(rule, field=f"--api-key or {API_KEY}", remedy="give another key, or none")
 
 
 def _is_loopback(host: str) -> bool:

@@ -22,6 +22,8 @@ from moiety.serve.request import ChatRequest, CompletionRequest, read_request
 from moiety.serve.scheduler import QueueFullError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from starlette.types import ASGIApp, Receive, Scope, Send
 
     from moiety.serve.controller import Controller
@@ -43,11 +45,12 @@ def app_of(
 ) -> ASGIApp:
     """Return the server's application; with an `api_key` requests must carry it."""
     api = Api(engine, controller, served, metrics)
-    app = FastAPI(title="moiety", openapi_url=None, docs_url=None, redoc_url=None)
+    app = FastAPI(title="moiety", openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_api_route("/v1/completions", api.completions, methods=["POST"])
     app.add_api_route("/v1/chat/completions", api.chat_completions, methods=["POST"])
     for path, show in (
         ("/v1/models", api.models),
+        ("/v1/models/{name:path}", api.model),
         ("/health", api.health),
         ("/ranks", api.ranks),
         ("/metrics", api.prometheus),
@@ -60,7 +63,7 @@ def app_of(
         (Exception, api.failed),
     ):
         app.add_exception_handler(kind, handler)
-    return app if api_key is None else KeyCheck(app, api_key)
+    return app if api_key is None else KeyCheck(app, api_key, metrics.refused)
 
 
 class Api:
@@ -105,8 +108,16 @@ class Api:
 
     async def models(self) -> Response:
         """List the model."""
-        model = {"id": self._served.names[0], "object": "model", "created": self._began, "owned_by": "moiety"}
-        return JSONResponse({"object": "list", "data": [{**model, "max_model_len": self._served.capacity}]})
+        return JSONResponse({"object": "list", "data": [self._model(self._served.names[0])]})
+
+    async def model(self, name: str) -> Response:
+        """Show the model, by any of its names."""
+        self._served.check_name(name)
+        return JSONResponse(self._model(name))
+
+    def _model(self, name: str) -> dict[str, object]:
+        model = {"id": name, "object": "model", "created": self._began, "owned_by": "moiety"}
+        return {**model, "max_model_len": self._served.capacity}
 
     async def health(self) -> Response:
         """Say whether requests are taken: 200, or 503; and what clock or power was chosen, and whether it is set."""
@@ -162,8 +173,8 @@ def _submit(engine: EngineLoop, entries: list[Entry]) -> None:
 class KeyCheck:
     """Lets through what carries the key as a bearer token; the rest is told so (401)."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
-        self._app, self._expected = app, f"Bearer {api_key}".encode()
+    def __init__(self, app: ASGIApp, api_key: str, refused: Callable[[int], None]) -> None:
+        self._app, self._expected, self._refused = app, f"Bearer {api_key}".encode(), refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check one request."""
@@ -172,6 +183,7 @@ class KeyCheck:
             if not hmac.compare_digest(given, self._expected):
                 message = "no API key, or a wrong one: send Authorization: Bearer KEY"
                 error = ApiError(message, status=401, kind="authentication_error", code="invalid_api_key")
+                self._refused(error.status)
                 await JSONResponse(error.body(), error.status, error.headers())(scope, receive, send)
                 return
         await self._app(scope, receive, send)

@@ -43,7 +43,7 @@ class Served:
     texts: Texts | None
     """None where the checkpoint has no tokenizer."""
 
-    def _check_name(self, name: str | None) -> None:
+    def check_name(self, name: str | None) -> None:
         """Raise ApiError (404) for a model that is not served; a request may leave it out."""
         if name is not None and name not in self.names:
             message = f"the model {name[:200]!r} does not exist here; this server has {self.names[0]!r}"
@@ -51,7 +51,7 @@ class Served:
 
     async def completion(self, request: CompletionRequest, changed: Callable[[], None]) -> list[Entry]:
         """Return the sequences of a completion, `n` for each prompt, in order; raise ApiError for what cannot be."""
-        self._check_name(request.model)
+        self.check_name(request.model)
         prompts = [
             each if isinstance(each, tuple) else await self._encoded(each, f"prompt[{index}]")
             for index, each in enumerate(prompts_of(request))
@@ -62,12 +62,12 @@ class Served:
 
     async def chat(self, request: ChatRequest, changed: Callable[[], None]) -> list[Entry]:
         """Return the sequences of a chat, `n` answers; raise ApiError for what cannot be."""
-        self._check_name(request.model)
+        self.check_name(request.model)
         encoder = self._texts("messages").encoder
         if not encoder.has_chat_template:
             message = "the checkpoint's tokenizer has no chat template; use /v1/completions"
             raise ApiError(message, param="messages", code="no_chat_template")
-        messages = [{"role": each.role, "content": each.text} for each in request.messages]
+        messages = [each.for_template() for each in request.messages]
         try:
             prompt = await asyncio.to_thread(encoder.encode_chat, messages)
         except InputError as error:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from moiety.errors import nearest
 from moiety.serve.api_error import ApiError
+from moiety.serve.chat_message import NOT_DONE, Message, Strict
 
 MAX_CHOICES = 128
 _MAX_STOPS = 16
@@ -21,17 +23,22 @@ TokenId = Annotated[int, Field(ge=0)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+def _listed(value: object) -> object:
+    """Return stop strings as a list, one alone too."""
+    if value is not None and not isinstance(value, (str, list)):
+        raise PydanticCustomError("stop_type", "must be a text or a list of texts")
+    return [value] if isinstance(value, str) else cast("object", value)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream ends with."""
 
     include_usage: bool = False
+    include_obfuscation: bool = False
+    """Refused: nothing is added to hide how long tokens are."""
 
 
-class GenerationRequest(_Strict):
+class GenerationRequest(Strict):
     """What completions and chats have in common."""
 
     model: str | None = None
@@ -41,7 +48,7 @@ class GenerationRequest(_Strict):
     seed: Annotated[int, Field(ge=-_INT64, lt=_INT64)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     max_tokens: Annotated[int, Field(ge=1)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=_MAX_STOPS)] | None = None
+    stop: Annotated[list[Stop] | None, Field(max_length=_MAX_STOPS), BeforeValidator(_listed)] = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
     ignore_eos: bool | None = None
     return_token_ids: bool | None = None
@@ -49,19 +56,21 @@ class GenerationRequest(_Strict):
     stream_options: StreamOptions | None = None
     user: str | None = None
     """Taken and not used, as are the next ones."""
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
 
-    presence_penalty: Any = None
+    store: Any = None
     """From here on: what is not done. A value that asks for nothing passes."""
+    service_tier: Any = None
+    presence_penalty: Any = None
     frequency_penalty: Any = None
     logit_bias: Any = None
 
     @property
     def stops(self) -> tuple[str, ...]:
         """Texts that end the answer."""
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return tuple(self.stop or ())
 
     @property
     def is_greedy(self) -> bool:
@@ -82,28 +91,6 @@ class CompletionRequest(GenerationRequest):
     logprobs: Any = None
 
 
-class ContentPart(_Strict):
-    """A part of a message."""
-
-    type: Annotated[str, Field(pattern="^text$")]
-    text: str
-
-
-class Message(_Strict):
-    """A message of a chat."""
-
-    role: Annotated[str, Field(min_length=1, max_length=64)]
-    content: str | list[ContentPart] | None = None
-    name: str | None = None
-
-    @property
-    def text(self) -> str:
-        """What it says."""
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
-
-
 class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
@@ -115,6 +102,7 @@ class ChatRequest(GenerationRequest):
     top_logprobs: Any = None
     tools: Any = None
     tool_choice: Any = None
+    parallel_tool_calls: Any = None
     functions: Any = None
     function_call: Any = None
     response_format: Any = None
@@ -124,9 +112,14 @@ class ChatRequest(GenerationRequest):
     reasoning_effort: Any = None
     web_search_options: Any = None
     verbosity: Any = None
+    moderation: Any = None
+    prompt_cache_options: Any = None
+    prompt_cache_retention: Any = None
 
 
 _REFUSED: dict[str, tuple[object, ...]] = {
+    "store": (False,),
+    "service_tier": ("auto", "default"),
     "presence_penalty": (0, 0.0),
     "frequency_penalty": (0, 0.0),
     "logit_bias": ({},),
@@ -146,6 +139,10 @@ _REFUSED: dict[str, tuple[object, ...]] = {
     "reasoning_effort": (),
     "web_search_options": (),
     "verbosity": (),
+    "parallel_tool_calls": (),
+    "moderation": (),
+    "prompt_cache_options": (),
+    "prompt_cache_retention": (),
 }
 """What is not done, and the values that ask for nothing."""
 
@@ -158,13 +155,26 @@ def read_request(kind: type[SomeRequest], body: bytes) -> SomeRequest:
         request = kind.model_validate_json(body)
     except ValidationError as error:
         raise _worded(error, kind) from None
-    for name, neutral in _REFUSED.items():
-        value = getattr(request, name, None)
-        if value is not None and not any(type(value) is type(each) and value == each for each in neutral):
-            raise ApiError(f"{name} is not supported by this server; leave it out", param=name, code="unsupported")
-    if request.stream_options is not None and not request.stream:
-        raise ApiError("stream_options needs stream = true", param="stream_options")
+    _refuse_what_is_not_done(request, _REFUSED, "")
+    if isinstance(request, ChatRequest):
+        for index, message in enumerate(request.messages):
+            _refuse_what_is_not_done(message, NOT_DONE, f"messages.{index}.")
+        if None not in (request.max_tokens, request.max_completion_tokens):
+            rule = "max_tokens and max_completion_tokens say the same; give one of them"
+            raise ApiError(rule, param="max_completion_tokens")
+    if request.stream_options is not None:
+        if not request.stream:
+            raise ApiError("stream_options needs stream = true", param="stream_options")
+        _refuse_what_is_not_done(request.stream_options, {"include_obfuscation": (False,)}, "stream_options.")
     return request
+
+
+def _refuse_what_is_not_done(asked: Strict, refused: dict[str, tuple[object, ...]], place: str) -> None:
+    for name, neutral in refused.items():
+        value = getattr(asked, name, None)
+        if value is not None and not any(type(value) is type(each) and value == each for each in neutral):
+            rule = "is not supported by this server; leave it out"
+            raise ApiError(f"{place}{name} {rule}", param=f"{place}{name}", code="unsupported")
 
 
 def prompts_of(request: CompletionRequest) -> list[str | tuple[int, ...]]:
@@ -201,4 +211,6 @@ def _worded(error: ValidationError, kind: type[BaseModel]) -> ApiError:
         return ApiError(
             f"no such field: {field[:80]}; {nearest(field, kind.model_fields)}", param=field[:80], code="unknown_field"
         )
+    if first["type"] == "extra_forbidden":
+        return ApiError(f"no such field: {place[:200]}", param=field, code="unknown_field")
     return ApiError(f"{place[:200]}: {first['msg']}" if place else first["msg"], param=field)
