@@ -50,11 +50,20 @@ def test_coverage_by_hand() -> None:
         assert pool.expert_coverage == pytest.approx(share)
         assert pool.reloaded_experts == round(16 * (1 - share))
         assert pool.throughput_share <= share
+        memory = plan.pools[0].memory
+        assert memory is not None
+        assert pool.reload_bytes_per_gpu == memory.bytes_by_kind["expert_weights"]  # of its one slot: one expert more
     # with a copy of each on the next rank one loss is covered
     spare = plan_of("ep16_tp1", options=Options(redundant_experts=16))
     pool = degrade(spare, ["gpu:5"], CALIBRATION).pools[0]
     assert pool.expert_coverage == 1.0
     assert pool.reload_bytes_per_gpu == 0
+    # without one of both, it is read into the slot of an expert that has two copies, and takes no memory
+    pool = degrade(spare, ["gpu:5", "gpu:6"], CALIBRATION).pools[0]
+    memory = spare.pools[0].memory
+    assert memory is not None
+    assert (pool.reloaded_experts, pool.fits) == (1, True)
+    assert pool.reload_bytes_per_gpu == memory.bytes_by_kind["expert_weights"] // 2  # of two slots, one
     # tensor-parallel partners stop together: GPUs 4 and 5 hold experts 4 and 5
     pool = degrade(plan_of("ep8_tp2"), ["gpu:5"], CALIBRATION).pools[0]
     assert pool.expert_coverage == pytest.approx(14 / 16)

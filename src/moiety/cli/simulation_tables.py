@@ -159,7 +159,7 @@ def _degraded_words(pool: DegradedPool) -> str:
     said = f"{pool.role}: {len(pool.lost_ranks)} GPUs lost, {pool.lost_instances} instances stop, "
     said += f"{pool.expert_coverage:.1%} of the experts still have a copy"
     if pool.reloaded_experts:
-        size = f"{pool.reload_bytes_per_gpu / 1e9:.1f} GB a GPU" + ("" if pool.fits else ", more than fits")
+        size = f"{pool.reload_bytes_per_gpu / 1e9:.1f} GB a GPU at most" + ("" if pool.fits else ", more than fits")
         said += f", {pool.reloaded_experts} experts a layer are loaded again ({size})"
     return said
 

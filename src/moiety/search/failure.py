@@ -54,7 +54,9 @@ class DegradedPool(Record):
     reloaded_experts: int
     """Experts per layer that survivors load from the checkpoint."""
     reload_bytes_per_gpu: int
+    """That the GPU reads which reads most."""
     fits: bool
+    """Whether survivors have room for the slots that they take on."""
     throughput_tokens_per_s: float
     throughput_share: float
     """Of the whole plan's throughput before."""

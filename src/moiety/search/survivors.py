@@ -34,8 +34,9 @@ class Survivors:
     reloaded: int
     """Experts a layer that had no copy left."""
     reload_bytes: int
-    """Most bytes that one GPU takes on."""
+    """Most bytes that one GPU reads from the checkpoint."""
     fits: bool
+    """Whether memory has room for the slots that GPUs take on."""
 
 
 def instance_coverage(model: Model, pool: Pool, lost: Sequence[int], virtual_stages: int = 1) -> float:
@@ -71,30 +72,40 @@ def surviving_instance(plan: Plan, pool: Pool, lost: Sequence[int], calibration:
     scenario = scenario_of(plan, calibration)
     left = 1 - len(stopped_groups(strategy, lost)) / strategy.attn_dp
     alive = alive_expert_ranks(strategy, lost)
-    held, reloaded, slots = _taken_over(scenario, placement, alive)
+    taken_over = _taken_over(scenario, placement, alive)
     before = tuple(
         {rank: placement.experts_of_rank(row, rank) for rank in range(strategy.ep)}
         for row in range(len(placement.layers))
     )
     step_before, step_after = (
         _step_s(scenario, pool, plan, _classes(scenario, pool, experts, share))
-        for experts, share in ((before, 1.0), (held, left))
+        for experts, share in ((before, 1.0), (taken_over.held, left))
     )
-    reload_bytes = (
-        (slots - placement.slots_per_rank) * memory.bytes_by_kind["expert_weights"] // placement.slots_per_rank
-    )
+    slot_bytes = memory.bytes_by_kind["expert_weights"] // placement.slots_per_rank
+    more_bytes = (taken_over.slots - placement.slots_per_rank) * slot_bytes
     return Survivors(
         share=left * min(step_before / step_after, 1.0),
-        reloaded=reloaded,
-        reload_bytes=reload_bytes,
-        fits=memory.total_bytes + reload_bytes <= memory.capacity_bytes,
+        reloaded=taken_over.homeless,
+        reload_bytes=taken_over.most_read * slot_bytes // len(placement.layers),
+        fits=memory.total_bytes + more_bytes <= memory.capacity_bytes,
     )
 
 
-def _taken_over(
-    scenario: Scenario, placement: Placement, alive: Sequence[int]
-) -> tuple[tuple[dict[int, tuple[int, ...]], ...], int, int]:
-    """Return the experts of each survivor by layer, how many of a layer had no copy left, and the slots of a rank."""
+@dataclass(frozen=True, slots=True)
+class _TakenOver:
+    """What survivors hold."""
+
+    held: tuple[dict[int, tuple[int, ...]], ...]
+    """By layer the experts of each."""
+    homeless: int
+    """Experts of a layer that had no copy left, at most."""
+    most_read: int
+    """Experts that one of them reads from the checkpoint, of all layers, at most."""
+    slots: int
+    """Of a rank."""
+
+
+def _taken_over(scenario: Scenario, placement: Placement, alive: Sequence[int]) -> _TakenOver:
     import numpy as np  # noqa: PLC0415 - nothing else here needs it
 
     ranks, experts = placement.num_expert_ranks, placement.num_logical_experts
@@ -102,9 +113,12 @@ def _taken_over(
     taking = np.isin(np.arange(ranks), alive)
     shares = np.array([expert_share(scenario, row, experts) for row in range(len(placement.layers))])
     recovery = recover(rows, taking, shares, most_slots=experts)
-    homeless = Counter(fill.layer for fill in recovery.fills if fill.source is None)
+    read = [fill for fill in recovery.fills if fill.source is None]
+    homeless, by_rank = Counter(fill.layer for fill in read), Counter(fill.gpu for fill in read)
     held = tuple({rank: tuple(layer[rank].tolist()) for rank in alive} for layer in recovery.slot_map)
-    return held, max(homeless.values(), default=0), recovery.slot_map.shape[2]
+    return _TakenOver(
+        held, max(homeless.values(), default=0), max(by_rank.values(), default=0), recovery.slot_map.shape[2]
+    )
 
 
 def _classes(
