@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -33,6 +34,18 @@ def test_recovery(seed: int, gpus: int, slots: int, experts: int, most: int) -> 
         assert old == -1 or (slot_map[fill.layer] == old).sum() > 1  # only a copy is given up
         slot_map[fill.layer, fill.gpu, fill.slot] = fill.expert
     assert np.array_equal(slot_map, found.slot_map)
+
+
+@pytest.mark.parametrize("gone", [[2], [2, 5]])
+def test_what_is_read_again_is_shared_out_over_all_layers(gone: list[int]) -> None:
+    """Of layers that are all alike each of the others reads as much, give or take an expert: none keeps all waiting."""
+    gpus, layers = 8, 21
+    taking = ~np.isin(np.arange(gpus), gone)
+    rows = np.tile(np.arange(gpus)[:, None], (layers, 1, 1))
+    found = recover(rows, taking, np.full((layers, gpus), 1 / gpus), most_slots=2)
+    read = np.bincount([fill.gpu for fill in found.fills if fill.source is None], minlength=gpus)
+    assert read.sum() == layers * len(gone)
+    assert read[taking].max() - read[taking].min() <= 1
 
 
 @st.composite

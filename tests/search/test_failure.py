@@ -19,6 +19,14 @@ def plan_of(name: str, phase: Phase = "prefill", options: Options | None = None)
     return evaluated(scenario(small_model(), "h100x16", LOADS[phase]), name, options)
 
 
+def expert_bytes(plan: Plan) -> int:
+    """Return the bytes of an expert of one layer, of a plan with six."""
+    memory, placement = plan.pools[0].memory, plan.pools[0].placement
+    assert memory is not None
+    assert placement is not None
+    return memory.bytes_by_kind["expert_weights"] // placement.slots_per_rank // 6
+
+
 @pytest.mark.parametrize("name", ["ep16_tp1", "tp8_x2", "tp2_dp4_ep8_pp2"])
 def test_losing_nothing_changes_nothing(name: str) -> None:
     plan = plan_of(name)
@@ -50,9 +58,8 @@ def test_coverage_by_hand() -> None:
         assert pool.expert_coverage == pytest.approx(share)
         assert pool.reloaded_experts == round(16 * (1 - share))
         assert pool.throughput_share <= share
-        memory = plan.pools[0].memory
-        assert memory is not None
-        assert pool.reload_bytes_per_gpu == memory.bytes_by_kind["expert_weights"]  # of its one slot: one expert more
+        # the lost experts of all six layers are shared out over who is left: one each, or one of every layer
+        assert pool.reload_bytes_per_gpu == expert_bytes(plan) * (1 if share > 1 / 2 else 6)
     # with a copy of each on the next rank one loss is covered
     spare = plan_of("ep16_tp1", options=Options(redundant_experts=16))
     pool = degrade(spare, ["gpu:5"], CALIBRATION).pools[0]
@@ -60,10 +67,8 @@ def test_coverage_by_hand() -> None:
     assert pool.reload_bytes_per_gpu == 0
     # without one of both, it is read into the slot of an expert that has two copies, and takes no memory
     pool = degrade(spare, ["gpu:5", "gpu:6"], CALIBRATION).pools[0]
-    memory = spare.pools[0].memory
-    assert memory is not None
     assert (pool.reloaded_experts, pool.fits) == (1, True)
-    assert pool.reload_bytes_per_gpu == memory.bytes_by_kind["expert_weights"] // 2  # of two slots, one
+    assert pool.reload_bytes_per_gpu == expert_bytes(spare)
     # tensor-parallel partners stop together: GPUs 4 and 5 hold experts 4 and 5
     pool = degrade(plan_of("ep8_tp2"), ["gpu:5"], CALIBRATION).pools[0]
     assert pool.expert_coverage == pytest.approx(14 / 16)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 EMPTY = -1
 """A slot that holds no expert, or nobody knows which."""
+_DIGITS = 12
+"""Of a share of a layer's load: what differs beyond is what sums in another order differ by."""
 
 
 class Fill(NamedTuple):
@@ -58,8 +60,9 @@ def recover(
     `slot_map` is [layers, GPUs, slots], `shares` [layers, experts] the experts' shares of the work. What a GPU that
     goes on holds stays, unless it is one copy of several and a lost expert needs the place. GPUs get more slots only
     where the experts would not fit otherwise, at most `most_slots`. Lost experts go, the hottest first, to the GPU with
-    the least load after it; they come from a GPU of `sources` (those that take, unless told) or else from the
-    checkpoint. Slots that are left get copies of what weighs most on the fullest GPU.
+    the least load after it, of equal ones to that which has got fewest so far, of all layers, since the last to have its
+    experts is who all wait for; they come from a GPU of `sources` (those that take, unless told), that which has given
+    fewest, or else from the checkpoint. Slots that are left get copies of what weighs most on the fullest GPU.
 
     An expert is lost only where GPUs x slots are fewer than experts (the coldest are), or where nobody has it.
     """
@@ -73,9 +76,10 @@ def recover(
     after[:, taking, :before] = slot_map[:, taking, :size]
     fills: list[list[tuple[int, Fill]]] = []
     lost: list[tuple[int, int]] = []
+    got, given = np.zeros(gpus, dtype=np.int64), np.zeros(gpus, dtype=np.int64)
     for layer in range(layers):
         holders = _holders(slot_map[layer], readable, num_experts)
-        work = _Layer(layer, after[layer], taking, shares[layer], holders)
+        work = _Layer(layer, after[layer], taking, shares[layer], holders, got, given)
         lost += [(layer, expert) for expert in work.bring_back(checkpoint=checkpoint)]
         brought = len(work.fills)
         work.add_copies()
@@ -101,6 +105,10 @@ class _Layer:
     share: Loads
     holders: Mask
     """Who can give which expert, [experts, GPUs]."""
+    got: SlotMap
+    """Lost experts that each GPU gets, of this layer and those before, [GPUs]."""
+    given: SlotMap
+    """Experts that each gives."""
     fills: list[Fill] = field(default_factory=list[Fill])
 
     def bring_back(self, *, checkpoint: bool) -> list[int]:
@@ -114,6 +122,7 @@ class _Layer:
                 lost.append(expert)
             else:
                 self._fill(*place, expert)
+                self.got[place[0]] += 1
         return sorted(lost)
 
     def add_copies(self) -> None:
@@ -139,8 +148,9 @@ class _Layer:
 
     def _fill(self, gpu: int, slot: int, expert: int) -> None:
         givers = np.flatnonzero(self.holders[expert])
-        sent = np.array([sum(fill.source == giver for fill in self.fills) for giver in givers.tolist()])
-        source = None if not len(givers) else int(givers[np.lexsort((givers, sent))[0]])
+        source = None if not len(givers) else int(givers[self.given[givers].argmin()])
+        if source is not None:
+            self.given[source] += 1
         self.fills.append(Fill(self.layer, gpu, slot, expert, source))
         given_up = self.rows[gpu, slot]
         self.rows[gpu, slot] = expert
@@ -161,7 +171,7 @@ class _Layer:
         least = given_up.min(axis=1)
         after = np.where(np.isfinite(least), self._loads(copies) - np.where(np.isfinite(least), least, 0.0), np.inf)
         empty = (self.rows == EMPTY).any(axis=1) & self.taking
-        gpu = int(np.lexsort((np.arange(len(after)), ~empty, after))[0])
+        gpu = int(np.lexsort((self.got, ~empty, np.round(after, _DIGITS)))[0])
         return gpu, int(slot[gpu])
 
     def _copies(self) -> SlotMap:
