@@ -60,9 +60,9 @@ def recover(
     `slot_map` is [layers, GPUs, slots], `shares` [layers, experts] the experts' shares of the work. What a GPU that
     goes on holds stays, unless it is one copy of several and a lost expert needs the place. GPUs get more slots only
     where the experts would not fit otherwise, at most `most_slots`. Lost experts go, the hottest first, to the GPU with
-    the least load after it, of equal ones to that which has got fewest so far, of all layers, since the last to have its
-    experts is who all wait for; they come from a GPU of `sources` (those that take, unless told), that which has given
-    fewest, or else from the checkpoint. Slots that are left get copies of what weighs most on the fullest GPU.
+    the least load after it, of equal ones to that which has got fewest in the layers so far, since all wait for who is
+    last; they come from that GPU of `sources` (those that take, unless told) which has given fewest, or else from the
+    checkpoint. Slots that are left get copies of what weighs most on the fullest GPU.
 
     An expert is lost only where GPUs x slots are fewer than experts (the coldest are), or where nobody has it.
     """
