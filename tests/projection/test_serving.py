@@ -10,8 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moiety.calibration.serving import PREFILL_APART
-from moiety.projection.serving import aggregated_latency, offline_sequences, offline_throughput
+from moiety.projection.serving import (
+    aggregated_latency,
+    filled_prompt_s,
+    group_load,
+    offline_sequences,
+    offline_throughput,
+)
 from moiety.projection.serving_apart import disaggregated_latency
+from moiety.projection.serving_simulation import simulated_closed_loop
 from moiety.projection.speculation import tokens_per_step
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import serving_case
@@ -118,6 +125,28 @@ def test_an_engine_that_keeps_whole_sequences_free_holds_fewer(pools: tuple[Serv
         replace(pools[1], release=pools[1].release.model_copy(update={"keeps_whole": each})) for each in (True, False)
     )
     assert few.capacity() == many.capacity(work.input_tokens + work.output_tokens) < many.capacity()
+
+
+def test_steps_of_prompts_that_are_captured_lose_their_launches(pools: tuple[ServingPool, ServingPool]) -> None:
+    eager = pools[1]
+    captured, release = replace(eager, captured_prompts=True), eager.release
+    saved_s = eager.step_s(1024, 8, 1000) - captured.step_s(1024, 8, 1000)
+    launches = saved_s / (release.eager_gap_s - release.op_gap_s)
+    assert launches == pytest.approx(round(launches), abs=1e-6)
+    assert launches > 10 * eager.model.num_layers
+    assert captured.step_s(0, 8, 1000) == eager.step_s(0, 8, 1000)
+
+
+def test_prompts_that_wait_together_fill_steps(pools: tuple[ServingPool, ServingPool]) -> None:
+    filled = pools[1]
+    alone = replace(filled, step_tokens=filled.workload.input_tokens)
+    load = group_load(alone, 64)
+    assert filled_prompt_s(alone, load) == pytest.approx(load.added_s * load.chunks)
+    assert filled_prompt_s(filled, load) < 0.9 * filled_prompt_s(alone, load)
+    assert aggregated_latency(filled, 64).ttft_s < aggregated_latency(alone, 64).ttft_s
+    assert aggregated_latency(filled, 64).tpot_s == aggregated_latency(alone, 64).tpot_s
+    simulated = [simulated_closed_loop(pool, 64, requests_per_sequence=2).ttft.mean for pool in (filled, alone)]
+    assert simulated[0] < simulated[1]
 
 
 def test_an_offline_run_takes_whole_waves(pools: tuple[ServingPool, ServingPool]) -> None:

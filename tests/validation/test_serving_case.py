@@ -179,7 +179,7 @@ def test_a_candidate_of_tensorrt_llm_is_not_read_as_a_release_of_dynamo() -> Non
             {"backend": "trtllm", "tp": 1, "attention_dp": 8, "moe_tp": 1, "moe_ep": 8, "backend_version": "1.2.0"},
             Admission(balance_steps=60),
         ),
-        ({"backend": "trtllm", "backend_version": "1.2.0rc6", "concurrency": 64}, Admission(batch_wait_steps=40)),
+        ({"backend": "trtllm", "backend_version": "1.2.0rc6.post2", "concurrency": 64}, Admission(batch_wait_steps=40)),
         ({"backend": "trtllm", "backend_version": "1.1.0rc2", "concurrency": 64}, AT_EVERY_STEP),
         (
             {"backend": "trtllm", "model": "meta-llama/Llama-3.3-70B", "tp": 4, "moe_tp": 1, "backend_version": "nan"},
@@ -191,6 +191,26 @@ def test_when_prompts_were_taken_up_is_read_where_it_was_published(
     changes: dict[str, Any], admission: Admission
 ) -> None:
     assert _case(**changes).admission == admission
+
+
+@pytest.mark.parametrize(
+    ("changes", "captured", "one_prompt"),
+    [
+        ({"backend_version": "1.2.0rc6.post2", "concurrency": 64}, True, False),
+        ({"backend_version": "1.2.0rc6.post2", "concurrency": 32}, False, False),
+        ({"backend_version": "1.2.0rc6.post3", "concurrency": 4}, False, False),
+        ({"backend_version": "1.2.0rc6.post3", "concurrency": 8}, True, False),
+        ({"backend_version": "1.2.0rc6.post2", "precision": "fp4", "moe_tp": 1, "moe_ep": 8}, True, False),
+        ({"backend_version": "1.2.0rc6.post2", "precision": "fp4"}, False, False),
+        ({"backend_version": "1.1.0rc2.post2"}, False, True),
+        ({"backend_version": "1.1.0rc2.post2", "model": "openai/gpt-oss-120b"}, False, False),
+    ],
+)
+def test_how_steps_took_prompts_is_read_where_it_was_published(
+    changes: dict[str, Any], captured: bool, one_prompt: bool
+) -> None:
+    case = _case(backend="trtllm", **changes)
+    assert (case.captured_prompts, case.one_prompt_a_step) == (captured, one_prompt)
 
 
 def test_a_cache_that_was_not_told_a_format_has_that_of_the_activations() -> None:

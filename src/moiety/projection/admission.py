@@ -1,8 +1,11 @@
-"""How long a prompt waits for an engine to look for it, although there is room: engines batch what comes."""
+"""When an engine takes up prompts: so many tokens of them in a step, and not always as soon as there is room."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+CHUNK_TOKENS = 8192
+"""Prompt tokens that a serving step takes at most (the common default of chunked prefill)."""
 
 
 @dataclass(frozen=True, slots=True)

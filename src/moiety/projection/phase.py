@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from moiety.cost.memory import plan_memory
 from moiety.graph.graph import build_step_graph
+from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.engine_step import engine_step_s
 from moiety.projection.queue import closed_loop_load, queue_wait_s
 from moiety.projection.step import time_graph
@@ -21,9 +22,6 @@ if TYPE_CHECKING:
     from moiety.projection.scenario import Scenario
     from moiety.projection.step import StepOutcome, Timing
     from moiety.strategy.strategy import Strategy
-
-CHUNK_TOKENS = 8192
-"""Prompt tokens that a serving step takes at most (the common default of chunked prefill)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from moiety.plan import Schedule
-from moiety.projection.phase import CHUNK_TOKENS
+from moiety.projection.admission import CHUNK_TOKENS
 
 if TYPE_CHECKING:
     from moiety.plan import Options, Phase

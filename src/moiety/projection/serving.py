@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.projection.phase import CHUNK_TOKENS
+from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.queue import queue_wait_s
 from moiety.projection.speculation import tokens_per_step
 
@@ -60,14 +60,19 @@ class GroupLoad:
     chunks: float
     """Steps with a chunk that a prompt takes."""
 
+    @property
+    def sequences(self) -> int:
+        """Sequences that a step holds, whole."""
+        return math.ceil(self.running - 1e-9)
+
 
 def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     """Return the latencies of workers that run prompts and output tokens on the same GPUs.
 
     TPOT: a decode step, and the group's share of the prompts that are computed meanwhile. TTFT: the engine's own share;
     the prompt's chunks; the wait to be taken up (half the running step, where the engine does so at every one) and for
-    the prompts ahead (M/D/1 at the share of the time that chunks take); the batch of prompts that a run starts with;
-    and, where the cache is full, a running request's whole time.
+    the prompts ahead (M/D/1 at the share of the time that chunks take); the batch of prompts that a run starts with,
+    which fill the steps that compute them; and, where the cache is full, a running request's whole time.
     """
     release, work = pool.release, pool.workload
     load = group_load(pool, concurrency)
@@ -83,7 +88,7 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
         + concurrency * release.concurrency_overhead_s
         + slowdown * own_s
         + release.wait * (pool.admission_steps(load.running) * step_s + queue_wait_s(busy, own_s))
-        + burst_share(release, load.running) * load.running * load.added_s * load.chunks
+        + burst_share(release, load.running) * load.running * filled_prompt_s(pool, load)
         + (load.offered / load.running - 1) * work.output_tokens * tpot_s
     )
     return ServingLatency(ttft_s, tpot_s, load.decode_s, own_s, load.running)
@@ -123,6 +128,14 @@ def _seen(pool: ServingPool, share: float) -> float:
     return 1 + pool.release.unshared_prefill * elsewhere
 
 
+def filled_prompt_s(pool: ServingPool, load: GroupLoad) -> float:
+    """Return what a prompt adds to its group's time where those of all its sequences wait: they fill steps together."""
+    work, mixes = pool.workload, pool.release.mixes_prefill
+    tokens = min(round(max(load.running, 1.0) * work.input_tokens), pool.step_tokens)
+    step_s = pool.step_s(tokens, load.sequences if mixes else 0, work.decode_context_tokens)
+    return (step_s - load.decode_s if mixes else step_s) * work.input_tokens / tokens
+
+
 def burst_share(release: EngineRelease, sequences: float) -> float:
     """Return the share of the prompts of a whole batch that a mean request of a run waits for: at the most half."""
     return min(release.burst + release.burst_growth * sequences / 64, MOST_BURST)
@@ -135,7 +148,7 @@ def group_load(pool: ServingPool, concurrency: float, chunk: int | None = None) 
     running = min(offered, pool.capacity())
     sequences = math.ceil(running - 1e-9)
     context = work.decode_context_tokens
-    chunk = chunk or min(work.input_tokens, CHUNK_TOKENS)
+    chunk = chunk or min(work.input_tokens, pool.step_tokens)
     decode_s = pool.step_s(0, sequences, context)
     if release.mixes_prefill:
         prefill_s = pool.step_s(chunk, sequences, context)

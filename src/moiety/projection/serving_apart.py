@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from moiety.cost.memory import cache_bytes
 from moiety.graph.graph import build_step_graph
 from moiety.plan import Schedule
-from moiety.projection.phase import CHUNK_TOKENS
+from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.queue import closed_loop_load
 from moiety.projection.serving import GroupLoad, ServingLatency, group_load
 

@@ -12,7 +12,7 @@ from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
 from moiety.graph.op import Collective
 from moiety.plan import Schedule
-from moiety.projection.admission import AT_EVERY_STEP, Admission
+from moiety.projection.admission import AT_EVERY_STEP, CHUNK_TOKENS, Admission
 from moiety.projection.scenario import Scenario
 from moiety.projection.speculation import tokens_per_step
 from moiety.projection.step import time_step
@@ -47,6 +47,10 @@ class ServingPool:
     max_sequences: int | None = None
     """Sequences that the engine lets an attention group run at a time; None: as many as the cache holds."""
     admission: Admission = AT_EVERY_STEP
+    captured_prompts: bool = False
+    """Steps that hold prompts replay captured graphs, as those do that decode."""
+    step_tokens: int = CHUNK_TOKENS
+    """Prompt tokens that a step of an attention group takes at the most."""
 
     @property
     def num_groups(self) -> int:
@@ -87,10 +91,11 @@ class ServingPool:
         )
         outcome = time_step(scenario, strategy, schedule, self.options, None, timing="estimated")
         release, blocks = self.release, Counter(model.layer_blocks)
+        eager = schedule.prefill_tokens and not self.captured_prompts
         mixtures = sum(n for b, n in blocks.items() if model.blocks[b].moe is not None)
         return (
             outcome.step_s * release.kernel_slowdown
-            + num_kernels(outcome.graph) * (release.eager_gap_s if schedule.prefill_tokens else release.op_gap_s)
+            + num_kernels(outcome.graph) * (release.eager_gap_s if eager else release.op_gap_s)
             + mixtures * release.moe_layer_gap_s
         )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from moiety.projection.phase import CHUNK_TOKENS
 from moiety.projection.serving_apart import handover_s
 from moiety.projection.speculation import tokens_per_step
 from moiety.sim.arrivals import together
@@ -84,7 +83,7 @@ def serving_engine(
         )
     return ServingEngine(
         step_s=StepTable(pool),
-        chunk_tokens=CHUNK_TOKENS,
+        chunk_tokens=pool.step_tokens,
         mixes_prefill=release.mixes_prefill,
         cache_tokens=pool.capacity() * context,
         max_sequences=pool.max_sequences or _UNLIMITED,

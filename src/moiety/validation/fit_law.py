@@ -131,16 +131,19 @@ def prior() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of one family as arrays [rows]; `decode` and `chunk` are their steps' terms, all in one table."""
+    """Rows of one family as arrays [rows]; `decode`, `chunk` and `filled` are their steps' terms, each in one table."""
 
     decode: Steps
     chunk: Steps
+    filled: Steps
     engine: NDArray[np.intp]
     release: NDArray[np.intp]
     offered: NDArray[np.float64]
     running: NDArray[np.float64]
     chunks: NDArray[np.float64]
+    filled_chunks: NDArray[np.float64]
     mixtures: NDArray[np.float64]
+    captured_prompts: NDArray[np.bool_]
     admission_steps: NDArray[np.float64]
     concurrency: NDArray[np.float64]
     output_tokens: NDArray[np.float64]
@@ -166,7 +169,7 @@ class Steps:
     kernels: NDArray[np.float64]
 
 
-def steps_of(rows: Sequence[RowTerms], which: Literal["decode", "chunk"]) -> Steps:
+def steps_of(rows: Sequence[RowTerms], which: Literal["decode", "chunk", "filled"]) -> Steps:
     """Return the steps of many rows in one table."""
     steps: list[StepTerms] = [getattr(row, which) for row in rows]
     sizes = [len(step.terms) for step in steps]
@@ -187,7 +190,7 @@ class Law:
     def __init__(self, rows: Rows) -> None:
         self._rows = rows
         self._index = {name: position for position, name in enumerate(names())}
-        self._kernel_seconds: tuple[bytes, tuple[NDArray[np.float64], NDArray[np.float64]]] | None = None
+        self._kernel_seconds: tuple[bytes, list[NDArray[np.float64]]] | None = None
 
     def predict(self, logs: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return (TPOT, TTFT) in seconds [rows]."""
@@ -196,11 +199,12 @@ class Law:
         fixed = self._of(c, "step_overhead_s") + rows.mixtures * self._of(c, "moe_layer_gap_s")
         each = self._of(c, "sequence_overhead_s") * np.ceil(rows.running - 1e-9)
         gap = self._of(c, "op_gap_s")
-        decode_kernels, chunk_kernels = self._both_kernels(c)
+        decode_kernels, chunk_kernels, filled_kernels = self._step_kernels(c)
         decode = decode_kernels * slow + fixed + gap * rows.decode.kernels + each
-        eager = self._of(c, "eager_gap_s") * rows.chunk.kernels
-        chunk = chunk_kernels * slow + fixed + eager + np.where(rows.mixes, each, 0.0)
-        added = np.where(rows.mixes, chunk - decode, chunk)
+        eager = np.where(rows.captured_prompts, gap, self._of(c, "eager_gap_s")) * rows.chunk.kernels
+        beside = fixed + eager + np.where(rows.mixes, each, 0.0)
+        chunk, filled = chunk_kernels * slow + beside, filled_kernels * slow + beside
+        added, filled_added = (np.where(rows.mixes, step - decode, step) for step in (chunk, filled))
         share = rows.running * rows.chunks / rows.output_tokens
         others = np.maximum(rows.running - 1, 0) / rows.running
         own_share = np.minimum(share, 1.0)
@@ -218,8 +222,8 @@ class Law:
             + self._of(c, "wait") * (rows.admission_steps * tpot + busy / (2 * (1 - busy)) * own)
             + np.minimum(self._of(c, "burst") + self._of(c, "burst_growth") * rows.running / 64, MOST_BURST)
             * rows.running
-            * added
-            * rows.chunks
+            * filled_added
+            * rows.filled_chunks
             + (rows.offered / rows.running - 1) * rows.output_tokens * tpot
         )
         return tpot, ttft
@@ -233,12 +237,12 @@ class Law:
         table = [[c[self._index[f"{e}.{group}.{name}"]] for group in range(MOST_RELEASES)] for e in ENGINES]
         return base * np.array(table)[rows.engine, rows.release]
 
-    def _both_kernels(self, c: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the kernels' seconds of both steps, anew only where a device's constant changed: most are engines'."""
+    def _step_kernels(self, c: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+        """Return the kernels' seconds of each step, anew only where a device's constant changed: most are engines'."""
         key = c[: len(DEVICE)].tobytes()
         if self._kernel_seconds is None or self._kernel_seconds[0] != key:
-            steps = (self._rows.decode, self._rows.chunk)
-            self._kernel_seconds = (key, (self._kernels(c, steps[0]), self._kernels(c, steps[1])))
+            steps = (self._rows.decode, self._rows.chunk, self._rows.filled)
+            self._kernel_seconds = (key, [self._kernels(c, step) for step in steps])
         return self._kernel_seconds[1]
 
     def _kernels(self, c: NDArray[np.float64], steps: Steps) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from moiety.graph.graph import build_step_graph
 from moiety.graph.op import AttentionCore, Collective, Gemm
 from moiety.model.feed_forward import MoeFeedForward
 from moiety.plan import Schedule
-from moiety.projection.phase import CHUNK_TOKENS
+from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.serving_pool import num_kernels
 
 if TYPE_CHECKING:
@@ -64,10 +64,16 @@ class RowTerms:
     decode: StepTerms
     chunk: StepTerms
     """A step that holds a chunk of a prompt: beside the decoding ones, or alone, as the engine does it."""
+    filled: StepTerms
+    """The same filled with the prompts of all sequences, as far as there is room."""
     offered: float
     running: float
     chunks: float
+    filled_chunks: float
+    """Such steps that a prompt takes."""
     mixtures: int
+    captured_prompts: bool
+    """Steps with prompts replay captured graphs."""
     admission_steps: float
     """Steps until a mean prompt is taken up."""
 
@@ -78,16 +84,20 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
     offered = max(concurrency / pool.num_groups, 1.0)
     running = min(offered, pool.capacity())
     sequences, context = math.ceil(running - 1e-9), work.decode_context_tokens
-    chunk = CHUNK_TOKENS if offline else min(work.input_tokens, CHUNK_TOKENS)
+    chunk = CHUNK_TOKENS if offline else min(work.input_tokens, pool.step_tokens)
+    filled = min(round(max(running, 1.0) * work.input_tokens), pool.step_tokens)
     beside = sequences if pool.release.mixes_prefill else 0
     blocks = Counter(pool.model.layer_blocks)
     return RowTerms(
         decode=_step(pool, 0, sequences, context),
         chunk=_step(pool, chunk, beside, context),
+        filled=_step(pool, filled, beside, context),
         offered=offered,
         running=running,
         chunks=work.input_tokens / chunk if computes_prompts else 0.0,
+        filled_chunks=work.input_tokens / filled if computes_prompts else 0.0,
         mixtures=sum(n for b, n in blocks.items() if pool.model.blocks[b].moe is not None),
+        captured_prompts=pool.captured_prompts,
         admission_steps=pool.admission_steps(running),
     )
 

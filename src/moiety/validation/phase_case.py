@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from moiety.calibration.catalog import calibration_for
 from moiety.calibration.engines import engine_calibration
 from moiety.plan import DtypePolicy, Options, Schedule
+from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.engine_step import engine_step_s
 from moiety.projection.load import LoadClass
-from moiety.projection.phase import CHUNK_TOKENS
 from moiety.projection.scenario import Scenario
 from moiety.projection.step import time_step
 from moiety.strategy.strategy import Strategy

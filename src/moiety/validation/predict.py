@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from moiety.calibration.engines import family_calibration
 from moiety.calibration.expert_kernels import has_contiguous_experts, with_contiguous_experts
 from moiety.calibration.serving_catalog import load_serving
+from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.serving import aggregated_latency
 from moiety.projection.serving_apart import apart_parts, disaggregated_latency
 from moiety.projection.serving_pool import ServingPool
@@ -56,6 +57,8 @@ class ServingPredictor:
             max_sequences=worker.max_sequences,
             draft_tokens=case.draft_tokens,
             admission=case.admission,
+            captured_prompts=case.captured_prompts,
+            step_tokens=case.input_tokens if case.one_prompt_a_step else CHUNK_TOKENS,
             acceptance=self._constants.draft_acceptance,
             calibration=calibration,
             release=family.release(case.engine, case.version),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
@@ -33,14 +34,22 @@ class RunSetting(Record):
     lengths: tuple[tuple[int, int], ...] = ()
     """Tokens of prompt and answer."""
     tp: tuple[int, ...] = ()
+    ep: tuple[int, ...] = ()
     data_parallel: bool | None = None
     """Whether attention is data parallel."""
     from_concurrency: int = 1
+    to_concurrency: int | None = None
+    releases: tuple[str, ...] = ()
+    """Releases of the engine as rows state them."""
     since: str | None = None
     """First release of the engine."""
     poll_steps: Annotated[int, Field(ge=1, le=100_000)] = 1
     balance_steps: Steps = 0
     batch_wait_steps: Steps = 0
+    captured_prompts: bool = False
+    """Steps that hold prompts replay captured graphs (TensorRT-LLM: `enable_piecewise_cuda_graph`)."""
+    one_prompt_a_step: bool = False
+    """`max_num_tokens` has room for one prompt beside a token of each request, and no more."""
     kv_cache: Dtype | None = None
     """Format of the cache; None: as `row_dtypes` takes it to be."""
 
@@ -57,8 +66,10 @@ class RunSetting(Record):
             and (not self.precisions or row.precision in self.precisions)
             and (not self.lengths or (row.isl, row.osl) in self.lengths)
             and (not self.tp or strategy.tp in self.tp)
+            and (not self.ep or strategy.ep in self.ep)
+            and (not self.releases or row.backend_version in self.releases)
             and (self.data_parallel is None or self.data_parallel == (strategy.attn_dp > 1))
-            and (row.concurrency or 1) >= self.from_concurrency
+            and self.from_concurrency <= (row.concurrency or 1) <= (self.to_concurrency or math.inf)
             and (since is None or (release_number(row.backend_version or "") or ()) >= since)
         )
 

@@ -70,6 +70,10 @@ class ServingCase:
     draft_tokens: int = 0
     admission: Admission = AT_EVERY_STEP
     """When workers that decode take up the prompts that they compute."""
+    captured_prompts: bool = False
+    """Steps that hold prompts replay captured graphs."""
+    one_prompt_a_step: bool = False
+    """A step has room for the tokens of one prompt."""
 
 
 def serving_case(row: ServingRow) -> ServingCase:
@@ -108,6 +112,8 @@ def serving_case(row: ServingRow) -> ServingCase:
         disaggregated=row.mode == "disagg",
         draft_tokens=row.draft_tokens or 0,
         admission=setting.admission,
+        captured_prompts=setting.captured_prompts,
+        one_prompt_a_step=setting.one_prompt_a_step,
     )
 
 
