@@ -77,7 +77,7 @@ def test_what_no_slot_is_left_for_is_refused_until_the_rank_is_back() -> None:
 def test_a_slower_checkpoint_takes_longer() -> None:
     of = deployment(most_slots=3)
     fast, slow = (
-        day_of(of, "gpu:3@0.503", slots=16, conditions=Conditions(checkpoint_bytes_per_s=rate)).recoveries[0]
+        day_of(of, "gpu:3@0.503", slots=16, conditions=Conditions(storage_bytes_per_s=rate)).recoveries[0]
         for rate in (2e9, 2e7)
     )
     assert fast.served_after_s is not None

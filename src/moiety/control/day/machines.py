@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 
 def moves_s(command: MoveExperts, of: Deployment, conditions: Conditions) -> float:
-    """Return the seconds that moves take: step by step the busiest port, or a rank's reading from the checkpoint."""
+    """Return the seconds that moves take: step by step the busiest port, or a node's reading from storage."""
     links = of.links
     share = 1.0 if command.reason == "recovery" else conditions.background_share
     seconds: dict[tuple[int, str, int], float] = defaultdict(float)
     for move in command.moves:
         size = links.expert_bytes
         if move.source is None:
-            seconds[move.step, "storage", move.rank] += size * of.gpus_per_rank / conditions.checkpoint_bytes_per_s
+            node = move.rank // of.ranks_per_node
+            seconds[move.step, "storage", node] += size * of.gpus_per_rank / conditions.storage_bytes_per_s
         elif move.source != move.rank:
             near = move.source // of.ranks_per_node == move.rank // of.ranks_per_node
             rate = (links.node_bytes_per_s if near else links.network_bytes_per_s) * share
