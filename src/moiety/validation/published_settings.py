@@ -39,8 +39,8 @@ class RunSetting(Record):
     """Whether attention is data parallel."""
     from_concurrency: int = 1
     to_concurrency: int | None = None
-    releases: tuple[str, ...] = ()
-    """Releases of the engine as rows state them."""
+    releases: tuple[str | None, ...] = ()
+    """Releases of the engine as rows state them, null of those that state none."""
     since: str | None = None
     """First release of the engine."""
     poll_steps: Annotated[int, Field(ge=1, le=100_000)] = 1
