@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moiety.validation.score import error_percents, metric_scores, percent, plan_choice, skipped_reasons, worst_groups
+from moiety.validation.score import (
+    error_percents,
+    metric_scores,
+    percent,
+    plan_choice,
+    skipped_reasons,
+    worst_groups,
+    worst_ranked,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -165,6 +173,13 @@ def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) ->
             worst = worst_groups(rows, name, _LEAST_ROWS)[:_WORST]
             cells = [(group, str(score.num_rows), *error_percents(score)) for group, score in worst]
             parts.append(_table((f"worst in {name}", "rows", "MAPE", "median", "bias"), cells))
+            if phase in _TITLES:
+                ranked = worst_ranked(rows, name)[:_WORST]
+                cells = [
+                    (each.name, str(each.num_rows), f"{each.spearman:.3f}", percent(each.share_of_missing))
+                    for each in ranked
+                ]
+                parts.append(_table((f"worst ranked in {name}", "rows", "Spearman", "of all that is missing"), cells))
         parts.append(
             _table(
                 ("all", "rows", "coverage", "MAPE", "median", "bias", "Spearman in groups", "at best"),

@@ -34,6 +34,17 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class RankedGroup:
+    """Rows that differ in load and degrees only, and how well predictions order them."""
+
+    name: str
+    num_rows: int
+    spearman: float
+    share_of_missing: float
+    """Of what all groups together lack of a rank correlation of 1."""
+
+
+@dataclass(frozen=True, slots=True)
 class MetricScore:
     """Errors of one metric over all rows that have it."""
 
@@ -76,7 +87,7 @@ def metric_scores(rows: Sequence[Compared]) -> dict[str, MetricScore]:
 
 
 def _metric_score(rows: Sequence[Compared], name: str) -> MetricScore:
-    groups = _ranked_groups(rows, name)
+    groups = list(_ranked_groups(rows, name).values())
     reached = [each for each in map(spearman, groups) if each is not None]
     spread = repeat_spread(rows, name)
     return MetricScore(
@@ -112,6 +123,15 @@ def worst_groups(rows: Sequence[Compared], metric: str, least_rows: int) -> list
             members.setdefault(", ".join(row.group[k] for k in keys if k in row.group), []).append(row.error[metric])
     scored = [(name, score_of(errors)) for name, errors in members.items() if len(errors) >= least_rows]
     return sorted(scored, key=lambda item: (-item[1].mape, item[0]))
+
+
+def worst_ranked(rows: Sequence[Compared], metric: str) -> list[RankedGroup]:
+    """Return the groups whose rows are not in the measured order, the one that costs most first."""
+    reached = [(name, len(pairs), spearman(pairs)) for name, pairs in _ranked_groups(rows, metric).items()]
+    lacking = [(name, count, found) for name, count, found in reached if found is not None and found < 1]
+    missing = sum(1 - found for _, _, found in lacking)
+    groups = [RankedGroup(name, count, found, (1 - found) / missing) for name, count, found in lacking]
+    return sorted(groups, key=lambda each: (each.spearman, each.name))
 
 
 def skipped_reasons(rows: Iterable[Compared]) -> dict[str, int]:
@@ -152,14 +172,15 @@ def _worst(scores: Iterable[Score]) -> float:
     return max(score.mape for score in scores)
 
 
-def _ranked_groups(rows: Sequence[Compared], metric: str) -> list[list[tuple[float, float]]]:
-    """Return (predicted, measured) of rows that differ in load and degrees only, group by group."""
-    groups: dict[tuple[object, ...], list[tuple[float, float]]] = {}
+def _ranked_groups(rows: Sequence[Compared], metric: str) -> dict[str, list[tuple[float, float]]]:
+    """Return (predicted, measured) of rows that differ in load and degrees only, by what they have in common."""
+    groups: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if metric in row.error:
-            lengths = (row.case.input_tokens, row.case.output_tokens) if row.case else ()
-            groups.setdefault((*row.group.values(), *lengths), []).append((row.predicted[metric], row.measured[metric]))
-    return [pairs for pairs in groups.values() if len(set(pairs)) >= _LEAST_RANKED]
+            lengths = (f"{row.case.input_tokens}/{row.case.output_tokens} tokens",) if row.case else ()
+            name = ", ".join((*row.group.values(), *lengths))
+            groups.setdefault(name, []).append((row.predicted[metric], row.measured[metric]))
+    return {name: pairs for name, pairs in groups.items() if len(set(pairs)) >= _LEAST_RANKED}
 
 
 def percent(share: float, *, signed: bool = False) -> str:
