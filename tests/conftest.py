@@ -7,10 +7,8 @@ tiny models compute.
 from __future__ import annotations
 
 import gc
-import math
 import os
 import signal
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -20,7 +18,6 @@ from tests.chaos import recoveries
 
 if TYPE_CHECKING:
     from collections.abc import Generator
-    from pathlib import Path
 
 # No test needs a GPU. Triton reads this when it is first imported, and torch or transformers may be the first to do so.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -34,30 +31,19 @@ settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 
-COMPUTING = ("runtime/training", "runtime/model", "runtime")
-WAITING = ("chaos", "serve", "runtime/elastic", "gpus")
-"""Folders of the files that take longest: those whose processes compute, and those whose processes mostly wait for each
-other. No worker is to be left with one of them at the end, and beside each other they leave no core idle."""
+LONGEST = ("runtime/training", "runtime/model", "runtime/elastic", "chaos", "serve", "runtime")
+"""Folders of the files that take longest: no worker is to be left with one of them at the end. Files whose processes
+mostly wait for each other stand together, and leave the cores to their ranks."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what takes longest first: in turns a file that computes and one that waits."""
-    places = {item.path: _place(item.path) for item in items}
-    taken: Counter[str] = Counter()
-    turns: dict[Path, float] = {}
-    for path, (kind, _) in sorted(places.items(), key=lambda each: each[1][1]):
-        turns[path] = taken[kind] if kind else math.inf
-        taken[kind] += 1
-    items.sort(key=lambda item: turns[item.path])
+    """Put what takes longest first."""
+    items.sort(key=_turn)
 
 
-def _place(path: Path) -> tuple[str, int]:
-    """Return what a file's processes do most, nothing where it does not take long, and when it is its folder's turn."""
-    for kind, folders in (("waits", WAITING), ("computes", COMPUTING)):
-        for turn, folder in enumerate(folders):
-            if f"/tests/{folder}/" in path.as_posix():
-                return kind, turn
-    return "", 0
+def _turn(item: pytest.Item) -> int:
+    path = item.path.as_posix()
+    return next((turn for turn, folder in enumerate(LONGEST) if f"/tests/{folder}/" in path), len(LONGEST))
 
 
 @pytest.hookimpl(wrapper=True)
