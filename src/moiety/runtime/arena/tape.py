@@ -7,9 +7,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from moiety.cost.arena import Lifetime, aligned, live_peak, pack
-from moiety.runtime.arena.nested import leaves, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -66,9 +66,8 @@ class Tape:
             return views[place]
 
         for calls, result in self._passages:
-            moved = replaced(_Place, view, calls)
-            bound = [partial(each.function, *each.arguments, **each.options) for each in moved]
-            self.bound.append((bound, replaced(_Place, view, result)))
+            bound = [partial(each.function, *_map(view, each.arguments), **_map(view, each.options)) for each in calls]
+            self.bound.append((bound, _map(view, result)))
 
     def play(self, passage: int) -> Any:  # noqa: ANN401 - what the step returned
         """Compute a passage in the arena; what it returns lies there until the step is played again."""
@@ -78,7 +77,11 @@ class Tape:
         return result
 
 
-def _placed(value: Any, sizes: Mapping[int, int]) -> Any:  # noqa: ANN401 - tensors in lists, tuples, mappings
+def _map(view: Callable[[_Place], torch.Tensor], value: Any) -> Any:  # noqa: ANN401 - tensors in lists, tuples, mappings
+    return tree_map_only(_Place, view, value)
+
+
+def _placed(value: Any, sizes: Mapping[int, int]) -> Any:  # noqa: ANN401 - as above
     """Return `value` with the tensors whose memory the step asked for replaced by their places."""
 
     def place(tensor: torch.Tensor) -> torch.Tensor | _Place:
@@ -88,7 +91,7 @@ def _placed(value: Any, sizes: Mapping[int, int]) -> Any:  # noqa: ANN401 - tens
         offset = int(tensor.storage_offset()) * tensor.element_size()
         return _Place(address, tensor.dtype, tuple(tensor.shape), tensor.stride(), offset)
 
-    return replaced(torch.Tensor, place, value)
+    return tree_map_only(torch.Tensor, place, value)
 
 
 def _lifetimes(steps: list[Any], sizes: Mapping[int, int]) -> list[Lifetime]:
@@ -96,7 +99,7 @@ def _lifetimes(steps: list[Any], sizes: Mapping[int, int]) -> list[Lifetime]:
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for index, step in enumerate(steps):
-        for each in leaves(step):
+        for each in tree_leaves(step):
             if isinstance(each, _Place):
                 first.setdefault(each.buffer, index)
                 last[each.buffer] = index
@@ -106,7 +109,7 @@ def _lifetimes(steps: list[Any], sizes: Mapping[int, int]) -> list[Lifetime]:
 def _kept(lifetimes: list[Lifetime], result: Any) -> list[Lifetime]:  # noqa: ANN401 - as above
     """Return the lifetimes, those of a result to the end of the step."""
     end = max((each.last_op for each in lifetimes), default=0)
-    kept = {str(each.buffer) for each in leaves(result) if isinstance(each, _Place)}
+    kept = {str(each.buffer) for each in tree_leaves(result) if isinstance(each, _Place)}
     return [each._replace(last_op=end) if each.name in kept else each for each in lifetimes]
 
 

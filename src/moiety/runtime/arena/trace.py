@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from moiety.runtime.arena.into import Call, calls_into, common_format, in_place_calls, is_constant, is_empty
-from moiety.runtime.arena.nested import leaves
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,11 +85,11 @@ class Trace(TorchDispatchMode):
     def _note(self, op: Any, arguments: tuple[Any, ...], options: dict[str, Any], result: object) -> None:  # noqa: ANN401 - as above
         if _looks_at_content(op, arguments):
             self.obstacle = f"{op} depends on the content of a tensor"
-        outputs = [each for each in leaves(result) if isinstance(each, torch.Tensor)]
+        outputs = [each for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
         if op._schema.is_mutable:  # noqa: SLF001 - where PyTorch says it
             self._calls += in_place_calls(op, arguments, options)
             return
-        held = {_address(each) for each in leaves((arguments, options)) if isinstance(each, torch.Tensor)}
+        held = {_address(each) for each in tree_leaves((arguments, options)) if isinstance(each, torch.Tensor)}
         fresh = [each for each in outputs if _address(each) not in held]
         if not fresh or is_constant(op):
             return
