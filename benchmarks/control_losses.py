@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from dataclasses import replace
 
 from moiety.calibration.catalog import load_calibration
@@ -44,6 +45,7 @@ options = default_options(case).model_copy(update={"redundant_experts": 32})
 plan = make_plan(case, options, pinned=parse_strategy("ep32_tp1", 32), name="losses", version="0").plan
 of = replace(deployment_of(plan, calibration), tokens_per_s_per_node=None)  # nodes stay
 conditions = Conditions()
+all_met = True
 for count in arguments.lost:
     drawn = random.Random(f"{arguments.seed} {count}")  # noqa: S311 - no secret
     # of two halves that cannot hear each other the one with rank 0 goes on
@@ -66,10 +68,13 @@ for count in arguments.lost:
     served_s, fenced_s = found.served_after_s, found.fenced_after_s
     assert served_s is not None, "experts find room"
     assert fenced_s is not None, "silent ranks are fenced"
+    is_soon = served_s <= AIM_S
+    all_met &= met and is_soon
     print(
         f"{count:2} of 32 lost: throughput {after.throughput_share:.1%}, "
         f"{after.throughput_share / fair:.2f} of alive/total "
         f"({'met' if met else 'MISSED'}); fenced after {fenced_s:.1f} s, all experts serve after {served_s:.1f} s "
-        f"({'met' if served_s <= AIM_S else 'MISSED'})",
+        f"({'met' if is_soon else 'MISSED'})",
         flush=True,
     )
+sys.exit(0 if all_met else 1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from moiety.control.apply import apply
 from moiety.control.commands import Command, ScaleUp
-from moiety.control.demand import demand_tokens_per_s
+from moiety.control.demand import at_planned_pace, demand_tokens_per_s
 from moiety.control.events import RequestMetrics
 from moiety.control.policy import Policy
 from tests.control.deployments import at_rest, deployment, started
@@ -52,6 +52,19 @@ def test_nodes_that_do_it_have_done_what_waits_in_time(come: float, backlog: flo
     demand = demand_tokens_per_s(served, backlog + served * since, before=backlog, since_s=since, drain_s=drain)
     left = backlog + served * since + (come - demand) * drain
     assert left == pytest.approx(0.0, abs=1e-6 * (backlog + come * (since + drain)))
+
+
+@given(st.floats(0.01, 1e4), SECONDS, SECONDS)
+def test_as_many_sequences_ask_for_the_same_however_fast_their_tokens_come(
+    in_flight: float, tpot_s: float, planned_s: float
+) -> None:
+    demand = at_planned_pace(in_flight / tpot_s, tpot_s, planned_s)
+    assert demand == pytest.approx(in_flight / max(tpot_s, planned_s))
+
+
+@given(AMOUNT, st.none() | SECONDS)
+def test_what_is_served_is_the_demand_where_a_pace_is_not_known(served: float, tpot_s: float | None) -> None:
+    assert at_planned_pace(served, tpot_s, None) == at_planned_pace(served, None, tpot_s) == served
 
 
 def reported(state: State, now: float, served: float, backlog: float | None) -> tuple[State, list[Command]]:

@@ -37,6 +37,7 @@ def test_the_figures_are_those_of_the_plan(plan: Plan) -> None:
     assert of.tokens_per_s_per_node is not None
     rate = of.tokens_per_s_per_node * of.num_nodes * pool.strategy.instances
     assert rate == pytest.approx(evaluated.projection.throughput_tokens_per_s)
+    assert of.tpot_s == evaluated.projection.tpot_s
     memory, width = evaluated.memory, slot_map_of(pool).shape[1] // of.num_ranks
     assert memory is not None
     grown = memory.bytes_by_kind["expert_weights"] / width

@@ -75,6 +75,17 @@ def test_no_node_goes_while_tokens_come_later_than_the_objective_lets_them_or_so
         assert working_nodes(state) == nodes
 
 
+@pytest.mark.parametrize(("tpot_s", "nodes"), [(0.01, 1), (0.02, 2), (0.08, 4), (float("nan"), 4), (-1.0, 4)])
+def test_a_machine_faster_than_planned_needs_no_nodes_for_its_speed(tpot_s: float, nodes: int) -> None:
+    of = deployment(4 * NODES, tokens_per_s_per_node=RATE, tpot_s=0.04)  # 40 sequences a node
+    state, now = started(of, 16), 0.0
+    for _ in range(20):
+        now += 60.0
+        state, given = at_rest(apply(RequestMetrics(now, 2500.0, tpot_s), state), now)
+    assert working_nodes(state) == nodes
+    assert not given, "and it stays at that"
+
+
 def test_nodes_that_are_parked_come_back_as_a_whole_where_experts_have_no_room_without_them() -> None:
     state, _, now = asked(four_nodes(most_slots=4), 0.0, 20, 0.0)
     assert working_nodes(state) == 1

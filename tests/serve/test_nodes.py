@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 PROMPTS = [[5, 9, 11], [7] * 30, [3], [100, 2, 50, 4]]
 LONG, SHORT = 120, 4
-LOAD = ("--concurrency", "6", "--input-tokens", "16", "--output-tokens", "16")
-"""What the plan takes a node to do: little, so that few clients are much, yet more than one stream asks for."""
+LOAD = ("--concurrency", "4", "--input-tokens", "16", "--output-tokens", "16")
+"""What the plan takes a node to do: little, so that few clients are much."""
 MUCH = ("--concurrency", "64", "--input-tokens", "16", "--output-tokens", "16")
 """The same for many rows: what a node does with the two that it is given is far below that."""
 NODES = ["working", "working", "parked", "parked"]

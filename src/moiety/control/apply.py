@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moiety.control.demand import demand_tokens_per_s
+from moiety.control.demand import at_planned_pace, demand_tokens_per_s
 from moiety.control.drift import observed_drift
 from moiety.control.events import (
     DeviceReading,
@@ -166,11 +166,11 @@ def _device_reading(event: DeviceReading, state: State) -> State:
 
 
 def _request_metrics(event: RequestMetrics, state: State) -> State:
-    tpot = event.tpot_s if event.tpot_s is not None and np.isfinite(event.tpot_s) else state.tpot_s
-    after = replace(state, tpot_s=tpot)
-    served, backlog = event.served_tokens_per_s, event.backlog_tokens
-    if not _is_amount(served):
+    tpot_s = event.tpot_s if event.tpot_s is not None and _is_amount(event.tpot_s) else None
+    after = state if tpot_s is None else replace(state, tpot_s=tpot_s)
+    if not _is_amount(event.served_tokens_per_s):
         return after
+    served, backlog = at_planned_pace(event.served_tokens_per_s, tpot_s, state.deployment.tpot_s), event.backlog_tokens
     if backlog is None or not _is_amount(backlog):
         return replace(after, demands=(*state.demands, served)[-_KEPT_DEMANDS:])
     since_s = 0.0 if state.backlog_s is None else event.time_s - state.backlog_s

@@ -3,6 +3,19 @@
 from __future__ import annotations
 
 
+def at_planned_pace(served: float, tpot_s: float | None, planned_tpot_s: float | None) -> float:
+    """Return what is served, in tokens a second of nodes that take the plan's time per token.
+
+    By Little's law `served` x `tpot_s` sequences are in flight, and those are what a node has room for. The sooner
+    their tokens come, for the machine is faster than the plan takes it to be or hardly loaded, the more tokens as many
+    sequences are: no reason for another node, on which they would come sooner still. Where tokens come later than
+    planned, or when is not known, it is what is served.
+    """
+    if tpot_s is None or planned_tpot_s is None or tpot_s >= planned_tpot_s:
+        return served
+    return served * tpot_s / planned_tpot_s
+
+
 def demand_tokens_per_s(served: float, backlog: float, *, before: float, since_s: float, drain_s: float) -> float:
     """Return the demand, in tokens a second.
 

@@ -78,6 +78,7 @@ def deployment_of(plan: Plan, calibration: Calibration) -> Deployment:
         gpus_per_rank=shared,
         group_ranks=max(strategy.tp // shared, 1),
         tokens_per_s_per_node=phase.throughput_tokens_per_s / pool.num_gpus * ranks_per_node * shared,
+        tpot_s=phase.tpot_s,
         tpot_limit_s=plan.workload.slo.tpot_s,
         clock_points=clock_points(plan, pool, calibration),
     )

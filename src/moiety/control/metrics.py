@@ -69,7 +69,7 @@ def _gauges(state: State) -> Iterator[Metric]:
 def demand_gauges(state: State) -> Iterator[Metric]:
     """Give what was asked for by the last report of requests, if there was one."""
     if state.demands:
-        text = "Tokens a second that nodes have to do: served, come to wait, and waiting."
+        text = "Tokens a second, at the plan's pace, that nodes have to do: served, come to wait, and waiting."
         yield GaugeMetricFamily("moiety_demand_tokens_per_second", text, value=state.demands[-1])
         text = "Tokens that requests which wait for room will ask for."
         yield GaugeMetricFamily("moiety_backlog_tokens", text, value=state.backlog_tokens)

@@ -46,6 +46,8 @@ class Deployment:
     has_checkpoint: bool = True
     tokens_per_s_per_node: float | None = None
     """What a node can do within the SLO; None: the number of nodes is left alone."""
+    tpot_s: float | None = None
+    """Time per output token when it does; None where that is not known, or none are put out."""
     tpot_limit_s: float | None = None
     clock_points: tuple[ClockPoint, ...] = ()
     """By clock, highest first; none: clocks are left alone."""

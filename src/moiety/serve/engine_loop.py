@@ -92,8 +92,7 @@ class EngineLoop:
         Raises RankFailedError where there are no ranks to go on with; every sequence in flight is then told why.
         """
         try:
-            self._scheduler.begin(await self._ranks.ready())
-            self._state = "ready"
+            await self._begin()
             ready()
             while True:
                 try:
@@ -110,6 +109,12 @@ class EngineLoop:
                 self._metrics.ended("failed")
             raise
 
+    async def _begin(self) -> None:
+        """Wait for the ranks' next generation, and go on with it."""
+        self._scheduler.begin(await self._ranks.ready())
+        self._users.ready(time.monotonic())
+        self._state = "ready"
+
     async def _step_until_drained(self) -> None:
         while True:
             step = self._scheduler.next_step()
@@ -122,13 +127,13 @@ class EngineLoop:
             tokens = await self._ranks.step(step.order)
             now_s = time.monotonic()
             self._metrics.stepped(now_s - began_s)
-            self._take(self._scheduler.accept(step, tokens, now_s))
+            self._take(self._scheduler.accept(step, tokens, now_s), now_s)
 
-    def _take(self, entries: Sequence[Entry]) -> None:
+    def _take(self, entries: Sequence[Entry], now_s: float) -> None:
         """Take note of sequences that have got a token, and of who still waits for a place."""
         self._metrics.accepted(entries)
         for each in entries:
-            self._users.got(each)
+            self._users.got(each, now_s)
         self._users.waits(self._scheduler.without_room())
 
     async def _idle(self) -> None:
@@ -150,8 +155,7 @@ class EngineLoop:
         if lost.is_loss:
             self._blame(self._scheduler.suspects())
         self._note(f"{lost}; {self._scheduler.num_running} sequences go on with the ranks' next generation")
-        self._scheduler.begin(await self._ranks.ready())
-        self._state = "ready"
+        await self._begin()
         self._metrics.recovered(time.monotonic() - began_s)
 
     def _blame(self, entries: Sequence[Entry]) -> None:

@@ -25,9 +25,16 @@ class Users:
         self.refused_tokens = 0.0
         """Of those that were refused since the server began."""
         self.gaps: tuple[float, int] = (0.0, 0)
-        """Seconds from one token of a sequence to the next, and how many such gaps, since the server began."""
+        """Seconds from one token of a sequence to the next while ranks take steps, and how many such gaps, since the
+        server began."""
+        self._ready_s = 0.0
+        """Since when ranks take steps."""
         self._took, self._might_have = 0.0, 0.0
         """Tokens of answers that have ended, and those that were asked for at most."""
+
+    def ready(self, now_s: float) -> None:
+        """Hear that ranks take steps again."""
+        self._ready_s = now_s
 
     def waits(self, entries: Iterable[Entry]) -> None:
         """Hear which sequences wait for room now."""
@@ -37,11 +44,11 @@ class Users:
         """Hear of sequences that may not even wait."""
         self.refused_tokens += self._expected(entries)
 
-    def got(self, entry: Entry) -> None:
+    def got(self, entry: Entry, now_s: float) -> None:
         """Hear of a sequence that has just got a token; learn from it where that was its last."""
         if len(entry.accepted) > 1:
             seconds, number = self.gaps
-            self.gaps = seconds + entry.gap_s, number + 1
+            self.gaps = seconds + min(entry.gap_s, now_s - self._ready_s), number + 1
         if entry.finish_reason is not None:
             self._took = self._took * _KEPT + len(entry.accepted)
             self._might_have = self._might_have * _KEPT + entry.max_tokens

@@ -212,11 +212,12 @@ class _Simulation:
         power = watts(before, busy, self.device)
         self.add_up(counts, asked, can, power, balance)
         limit = self.of.tpot_limit_s
-        self.within += can >= asked and (limit is None or step_s <= limit)
+        tpot_s = (self.of.tpot_s or self.of.step_s) * step_s / self.of.step_s
+        self.within += can >= asked and (limit is None or tpot_s <= limit)
         self.nodes.append(round(nodes))
         self.refused_s += up
         readings = self.readings(now, counts, power)
-        metrics = RequestMetrics(now, asked, step_s if limit is not None and can else None)
+        metrics = RequestMetrics(now, asked, tpot_s if limit is not None and can else None)
         self.tell([*readings, metrics, ExpertCounts(now, counts)], now)
 
     def readings(self, now: float, counts: Loads, power: Loads) -> list[Event]:
