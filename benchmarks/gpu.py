@@ -53,7 +53,7 @@ if HAS_TRITON := find_spec("triton") is not None:
     from moiety.runtime.kernels.token_sums import row_sums
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from benchmarks.expert_products import Shape
 
@@ -72,6 +72,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt-oss, codes": {"gate": Gate.GPT_OSS, "is_biased": True, "is_transposed": False, "fp8_from": 64},
 }
 """Variants of the expert kernels."""
+ROUTED = ((1, "spread"), (3, "nowhere"), (90, "some"), (700, "some"), (400, "one slot"))
+"""Rows and their slots that sums are tried on."""
+MANY_ROUTED = ((1300, "spread"),)
+"""So many that programs of the down projection stay."""
 REPEATS, SLEEP_CYCLES, FLUSHED_BYTES = 15, 2_000_000, 256 << 20
 
 
@@ -158,12 +162,17 @@ def of_single_rows(device: torch.device) -> list[tuple[Any, ...]]:
 
 
 def wrong_sums(
-    device: torch.device, seed: int, dtype: torch.dtype, sizes: tuple[int, int], of: str = "silu"
+    device: torch.device,
+    seed: int,
+    dtype: torch.dtype,
+    sizes: tuple[int, int],
+    of: str = "silu",
+    routed: Sequence[tuple[int, str]] = ROUTED,
 ) -> list[str]:
     """Return what is wrong with the sums of one format, size and kind: beside float64's, or bits in another order."""
     torch.set_num_threads(1)  # of the reference, whose processes stand side by side
     found: list[str] = []
-    for num_rows, kind in ((1, "spread"), (3, "nowhere"), (90, "some"), (700, "some"), (400, "one slot")):
+    for num_rows, kind in routed:
         case = case_of(
             num_rows=num_rows, num_slots=9, width=4, sizes=sizes, dtype=dtype, kind=kind, seed=seed, **KINDS[of]
         )

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import KINDS, SIZES, of_single_rows, wrong_codes, wrong_sums
+from benchmarks.gpu import KINDS, MANY_ROUTED, SIZES, of_single_rows, wrong_codes, wrong_sums
 from moiety.runtime.block_scaled import cut, quantised
 from moiety.runtime.expansion import whole
 from tests.runtime.kernels.routed_rows import DTYPES, wrong_numbers
@@ -20,6 +20,12 @@ GPU = torch.device("cuda", 0)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sums_are_right(dtype: torch.dtype, sizes: tuple[int, int], of: str) -> None:
     assert wrong_sums(GPU, 0, dtype, sizes, of) == []
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sums_of_many_rows_are_right(dtype: torch.dtype, sizes: tuple[int, int]) -> None:
+    assert wrong_sums(GPU, 0, dtype, sizes, routed=MANY_ROUTED) == []
 
 
 @pytest.mark.parametrize("is_transposed", [False, True])

@@ -108,7 +108,7 @@ def products() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for kernels, plain, codes, constants in (
         (expert_mlp.GATE_UP_KERNELS, configs.GATE_UP, configs.GATE_UP_OF_CODES, {"ROW_UNIT": 16, "GATE": 0}),
-        (expert_mlp.DOWN_KERNELS, configs.DOWN, configs.DOWN_OF_CODES, {}),
+        (expert_mlp.DOWN_KERNELS, configs.DOWN, configs.DOWN_OF_CODES, {"STAYS": 0}),
     ):
         shared = {"SLOTS": 512, "EVEN_K": True, "WHOLE": False, "UPCAST": False, **constants}
         along_rows, as_gpt_oss = {**shared, "in_stride": 1}, {**shared, "out_stride": 1}
@@ -142,12 +142,17 @@ def each_size(
     FORMATS["weights"] = WEIGHTS["codes" if variant.startswith("codes") else "numbers"] or "*bf16"
     found: list[dict[str, Any]] = []
     for name, each in lists.items():
-        for by_tiles in (False, True)[: 2 if tiled and name.startswith("many") else 1]:
+        for by_tiles in (way for way in ways_to_fetch(name) if tiled or not way):
             for config in each:
                 settings = constants | {"TMA": by_tiles} | config.kwargs
                 need = compiled(kernels[name], settings, config.num_warps, config.num_stages, "*bf16")
                 found.append({"variant": variant, **need})
     return found
+
+
+def ways_to_fetch(name: str) -> tuple[bool, ...]:
+    """Return whether the accelerator fetches the tiles of a list, or not, or both."""
+    return {"few": (False,), "many": (False, True), "most": (True,)}[name.split(maxsplit=1)[0]]
 
 
 def others() -> None:

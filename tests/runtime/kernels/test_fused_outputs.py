@@ -15,6 +15,7 @@ from moiety.runtime.dispatch.wire import Rows
 from moiety.runtime.experts.fused import fused_outputs
 from moiety.runtime.experts.grouped import partial_outputs
 from moiety.runtime.gates import Gate
+from moiety.runtime.kernels.configs import MOST_ROWS, rows_class
 from moiety.runtime.telemetry import Silent
 from tests.runtime.kernels.routed_rows import DTYPES, Case, case_of, tolerance
 
@@ -111,6 +112,15 @@ def test_rows_beside_it_do_not_change_a_rows_bits() -> None:
     held = case.rows
     few = Rows(held.hidden[:4], held.keys[:4], held.slots[:4], held.weights[:4])
     assert torch.equal(outputs_of(case)[:4], outputs_of(replace(case, rows=few)))
+
+
+@pytest.mark.parametrize("is_biased", [False, True])
+def test_programs_that_stay_where_slots_have_many_rows(*, is_biased: bool) -> None:
+    case = case_of(
+        num_rows=1030, num_slots=2, width=1, sizes=(40, 24), dtype=torch.bfloat16, kind="spread", is_biased=is_biased
+    )
+    assert rows_class(1030, 2) == MOST_ROWS
+    assert_right(case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

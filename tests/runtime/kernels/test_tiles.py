@@ -12,7 +12,7 @@ pytest.importorskip("triton", reason="the kernels are Triton's")
 import triton
 import triton.language as tl
 
-from moiety.runtime.kernels.tiles import group_rows, place_of, tile_of
+from moiety.runtime.kernels.tiles import group_rows, needed_tile_of, needed_tiles, place_of, tile_of
 
 KEY_BITS = 48
 
@@ -23,6 +23,16 @@ def _covered(covered_ptr, slot_ptr, offsets_ptr, ranks_ptr, num_slots, BLOCK_M: 
     at = first + tl.arange(0, BLOCK_M)
     tl.atomic_add(covered_ptr + at, 1, mask=at < end)
     tl.store(slot_ptr + at, slot + tl.zeros_like(at), mask=at < end)
+
+
+@triton.jit
+def _covered_by_some(covered_ptr, slot_ptr, offsets_ptr, num_slots, BLOCK_M: tl.constexpr, SLOTS: tl.constexpr):  # noqa: ANN001, ANN202, N803 - a kernel
+    needed, so_far = needed_tiles(offsets_ptr, num_slots, BLOCK_M, SLOTS)
+    for tile in range(tl.program_id(0), tl.sum(needed, axis=0), tl.num_programs(0)):
+        slot, first, end = needed_tile_of(tile, needed, so_far, offsets_ptr, BLOCK_M)
+        at = first + tl.arange(0, BLOCK_M)
+        tl.atomic_add(covered_ptr + at, 1, mask=at < end)
+        tl.store(slot_ptr + at, slot + tl.zeros_like(at), mask=at < end)
 
 
 @triton.jit
@@ -57,6 +67,10 @@ def test_every_row_is_in_one_tile_of_its_slot(counts: list[int], block: int) -> 
     _covered[(groups.num_tiles(block),)](
         covered, slots, groups.offsets, groups.ranks, len(counts), BLOCK_M=block, SLOTS=groups.padded_slots
     )
+    assert covered.tolist() == [1] * sum(counts)
+    assert torch.equal(slots.long(), keys >> KEY_BITS)
+    covered, slots = torch.zeros(2, sum(counts), dtype=torch.int32)
+    _covered_by_some[(3,)](covered, slots, groups.offsets, len(counts), BLOCK_M=block, SLOTS=groups.padded_slots)
     assert covered.tolist() == [1] * sum(counts)
     assert torch.equal(slots.long(), keys >> KEY_BITS)
 

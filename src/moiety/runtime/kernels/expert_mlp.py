@@ -21,13 +21,15 @@ from moiety.runtime.kernels.configs import (
     GATE_UP,
     GATE_UP_OF_CODES,
     INTERPRETED,
+    MOST_ROWS,
+    num_multiprocessors,
     rows_class,
     tuned,
 )
 from moiety.runtime.kernels.gating import GPT_OSS, add_biases, gated, joint_columns, wide_products
 from moiety.runtime.kernels.scaled_tiles import scale_arguments, scaled
 from moiety.runtime.kernels.tile_copies import LINE_BYTES, has_tile_copies, tiled
-from moiety.runtime.kernels.tiles import place_of, tile_of
+from moiety.runtime.kernels.tiles import needed_tile_of, needed_tiles, place_of, tile_of
 
 if TYPE_CHECKING:
     from moiety.runtime.block_scaled import Weight
@@ -195,18 +197,31 @@ def _gate_up(
 
 
 @triton.jit
+def _store_weighted(total, pair, scale, is_row, slot, column, bias_ptr, out_ptr, hidden_size):
+    """Store a tile's outputs, with their biases, times the router's weights, where their pairs lie."""
+    if bias_ptr is not None:
+        bias_at = bias_ptr + slot.to(tl.int64) * hidden_size + column
+        total += tl.load(bias_at, mask=column < hidden_size, other=0.0).to(tl.float32)[None, :]
+    total *= scale[:, None]
+    out_at = out_ptr + pair[:, None] * hidden_size + column[None, :]
+    is_stored = is_row[:, None] & (column < hidden_size)[None, :]
+    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=is_stored)
+
+
+@triton.jit
 def _down_tile(
     middle, order_ptr, scale_ptr, weights, scales_ptr, column_block_ptr, bias_ptr, out_ptr,
     slot, first, end, n_tile, width, hidden_size, slot_stride, in_stride, out_stride,
     scale_slot_stride, scale_in_stride, scale_out_stride, block_offset, block_size,
-    EVEN_K: tl.constexpr, WHOLE: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
+    EVEN_K: tl.constexpr, WHOLE: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr, STAYS: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Store the weighted outputs of the rows from `first` on, up to BLOCK_M of them, and a tile's columns."""
     at = first + tl.arange(0, BLOCK_M)
     source = tl.where(at < end, at, first)
-    pair = tl.load(order_ptr + source).to(tl.int64)
-    scale = tl.load(scale_ptr + pair)  # before the products, which hide how long that takes
+    if not STAYS:  # before the products, which hide how long that takes
+        pair = tl.load(order_ptr + source).to(tl.int64)
+        scale = tl.load(scale_ptr + pair)
     column = n_tile * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     if TMA:
@@ -242,13 +257,10 @@ def _down_tile(
             rows = rows.to(tl.float32)
             columns = columns.to(tl.float32)
         total = tl.dot(rows, columns, total, input_precision="ieee")
-    if bias_ptr is not None:
-        bias_at = bias_ptr + slot.to(tl.int64) * hidden_size + column
-        total += tl.load(bias_at, mask=column < hidden_size, other=0.0).to(tl.float32)[None, :]
-    total *= scale[:, None]
-    out_at = out_ptr + pair[:, None] * hidden_size + column[None, :]
-    is_stored = (at < end)[:, None] & (column < hidden_size)[None, :]
-    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=is_stored)
+    if STAYS:  # after them: the next tile is on its way, and registers are free
+        pair = tl.load(order_ptr + source).to(tl.int64)
+        scale = tl.load(scale_ptr + pair)
+    _store_weighted(total, pair, scale, at < end, slot, column, bias_ptr, out_ptr, hidden_size)
 
 
 def _down(
@@ -286,9 +298,24 @@ def _down(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
     HALVES: tl.constexpr,
+    STAYS: tl.constexpr = 0,
 ):
+    num_n = tl.cdiv(hidden_size, BLOCK_N)
+    if STAYS:
+        needed, so_far = needed_tiles(offsets_ptr, num_slots, BLOCK_M, SLOTS)
+        num_m = tl.sum(needed, axis=0)
+        for place in tl.range(tl.program_id(0), num_m * num_n, tl.num_programs(0), flatten=True):
+            m_tile, n_tile = place_of(place, num_m, num_n, GROUP_M)
+            slot, first, end = needed_tile_of(m_tile, needed, so_far, offsets_ptr, BLOCK_M)
+            _down_tile(
+                middle, order_ptr, scale_ptr, weights, scales_ptr, column_block_ptr,
+                bias_ptr, out_ptr, slot, first, end, n_tile, width, hidden_size, slot_stride, in_stride, out_stride,
+                scale_slot_stride, scale_in_stride, scale_out_stride, block_offset, block_size,
+                EVEN_K, WHOLE, TMA, UPCAST, STAYS, BLOCK_M, BLOCK_N, BLOCK_K,
+            )  # fmt: skip
+        return
     num_m = num_rows // BLOCK_M + tl.minimum(num_slots, num_rows)
-    m_tile, n_tile = place_of(tl.program_id(0), num_m, tl.cdiv(hidden_size, BLOCK_N), GROUP_M)
+    m_tile, n_tile = place_of(tl.program_id(0), num_m, num_n, GROUP_M)
     slot, first, end = tile_of(m_tile, offsets_ptr, ranks_ptr, num_slots, BLOCK_M, SLOTS)
     if first >= end:
         return
@@ -299,7 +326,7 @@ def _down(
                 half_middle if halves else middle, order_ptr, scale_ptr, weights, scales_ptr, column_block_ptr,
                 bias_ptr, out_ptr, slot, first, end, n_tile, width, hidden_size, slot_stride, in_stride, out_stride,
                 scale_slot_stride, scale_in_stride, scale_out_stride, block_offset, block_size,
-                EVEN_K, WHOLE, TMA, UPCAST, BLOCK_M // (1 + halves), BLOCK_N, BLOCK_K,
+                EVEN_K, WHOLE, TMA, UPCAST, STAYS, BLOCK_M // (1 + halves), BLOCK_N, BLOCK_K,
             )  # fmt: skip
 
 
@@ -415,11 +442,14 @@ def _launch(
     name = "few" if each <= FEW_ROWS else "many"
     if is_in_codes:
         name += " codes"
+    elif constants["TMA"] and each == MOST_ROWS and "most" in kernels:
+        name = "most"
     if out.dtype == torch.float32:
         name = "exact"
 
     def grid(given: dict[str, int]) -> tuple[int]:
-        return (groups.num_tiles(given["BLOCK_M"]) * triton.cdiv(columns, given["BLOCK_N"]),)
+        places = groups.num_tiles(given["BLOCK_M"]) * triton.cdiv(columns, given["BLOCK_N"])
+        return (min(places, num_multiprocessors(out.device)) if given.get("STAYS") else places,)
 
     with torch.cuda.device_of(out):
         kernels[name][grid](

@@ -5,7 +5,8 @@
 Rows are sorted by slot. Slot s begins at row `offsets[s]`, and `ranks[s]` of the slots before it have rows. Its tiles
 are numbered from `offsets[s] // BLOCK_M + ranks[s]`: that leaves each slot with rows at least as many numbers as it has
 tiles, so numbers never collide, and `rows // BLOCK_M + min(slots, rows)` programs are enough for any division of the
-rows. A program whose number is not needed ends at once.
+rows. A program whose number is not needed ends at once. Programs that stay for many tiles count those that are needed
+instead, once, from the rows of all slots.
 """
 
 from __future__ import annotations
@@ -60,6 +61,28 @@ def tile_of(tile, offsets_ptr, ranks_ptr, num_slots, BLOCK_M: tl.constexpr, SLOT
     end = tl.load(offsets_ptr + slot + 1)
     first = start + (tile - start // BLOCK_M - tl.load(ranks_ptr + slot)) * BLOCK_M
     return slot, first, end
+
+
+@triton.jit
+def needed_tiles(offsets_ptr, num_slots, BLOCK_M: tl.constexpr, SLOTS: tl.constexpr):
+    """Return how many tiles the rows of each slot need [SLOTS], and how many those of all slots up to it do."""
+    each = tl.arange(0, SLOTS)
+    inside = each < num_slots
+    starts = tl.load(offsets_ptr + each, mask=inside, other=0)
+    ends = tl.load(offsets_ptr + each + 1, mask=inside, other=0)
+    needed = tl.cdiv(ends - starts, BLOCK_M)
+    return needed, tl.cumsum(needed, axis=0)
+
+
+@triton.jit
+def needed_tile_of(tile, needed, so_far, offsets_ptr, BLOCK_M: tl.constexpr):
+    """Return (slot, first row, row past the slot's last) of one of the needed tiles."""
+    is_before = so_far <= tile
+    slot = tl.sum(is_before.to(tl.int32), axis=0)
+    before = tl.sum(tl.where(is_before, needed, 0), axis=0)
+    start = tl.load(offsets_ptr + slot)
+    end = tl.load(offsets_ptr + slot + 1)
+    return slot, start + (tile - before) * BLOCK_M, end
 
 
 @triton.jit
