@@ -149,6 +149,26 @@ def test_prompts_that_wait_together_fill_steps(pools: tuple[ServingPool, Serving
     assert simulated[0] < simulated[1]
 
 
+def test_answers_of_one_length_keep_prompts_together(pools: tuple[ServingPool, ServingPool]) -> None:
+    drawn = pools[1]
+    release = drawn.release.model_copy(update={"convoy": 9.0})
+    drawn, equal = (replace(drawn, release=release, equal_lengths=each) for each in (False, True))
+    added_s = [aggregated_latency(equal, n).ttft_s - aggregated_latency(drawn, n).ttft_s for n in (2, 10, 64, 128)]
+    prompt_s = [filled_prompt_s(drawn, group_load(drawn, n)) for n in (2, 10, 64, 128)]
+    # two workers: one sequence each waits for nobody, five for two others, and more for no more than four
+    assert [s / each for s, each in zip(added_s, prompt_s, strict=True)] == pytest.approx([0, 2, 4, 4])
+    assert aggregated_latency(equal, 64).tpot_s == aggregated_latency(drawn, 64).tpot_s
+
+
+def test_a_run_without_warm_up_waits_once_its_start_fills_a_step(pools: tuple[ServingPool, ServingPool]) -> None:
+    warm = pools[1]
+    cold = replace(warm, cold_tokens=16 * warm.workload.input_tokens)
+    added_s = [aggregated_latency(cold, n).ttft_s - aggregated_latency(warm, n).ttft_s for n in (30, 32, 256)]
+    assert added_s[0] == 0
+    expected = warm.release.cold_fp4_step_s if warm.options.dtypes.experts == "fp4" else warm.release.cold_step_s
+    assert added_s[1:] == pytest.approx([expected, expected])
+
+
 def test_an_offline_run_takes_whole_waves(pools: tuple[ServingPool, ServingPool]) -> None:
     decode = replace(pools[1], max_sequences=100)
     assert offline_sequences(decode) == 100

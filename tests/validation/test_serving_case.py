@@ -213,6 +213,23 @@ def test_how_steps_took_prompts_is_read_where_it_was_published(
     assert (case.captured_prompts, case.one_prompt_a_step) == (captured, one_prompt)
 
 
+@pytest.mark.parametrize(
+    ("changes", "cold_tokens", "poll_steps"),
+    [
+        ({"backend_version": None}, 32768, 30),
+        ({"backend_version": None, "concurrency": 4}, 32768, 10),
+        ({"backend_version": None, "precision": "fp4", "tp": 4, "moe_tp": 4, "num_gpus": 4}, 16384, 30),
+        ({}, None, 30),
+        ({"backend_version": None, "system": "h200_sxm"}, None, 1),
+    ],
+)
+def test_which_runs_were_not_warmed_up_is_read_where_it_was_published(
+    changes: dict[str, Any], cold_tokens: int | None, poll_steps: int
+) -> None:
+    case = _case(**changes)
+    assert (case.cold_tokens, case.admission.poll_steps) == (cold_tokens, poll_steps)
+
+
 def test_a_cache_that_was_not_told_a_format_has_that_of_the_activations() -> None:
     assert _case(system="h200_sxm").options.dtypes.kv_cache == "bf16"
     assert _case().options.dtypes.kv_cache == "fp8"
@@ -228,6 +245,9 @@ def test_lengths_that_runs_drew_below_their_label_are_the_mean_ones() -> None:
     assert (_case(osl=8192).input_tokens, _case(osl=8192).output_tokens) == (922, 7373)
     assert (_case(osl=512).input_tokens, _case(osl=512).output_tokens) == (1024, 512)
     assert _case(exact_lengths=True).input_tokens == 1024, "offline runs have all tokens that they state"
+    of_others = _case(model="Qwen/Qwen3-32B", moe_tp=1)
+    assert (of_others.input_tokens, of_others.equal_lengths) == (1024, True)
+    assert [_case(osl=osl).equal_lengths for osl in (1024, 8192, 512)] == [False, False, True]
 
 
 def test_an_aggregated_release_that_always_guessed_is_read_so() -> None:

@@ -56,6 +56,12 @@ class EngineRelease(EngineOverheads):
     """Share of a whole batch of prompts that a mean request waits for: runs start with all of them at once."""
     burst_growth: Factor
     """What each 64 sequences add to that share, where runs have as many requests whatever the concurrency."""
+    convoy: Factor
+    """Prompts that come together all through a run whose answers are equally long: what started as one ends as one."""
+    cold_step_s: Seconds
+    """What a mean request of a run without warm-up waits for kernels that its first full step of prompts has made."""
+    cold_fp4_step_s: Seconds
+    """The same where experts have FP4 weights."""
 
 
 class ServingFamily(Record):

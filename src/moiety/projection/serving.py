@@ -14,7 +14,6 @@ from moiety.projection.queue import queue_wait_s
 from moiety.projection.speculation import tokens_per_step
 
 if TYPE_CHECKING:
-    from moiety.calibration.serving import EngineRelease
     from moiety.projection.serving_pool import ServingPool
 
 MOST_SEQUENCES = 2048
@@ -71,8 +70,9 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
 
     TPOT: a decode step, and the group's share of the prompts that are computed meanwhile. TTFT: the engine's own share;
     the prompt's chunks; the wait to be taken up (half the running step, where the engine does so at every one) and for
-    the prompts ahead (M/D/1 at the share of the time that chunks take); the batch of prompts that a run starts with,
-    which fill the steps that compute them; and, where the cache is full, a running request's whole time.
+    the prompts ahead (M/D/1 at the share of the time that chunks take); the prompts that come together, at a run's
+    start and where all answers are equally long, which fill the steps that compute them; kernels that a run without
+    warm-up has made; and, where the cache is full, a running request's whole time.
     """
     release, work = pool.release, pool.workload
     load = group_load(pool, concurrency)
@@ -88,7 +88,8 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
         + concurrency * release.concurrency_overhead_s
         + slowdown * own_s
         + release.wait * (pool.admission_steps(load.running) * step_s + queue_wait_s(busy, own_s))
-        + burst_share(release, load.running) * load.running * filled_prompt_s(pool, load)
+        + prompts_ahead(pool, load.running) * filled_prompt_s(pool, load)
+        + cold_s(pool, load.running)
         + (load.offered / load.running - 1) * work.output_tokens * tpot_s
     )
     return ServingLatency(ttft_s, tpot_s, load.decode_s, own_s, load.running)
@@ -136,9 +137,29 @@ def filled_prompt_s(pool: ServingPool, load: GroupLoad) -> float:
     return (step_s - load.decode_s if mixes else step_s) * work.input_tokens / tokens
 
 
-def burst_share(release: EngineRelease, sequences: float) -> float:
-    """Return the share of the prompts of a whole batch that a mean request of a run waits for: at the most half."""
-    return min(release.burst + release.burst_growth * sequences / 64, MOST_BURST)
+def prompts_ahead(pool: ServingPool, sequences: float) -> float:
+    """Return the prompts that come together with a mean request's and go before: of the batch that a run starts with.
+
+    Where all answers are equally long, those that began together end together, and so do their successors begin: of a
+    convoy the mean prompt waits for half of the others.
+    """
+    release = pool.release
+    convoy = min(sequences, release.convoy) if pool.equal_lengths else 1.0
+    share = min(release.burst + release.burst_growth * sequences / 64, MOST_BURST)
+    return share * sequences + max(convoy - 1, 0) / 2
+
+
+def cold_s(pool: ServingPool, sequences: float) -> float:
+    """Return what a mean request waits for kernels to be made: in a run without warm-up whose start fills a step."""
+    if not starts_cold(pool, sequences):
+        return 0.0
+    release = pool.release
+    return release.cold_fp4_step_s if pool.options.dtypes.experts == "fp4" else release.cold_step_s
+
+
+def starts_cold(pool: ServingPool, sequences: float) -> bool:
+    """Return whether the prompts that a run starts with fill a step for the first time."""
+    return pool.cold_tokens is not None and sequences * pool.workload.input_tokens >= pool.cold_tokens
 
 
 def group_load(pool: ServingPool, concurrency: float, chunk: int | None = None) -> GroupLoad:

@@ -74,5 +74,8 @@ def _assumed_release(engine: Engine, overheads: EngineOverheads) -> EngineReleas
         wait=1.0,
         burst=0.0,
         burst_growth=0.0,
+        convoy=1.0,
+        cold_step_s=0.0,
+        cold_fp4_step_s=0.0,
         **overheads.overheads(),
     )

@@ -51,6 +51,10 @@ class ServingPool:
     """Steps that hold prompts replay captured graphs, as those do that decode."""
     step_tokens: int = CHUNK_TOKENS
     """Prompt tokens that a step of an attention group takes at the most."""
+    equal_lengths: bool = False
+    """All requests have prompts and answers of the same length."""
+    cold_tokens: int | None = None
+    """Prompt tokens of a full step, where the run was not warmed up; None: it was."""
 
     @property
     def num_groups(self) -> int:

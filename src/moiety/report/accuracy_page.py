@@ -66,9 +66,10 @@ _KNOWN = """## What no law here explains
   sequences in the rows with fewer, and in each of them requests wait for about four answers, as they would on average
   in ten waves that all came at once to an engine with so few slots. How many ran is not stated; they are predicted as
   they are labelled.
-- Some rows of SGLang on B200 without a release have five to eight seconds to the first token whatever the concurrency,
-  others under nearly the same label a tenth of it: as if the first requests of a run had waited for kernels to be
-  compiled. Rows do not say whether a run was warmed up.
+- Rows of SGLang on B200 without a release have five to eight seconds to the first token with FP4 experts, and one or
+  two with FP8, wherever the prompts that the run starts with fill a step (`--chunked-prefill-size`, 16,384 and 32,768
+  tokens): nobody warmed those runs up, and a step of that size had kernels made. They are predicted so
+  (`cold_step_s`, `cold_fp4_step_s`); a few runs found those kernels made already.
 - A disaggregated TensorRT-LLM row states Dynamo's release; the engine's is the one in that release's container.
 - Guesses are taken to be right with one chance, `draft_acceptance`, fitted on the rows that speculated; published
   shares of first guesses are higher, later guesses of one layer are worse.
@@ -82,7 +83,11 @@ _KNOWN = """## What no law here explains
   data-parallel attention: the rows agree with rows that say so. Where a label leaves no room for one sequence beside
   the weights, more memory was had than is stated, and the cache is taken to have no end.
 - How many requests a run had, and how many came at once, is not stated. Both make most of the time to first token
-  at high concurrency; the constants `burst` and `burst_growth` are what a mean run of an engine's releases did.
+  at high concurrency; the constants `burst` and `burst_growth` are what a mean run of an engine's releases did. The one
+  benchmark whose scripts are published sent ten times as many requests as were in flight: 0.05 of a batch to wait for.
+- Where all answers are equally long, requests that began together end together. SGLang, which computes prompts before
+  it decodes, then keeps the whole batch together, and the mean request waits for half of it: so did Qwen3-32B under
+  0.5.1, while Llama-3.1-8B and Qwen3-235B under 0.5.6 did not, and one `convoy` of an engine lies between them.
 - Prompts that repeat find their prefix in the cache (some vLLM rows of 8B models): the time to first token is then
   far below any prefill.
 - Kernels that fell back to slower ones (B300 with 8,192 tokens in) are predicted as if they had not.

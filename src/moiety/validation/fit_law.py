@@ -73,6 +73,9 @@ ENGINE: dict[str, Prior] = {
     "wait": (1.0, 1.0),
     "burst": (0.05, 1.0),
     "burst_growth": (0.01, 1.5),
+    "convoy": (4.0, 1.0),
+    "cold_step_s": (2.0, 1.0),
+    "cold_fp4_step_s": (5.0, 1.0),
 }
 RELEASE: dict[str, float] = {
     "kernel_slowdown": 0.15,
@@ -92,6 +95,9 @@ OF_TTFT = frozenset(
         "wait",
         "burst",
         "burst_growth",
+        "convoy",
+        "cold_step_s",
+        "cold_fp4_step_s",
     }
 )
 _FULL, _NONE = 0.98, 1e-12
@@ -145,6 +151,9 @@ class Rows:
     mixtures: NDArray[np.float64]
     captured_prompts: NDArray[np.bool_]
     admission_steps: NDArray[np.float64]
+    equal_lengths: NDArray[np.bool_]
+    cold: NDArray[np.bool_]
+    fp4_experts: NDArray[np.bool_]
     concurrency: NDArray[np.float64]
     output_tokens: NDArray[np.float64]
     groups: NDArray[np.float64]
@@ -212,7 +221,11 @@ class Law:
         seen = 1 + self._of(c, "unshared_prefill") * (any_share / np.maximum(own_share, _NONE) - 1) * (own_share > 0)
         tpot = decode + self._of(c, "interference") * others * share * added * seen
         own = chunk * rows.chunks
+        convoy = np.where(rows.equal_lengths, np.minimum(rows.running, self._of(c, "convoy")), 1.0)
+        share_ahead = np.minimum(self._of(c, "burst") + self._of(c, "burst_growth") * rows.running / 64, MOST_BURST)
+        ahead = share_ahead * rows.running + np.maximum(convoy - 1, 0) / 2
         busy = np.minimum(share * added / tpot, _FULL)
+        cold = np.where(rows.fp4_experts, self._of(c, "cold_fp4_step_s"), self._of(c, "cold_step_s"))
         ttft = (
             self._of(c, "request_overhead_s")
             + rows.concurrency * self._of(c, "concurrency_overhead_s")
@@ -220,10 +233,8 @@ class Law:
             * np.where(rows.groups > 1, self._of(c, "data_parallel_slowdown"), 1)
             * own
             + self._of(c, "wait") * (rows.admission_steps * tpot + busy / (2 * (1 - busy)) * own)
-            + np.minimum(self._of(c, "burst") + self._of(c, "burst_growth") * rows.running / 64, MOST_BURST)
-            * rows.running
-            * filled_added
-            * rows.filled_chunks
+            + ahead * filled_added * rows.filled_chunks
+            + np.where(rows.cold, cold, 0.0)
             + (rows.offered / rows.running - 1) * rows.output_tokens * tpot
         )
         return tpot, ttft

@@ -20,6 +20,7 @@ from moiety.graph.op import AttentionCore, Collective, Gemm
 from moiety.model.feed_forward import MoeFeedForward
 from moiety.plan import Schedule
 from moiety.projection.admission import CHUNK_TOKENS
+from moiety.projection.serving import starts_cold
 from moiety.projection.serving_pool import num_kernels
 
 if TYPE_CHECKING:
@@ -76,6 +77,11 @@ class RowTerms:
     """Steps with prompts replay captured graphs."""
     admission_steps: float
     """Steps until a mean prompt is taken up."""
+    equal_lengths: bool
+    """All requests have prompts and answers of the same length."""
+    cold: bool
+    """The prompts that the run starts with fill a step for the first time."""
+    fp4_experts: bool
 
 
 def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = True, offline: bool = False) -> RowTerms:
@@ -99,6 +105,9 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
         mixtures=sum(n for b, n in blocks.items() if pool.model.blocks[b].moe is not None),
         captured_prompts=pool.captured_prompts,
         admission_steps=pool.admission_steps(running),
+        equal_lengths=pool.equal_lengths,
+        cold=starts_cold(pool, running),
+        fp4_experts=pool.options.dtypes.experts == "fp4",
     )
 
 

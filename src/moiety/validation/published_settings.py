@@ -50,6 +50,8 @@ class RunSetting(Record):
     """Steps that hold prompts replay captured graphs (TensorRT-LLM: `enable_piecewise_cuda_graph`)."""
     one_prompt_a_step: bool = False
     """`max_num_tokens` has room for one prompt beside a token of each request, and no more."""
+    cold_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Prompt tokens of a full step (SGLang: `chunked-prefill-size`) of runs without warm-up; None: they had one."""
     kv_cache: Dtype | None = None
     """Format of the cache; None: as `row_dtypes` takes it to be."""
 
@@ -81,15 +83,15 @@ NOT_PUBLISHED = RunSetting()
 class DrawnLengths(Record):
     """Labels of lengths (tokens of prompt and answer) that are the most that a run drew, not what each request had."""
 
+    models: tuple[str, ...]
+    """Models whose runs drew them."""
     labels: tuple[tuple[int, int], ...]
     least_share: Annotated[float, Field(gt=0, le=1)]
     """Lengths are drawn uniformly from this share of the label up to all of it."""
 
-    def mean_tokens(self, row: ServingRow) -> tuple[int, int]:
-        """Return the tokens of a mean request's prompt and answer; both must be stated."""
-        prompt, answer = row.isl or 1, row.osl or 1
-        share = (1 + self.least_share) / 2 if (prompt, answer) in self.labels else 1.0
-        return round(prompt * share), round(answer * share)
+    def holds(self, row: ServingRow, model: str) -> bool:
+        """Return whether the lengths of a row were drawn so."""
+        return not row.exact_lengths and model in self.models and (row.isl, row.osl) in self.labels
 
 
 class RunSettings(Record):
@@ -106,13 +108,22 @@ def published_setting(row: ServingRow, model: str, engine: Engine, strategy: Str
     return next((each for each in settings if each.holds(row, model, engine, strategy)), NOT_PUBLISHED)
 
 
-def mean_tokens(row: ServingRow) -> tuple[int, int]:
-    """Return the tokens of prompt and answer of a mean request of a row; offline runs have all that is stated."""
-    return (row.isl or 1, row.osl or 1) if row.exact_lengths else _published().drawn.mean_tokens(row)
+def mean_tokens(row: ServingRow, model: str) -> tuple[int, int]:
+    """Return the tokens of prompt and answer of a mean request of a row; both must be stated."""
+    share = (1 + _published().drawn.least_share) / 2 if draws_lengths(row, model) else 1.0
+    return round((row.isl or 1) * share), round((row.osl or 1) * share)
+
+
+def draws_lengths(row: ServingRow, model: str) -> bool:
+    """Return whether a row is a run of the benchmark whose settings were published, which draws lengths.
+
+    Runs of others, and offline runs, have all that is stated.
+    """
+    return _published().drawn.holds(row, model)
 
 
 def has_published_lengths(row: ServingRow) -> bool:
-    """Return whether a row has lengths of the benchmark whose settings were published; others are runs of others."""
+    """Return whether a row has lengths of the benchmark whose settings were published, whoever ran it."""
     return (row.isl, row.osl) in _published().drawn.labels
 
 

@@ -19,7 +19,13 @@ from moiety.strategy.legality import SCALE_BLOCKS, broken_rules
 from moiety.strategy.strategy import Strategy
 from moiety.validation.deployments import TWINS, completed
 from moiety.validation.published_names import device_name, engine_name, model_name, weight_format
-from moiety.validation.published_settings import NOT_PUBLISHED, has_published_lengths, mean_tokens, published_setting
+from moiety.validation.published_settings import (
+    NOT_PUBLISHED,
+    draws_lengths,
+    has_published_lengths,
+    mean_tokens,
+    published_setting,
+)
 from moiety.validation.skipped import SkippedRow
 
 if TYPE_CHECKING:
@@ -74,6 +80,10 @@ class ServingCase:
     """Steps that hold prompts replay captured graphs."""
     one_prompt_a_step: bool = False
     """A step has room for the tokens of one prompt."""
+    equal_lengths: bool = False
+    """All requests have prompts and answers of the same length."""
+    cold_tokens: int | None = None
+    """Prompt tokens of a full step, where the run was not warmed up."""
 
 
 def serving_case(row: ServingRow) -> ServingCase:
@@ -88,7 +98,7 @@ def serving_case(row: ServingRow) -> ServingCase:
     setting = NOT_PUBLISHED
     if row.mode == "agg":
         prefill = decode = _worker(model, row, row.num_gpus)
-        setting = published_setting(row, TWINS.get(model.name, model.name), engine, decode.strategy)
+        setting = published_setting(row, _run_as(model), engine, decode.strategy)
         dtypes = dtypes.model_copy(update={"kv_cache": setting.kv_cache or dtypes.kv_cache})
     else:
         if row.prefill is None or row.decode is None:
@@ -97,7 +107,7 @@ def serving_case(row: ServingRow) -> ServingCase:
     gpus = prefill.strategy.num_gpus * prefill.num_workers
     if row.mode == "disagg":
         gpus += decode.strategy.num_gpus * decode.num_workers
-    input_tokens, output_tokens = mean_tokens(row)
+    input_tokens, output_tokens = mean_tokens(row, _run_as(model))
     return ServingCase(
         model=model,
         cluster=row_cluster(row.system, max(gpus, row.num_gpus or 1)),
@@ -114,7 +124,14 @@ def serving_case(row: ServingRow) -> ServingCase:
         admission=setting.admission,
         captured_prompts=setting.captured_prompts,
         one_prompt_a_step=setting.one_prompt_a_step,
+        equal_lengths=not draws_lengths(row, _run_as(model)),
+        cold_tokens=setting.cold_tokens,
     )
+
+
+def _run_as(model: Model) -> str:
+    """Return the name under which runs of a model's layers were published."""
+    return TWINS.get(model.name, model.name)
 
 
 def _engine_version(row: ServingRow, engine: Engine) -> str:
