@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
+from safetensors.torch import load_file, save_file
 
-from tests.cli.command import moiety
+from tests.cli.command import moiety, refused
 from tests.runtime.checkpoints import reference_model
 
 if TYPE_CHECKING:
@@ -68,6 +70,30 @@ def test_losses_are_those_of_transformers_and_a_state_is_gone_on_from(
     assert further["first_step"] == 3
     assert further["losses"] == pytest.approx(reference_losses(runnable_checkpoint, rows, 4)[3:], rel=1e-5)
     assert sorted(path.name for path in work.iterdir()) == ["d.jsonl", "state"]
+
+
+def test_a_training_that_diverges_is_told_so_and_leaves_the_states_that_are_there(
+    runnable_checkpoint: Path, runnable_folder: Path, work: Path, rows: list[list[int]]
+) -> None:
+    """Steps too large, or weights that are no numbers, make such a loss; moments can overflow behind a good one."""
+    del rows
+    weights = load_file(runnable_checkpoint / "model.safetensors")
+    for name, factor in (("broken", torch.nan), ("steep", 1e-30)):
+        changed = {**weights, "model.norm.weight": weights["model.norm.weight"] * factor}
+        changed["lm_head.weight"] = weights["lm_head.weight"] * 1e30
+        save_file(changed, shutil.copytree(runnable_checkpoint, work / name) / "model.safetensors", {"format": "pt"})
+    command = ("train", runnable_folder, "--data", "d.jsonl", "--save", "state", "--json")
+    assert moiety(*command, "--checkpoint", runnable_checkpoint, "--steps", "1").code == 0
+    good = {path.name: path.read_bytes() for path in (work / "state").iterdir()}
+    for checkpoint, steps, rate, words in (
+        (runnable_checkpoint, "3", "1e30", ("loss of step 2 = nan", "lower --lr", "nothing was saved")),
+        ("steep", "1", "1e-3", ("optimizer.", "holds values that are not finite after step 1", "nothing was saved")),
+        ("broken", "1", "1e-3", ("loss of step 1 = nan", "a weight is not")),
+    ):
+        message = refused(moiety(*command, "--checkpoint", checkpoint, "--steps", steps, "--lr", rate))
+        assert all(each in message for each in words), message
+    assert {path.name: path.read_bytes() for path in (work / "state").iterdir()} == good
+    assert sorted(path.name for path in work.iterdir()) == ["broken", "d.jsonl", "state", "steep"]
 
 
 def test_tables_show_losses_and_memory(runnable_checkpoint: Path, runnable_folder: Path, rows: list[list[int]]) -> None:

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("no_ranks")
         (("--data", "d.jsonl", "--steps", "0"), ("--steps",)),
         (("--data", "d.jsonl", "--lr", "0"), ("--lr", "above 0")),
         (("--data", "d.jsonl", "--lr", "nan"), ("--lr", "above 0")),
+        (("--data", "d.jsonl", "--lr", "1e39"), ("--lr", "at most 1e+37")),
         (("--data", "d.jsonl", "--resume", "nowhere"), ("--resume = nowhere", ".metadata")),
         (("--data", "d.jsonl", "--save", "full"), ("--save = full", "is no distributed checkpoint")),
         (("--data", "d.jsonl", "--save", "d.jsonl"), ("--save", "is no distributed checkpoint")),

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from moiety.runtime.checkpoint.index import Checkpoint
     from moiety.runtime.world import World
 
+_MOST_RATE = 1e37
+"""AdamW's first step divides it by 0.1, and FP32 ends at 3.4e38."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wish:
@@ -61,8 +64,8 @@ def prepare(wish: Wish, world: World | None) -> Preparation:
 
     `world` is what `torchrun` or Slurm started; None: this machine starts as many ranks as the job takes.
     """
-    if not (math.isfinite(wish.learning_rate) and wish.learning_rate > 0):
-        raise InputError("must be above 0", field="--lr", value=wish.learning_rate)
+    if not 0 < wish.learning_rate <= _MOST_RATE:
+        raise InputError(f"must be above 0 and at most {_MOST_RATE:g}", field="--lr", value=wish.learning_rate)
     _check_folders(wish)
     found = None if wish.resume is None else newest_whole(Path(wish.resume).absolute())
     choice = choose(wish.plan, wish.checkpoint, wish.fold, world)

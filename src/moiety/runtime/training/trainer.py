@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
 
-from moiety.errors import OutputError
+from moiety.errors import InputError, OutputError
 from moiety.files import replacing_folder
 from moiety.runtime.allocations import storage_bytes
 from moiety.runtime.comm.priority import Priority
@@ -151,8 +152,9 @@ class Trainer:
         """Write the state of all ranks to `folder`, which appears whole or not at all; all ranks call it.
 
         The folder is the same one for all ranks. What it held before becomes the previous state, unless that is known
-        to be damaged. Raises OutputError where it cannot be written.
+        to be damaged. Raises OutputError where it cannot be written, InputError for one that nobody could go on from.
         """
+        self._check_finite()
         is_first = self.world.index == 0
         kept = previous_of(folder) if keeps_previous else None
         try:
@@ -163,6 +165,14 @@ class Trainer:
             self.world.barrier()  # all raise when what there was of it has been removed
             raise OutputError(f"{folder}: cannot be written: {error}; nothing was changed") from None
         self.world.barrier()
+
+    def _check_finite(self) -> None:
+        """Raise InputError, on every rank, where a parameter or a moment of any of them is not finite."""
+        broken = [entry.name for entry in self.state() if not bool(torch.isfinite(entry.tensor).all())]
+        first = next((names[0] for names in cast("list[list[str]]", self.world.gather_objects(broken)) if names), None)
+        if first is not None:
+            rule = f"holds values that are not finite after step {self.num_steps}"
+            raise InputError(rule, field=first, remedy="lower --lr; nothing was saved")
 
     def resume(self, folder: Path) -> None:
         """Go on from a state that was saved under any division; InputError where it is not one of this model."""
@@ -221,8 +231,16 @@ class Trainer:
         self._step += 1
 
     def step(self, rows: Sequence[Row]) -> float:
-        """Take one optimizer step on a batch; return the loss before it."""
+        """Take one optimizer step on a batch; return the loss before it.
+
+        Raises InputError, on every rank, for a loss that is no number: what its gradients would make of the parameters
+        is not worth keeping.
+        """
         loss = self.gradients(rows)
+        if not math.isfinite(loss):
+            rule = "is not finite: a weight is not, or earlier steps were too large"
+            remedy = "lower --lr, or begin with other weights; nothing was saved"
+            raise InputError(rule, field=f"loss of step {self.num_steps + 1}", value=loss, remedy=remedy)
         self.update()
         if self._balance_rate is not None:
             loads = total_loads({index: self.counts[index] for index in self._biases}, self.world)
