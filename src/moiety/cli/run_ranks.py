@@ -10,6 +10,7 @@ import typer
 
 from moiety.errors import InputError, MoietyError
 from moiety.runtime.attached import Attached
+from moiety.runtime.interrupts import Interrupts
 from moiety.runtime.launch import launch
 from moiety.runtime.world import world_of
 
@@ -57,7 +58,8 @@ def _launched(
     prepare: Callable[[World | None], SomePrepared], output: Output, rank_output: str | None
 ) -> tuple[SomePrepared, tuple[Report, ...]]:
     """Run all ranks on this machine."""
-    prepared = prepare(None)
+    with Interrupts().noted():  # torch may be imported there, and swallow what a signal raises
+        prepared = prepare(None)
     _say(prepared, output)
     folder = None if rank_output is None else Path(rank_output)
     try:

@@ -105,16 +105,19 @@ def serve(
     A reference engine, for proving plans and the control plane: continuous batching, and streams that go on when a
     rank is lost. It is not tuned for production. Its address is printed when it takes requests; SIGTERM drains it.
     """
-    from moiety.cli.run_checkpoint import check_libraries
-    from moiety.cli.serve_preparation import Wish, check_server_libraries, prepare
+    from moiety.runtime.interrupts import Interrupts
 
-    check_libraries("serve")
-    check_server_libraries()
-    from moiety.cli.json_text import json_text
-    from moiety.gpus.journal import Journal
-    from moiety.runtime.world import world_of
-    from moiety.serve.server import Settings
-    from moiety.serve.server import serve as serve_until_drained
+    with Interrupts().noted():  # what a signal raises in the midst of an import may be swallowed there
+        from moiety.cli.run_checkpoint import check_libraries
+        from moiety.cli.serve_preparation import Wish, check_server_libraries, prepare
+
+        check_libraries("serve")
+        check_server_libraries()
+        from moiety.cli.json_text import json_text
+        from moiety.gpus.journal import Journal
+        from moiety.runtime.world import world_of
+        from moiety.serve.server import Settings
+        from moiety.serve.server import serve as serve_until_drained
 
     output = Output(json, quiet)
     _check_key(api_key)
@@ -129,7 +132,8 @@ def serve(
         max_sequences=max_sequences,
         max_waiting=max_waiting,
     )
-    prepared = prepare(wish, world_of(os.environ))
+    with Interrupts().noted():
+        prepared = prepare(wish, world_of(os.environ))
     for note in prepared.notes:
         output.note(note)
     if api_key is None and not _is_loopback(host):

@@ -85,15 +85,18 @@ def train(
     The loss is the mean next-token cross-entropy of each step's rows. All ranks run on this machine; under `torchrun`
     or Slurm, this process is one of theirs.
     """
-    from moiety.cli.run_checkpoint import check_libraries
+    from moiety.runtime.interrupts import Interrupts
 
-    check_libraries("train")
-    for name, level in _QUIET_LIBRARIES.items():
-        os.environ.setdefault(name, level)
-    from moiety.cli.json_text import json_text
-    from moiety.cli.run_ranks import run_ranks
-    from moiety.cli.train_preparation import Wish, prepare
-    from moiety.cli.train_result import TrainResult, train_sections
+    with Interrupts().noted():  # what a signal raises in the midst of an import may be swallowed there
+        from moiety.cli.run_checkpoint import check_libraries
+
+        check_libraries("train")
+        for name, level in _QUIET_LIBRARIES.items():
+            os.environ.setdefault(name, level)
+        from moiety.cli.json_text import json_text
+        from moiety.cli.run_ranks import run_ranks
+        from moiety.cli.train_preparation import Wish, prepare
+        from moiety.cli.train_result import TrainResult, train_sections
 
     wish = Wish(
         plan=plan,

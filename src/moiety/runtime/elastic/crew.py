@@ -17,7 +17,7 @@ from moiety.runtime.elastic.watchman import Watchman
 from moiety.runtime.failure import RankFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -63,9 +63,14 @@ class Crew:
         environ: Mapping[str, str] = os.environ,
         is_led: bool = False,
         first_generation: int = 1,
+        obey: Callable[[], None] = lambda: None,
     ) -> None:
-        """Raise InputError for a job that ranks cannot go on with when they are fewer."""
+        """Raise InputError for a job that ranks cannot go on with when they are fewer.
+
+        `obey` is called while the processes are being started; what it raises ends them.
+        """
         _check(job)
+        self._obey = obey
         limits = limits or Limits()
         self._roster = Roster(job, limits, output_folder, environ)
         self._now = Succession(job.plan, self._roster)
@@ -75,7 +80,7 @@ class Crew:
 
     def __enter__(self) -> Self:
         """Start all processes; the first generation is declared when all have shown a sign of life."""
-        self._roster.open()
+        self._roster.open(self._obey)
         return self
 
     def __exit__(

@@ -17,7 +17,7 @@ from moiety.runtime.rank_process import start
 from moiety.runtime.world import World, asked_port, hosted_store, listening
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage] - torch's own way to export it
@@ -42,16 +42,17 @@ class Roster:
         self._selector = selectors.DefaultSelector()
         self.hands: list[Hand] = []
 
-    def open(self) -> None:
-        """Start a process for every home; end all where that fails."""
+    def open(self, obey: Callable[[], None]) -> None:
+        """Start a process for every home; end all where that fails, or `obey`, called meanwhile, raises."""
         listener = self._stack.enter_context(listening(LOOPBACK, asked_port(self._environ)))
         self._port = int(listener.getsockname()[1])
         environment = rank_environment(self._environ, self._job.num_ranks)
         self._forks = self._stack.enter_context(closing(ForkServer(self._job, environment)))
         try:
             self._store: Store | None = hosted_store(listener)
-            self._forks.await_ready()
+            self._forks.await_ready(obey)
             for home in range(self._job.num_ranks):
+                obey()
                 self.start(home, is_in=True)
         except BaseException:
             self.close()

@@ -44,6 +44,10 @@ class RanksLostError(MoietyError):
         super().__init__(message)
 
 
+class _OverError(Exception):
+    """The server ends."""
+
+
 @dataclass(frozen=True, slots=True)
 class RankState:
     """One rank, as `GET /ranks` shows it."""
@@ -223,6 +227,8 @@ class Ranks:
         try:
             while not self._is_over.is_set():
                 self._follow_a_crew()
+        except _OverError:
+            return
         except BaseException as error:  # noqa: BLE001 - raised in the event loop, where somebody waits
             self._tell(self._end, error, str(error))
 
@@ -230,7 +236,13 @@ class Ranks:
         """Start all ranks and follow them until the server ends, or they cannot go on and may start anew."""
         lead, first = self._lead, self._lead.begin()
         try:
-            with Crew(self._job, output_folder=self._output_folder, is_led=True, first_generation=first) as crew:
+            with Crew(
+                self._job,
+                output_folder=self._output_folder,
+                is_led=True,
+                first_generation=first,
+                obey=self._leave_if_over,
+            ) as crew:
                 self._crew = crew
                 self._missing.clear()
                 while not self._is_over.is_set():
@@ -244,6 +256,11 @@ class Ranks:
             if not self._budget.takes(time.monotonic()):
                 raise RankFailedError(f"{error}; {self._budget.sentence}") from None
             self._tell(self._end, None, str(error))
+
+    def _leave_if_over(self) -> None:
+        """Raise where the server ends, so that ranks that are being started are not waited for."""
+        if self._is_over.is_set():
+            raise _OverError
 
     def _replace(self, crew: Crew, events: Sequence[Event]) -> None:
         """Start processes in place of those that are gone, when the others have regrouped, or cannot without them."""
