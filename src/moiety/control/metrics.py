@@ -20,18 +20,23 @@ if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
     from moiety.control.state import State
+    from moiety.placement.problem import Loads
 
 
-def metrics_text(state: State) -> str:
-    """Return the metrics of a state; what is not known (a GPU's watts, balance while experts move) is left out."""
-    return generate_latest(_StateCollector(state)).decode()  # pyright: ignore[reportArgumentType] - only asked to collect
+def metrics_text(state: State, expert_tokens: Loads | None = None) -> str:
+    """Return the metrics of a state; what is not known (a GPU's watts, balance while experts move) is left out.
+
+    `expert_tokens` says how many tokens have chosen each expert so far, [layers with experts, experts]; None: unknown.
+    """
+    collector = _StateCollector(state, expert_tokens)
+    return generate_latest(collector).decode()  # pyright: ignore[reportArgumentType] - only asked to collect
 
 
 class _StateCollector(Collector):
     """Gives the metrics of one state, always in the same order."""
 
-    def __init__(self, state: State) -> None:
-        self._state = state
+    def __init__(self, state: State, expert_tokens: Loads | None) -> None:
+        self._state, self._expert_tokens = state, expert_tokens
 
     def collect(self) -> Iterator[Metric]:
         """Give the metrics."""
@@ -43,6 +48,8 @@ class _StateCollector(Collector):
         yield _power(self._state)
         yield from _limit(self._state)
         yield _loads(self._state)
+        if self._expert_tokens is not None:
+            yield _tokens(self._expert_tokens)
         if is_covered(self._state) and len(self._state.forecast.history):
             yield _balance(self._state)
 
@@ -121,6 +128,15 @@ def _loads(state: State) -> Metric:
         for layer, row in enumerate(state.forecast.shares.tolist()):
             for expert, share in enumerate(row):
                 family.add_metric([str(layer), str(expert)], share)
+    return family
+
+
+def _tokens(counts: Loads) -> Metric:
+    text = "Tokens whose router has chosen an expert, as the ranks said it last."
+    family = CounterMetricFamily("moiety_expert_tokens", text, labels=["layer", "expert"])
+    for layer, row in enumerate(counts.tolist()):
+        for expert, count in enumerate(row):
+            family.add_metric([str(layer), str(expert)], count)
     return family
 
 

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from moiety.control.events import Event
     from moiety.control.policy import Policy
     from moiety.control.state import State
-    from moiety.placement.problem import SlotMap
+    from moiety.placement.problem import Loads, SlotMap
     from moiety.plan import Plan
     from moiety.runtime.elastic.crew import Crew
     from moiety.serve.clocks import Clocks
@@ -72,6 +72,8 @@ class Controller:
         """Homes that have a process that can be declared."""
         self._window = Window(time.monotonic())
         self._pace = Pace(0, 0.0)
+        self._expert_tokens: Loads | None = None
+        """How many tokens have chosen each expert so far, [layers, experts], as far as ranks have said it."""
         self._num_windows = 0
         """Windows whose counts the core has heard."""
 
@@ -89,13 +91,13 @@ class Controller:
 
     def asks_counts(self) -> bool:
         """Return whether a window is over, so that the next step shall bring the experts' counts."""
-        if not (self._policy.balance and self._of.deployment.num_layers):
+        if not self._of.deployment.num_layers:
             return False
         return self._window.asks(self._policy.window_s, time.monotonic())
 
     def metrics_text(self) -> str:
         """Return the metrics of the state in Prometheus' text format; nothing before there is one."""
-        return "" if self._state is None else metrics_text(self._state)
+        return "" if self._state is None else metrics_text(self._state, self._expert_tokens)
 
     def own_step_s(self, home: int) -> float | None:
         """Return the seconds of a step that the rank of a home works by itself; None where that is not known."""
@@ -239,6 +241,9 @@ class Controller:
 
     def _count(self, answer: StepAnswer, strategy: Strategy, now_s: float) -> None:
         """Add up what the experts were asked for; tell it when the window is complete."""
+        if answer.counts:
+            own = np.array(answer.counts, dtype=np.float64)
+            self._expert_tokens = own if self._expert_tokens is None else self._expert_tokens + own
         counts = self._window.take(answer.counts, strategy.attn_dp, now_s) if answer.counts else None
         if counts is not None:
             self._window = Window(now_s)
