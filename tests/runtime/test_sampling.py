@@ -18,6 +18,12 @@ def test_greedy_takes_the_most_likely() -> None:
     assert Sampling().draw(rows, [0, 1], [0, 0]).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("temperature", [1e-300, 1e-45, 1e-30, 0.009])
+def test_temperatures_that_leave_nothing_to_chance_take_the_most_likely(temperature: float) -> None:
+    rows = torch.tensor([[0.0, 2.0, 1.999], [3e4, -2.0, 1.0]])
+    assert Sampling(temperature=temperature).draw(rows, [0, 1], [0, 0]).tolist() == [1, 0]
+
+
 def test_a_draw_does_not_depend_on_the_batch_it_is_made_in() -> None:
     sampling = Sampling(temperature=1.0, seed=3)
     rows = torch.randn(5, 40, generator=torch.Generator().manual_seed(0))

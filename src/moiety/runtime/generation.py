@@ -17,7 +17,7 @@ from moiety.runtime.conversion import integers
 from moiety.runtime.engine import MAX_SEQUENCES, Engine
 from moiety.runtime.model.load import load_model
 from moiety.runtime.overlap import Turns
-from moiety.runtime.sampling import Sampling
+from moiety.runtime.sampling import GREEDY_BELOW, Sampling
 from moiety.runtime.seat import seat_of
 from moiety.runtime.steady import decode_allocations, outside_arena
 from moiety.runtime.telemetry import Telemetry, clock_of
@@ -55,7 +55,7 @@ def generate(post: Post) -> Report:
             telemetry.end()
             report["trace"] = telemetry.events(rank, tuple(tier.name for tier in job.plan.cluster.tiers), zero_s)
         sent = network.traffic.snapshot()  # of the prompts alone
-        report["rank"] = _of_rank(model, engine, sent, draws=job.temperature > 0)
+        report["rank"] = _of_rank(model, engine, sent, draws=job.temperature >= GREEDY_BELOW)
         if telemetry is not None and job.bench:
             report["bench"] = {
                 **run_bench(engine, model, telemetry),

@@ -10,10 +10,13 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+GREEDY_BELOW = 0.01
+"""Temperatures below it leave nothing to chance, and logits divided by smaller ones end beyond FP32."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn; at temperature 0 it is the most likely one (greedy)."""
+    """How the next token is drawn; below `GREEDY_BELOW` it is the most likely one (greedy)."""
 
     temperature: float = 0.0
     top_p: float = 1.0
@@ -34,7 +37,7 @@ class Sampling:
         A row's draw depends on the seed, on the number of its sequence and on its place in it, and on nothing else: it
         is the same on every rank, in whatever batch the sequence is computed.
         """
-        if self.temperature == 0:
+        if self.temperature < GREEDY_BELOW:
             return torch.argmax(logits, dim=-1, out=out)
         probabilities = torch.softmax(logits.float() / self.temperature, dim=-1)
         sorted_probabilities, order = probabilities.sort(dim=-1, descending=True)

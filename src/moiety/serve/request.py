@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
 from moiety.errors import nearest
+from moiety.runtime.sampling import GREEDY_BELOW
 from moiety.serve.api_error import ApiError
 from moiety.serve.chat_message import NOT_DONE, Message, Strict
 
@@ -16,8 +17,6 @@ _MAX_STOPS = 16
 _INT64 = 2**63
 DEFAULT_COMPLETION_TOKENS = 16
 """OpenAI's, where a completion does not say; a chat goes on to the end of its room."""
-GREEDY_BELOW = 0.01
-"""Temperatures below it are taken for 0: what they would draw is the most likely token anyway."""
 
 TokenId = Annotated[int, Field(ge=0)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
