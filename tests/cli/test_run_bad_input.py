@@ -43,6 +43,7 @@ pytestmark = pytest.mark.usefixtures("no_ranks")
         (("--checkpoint", "OTHER"), ("blocks[0].feed_forward.top_k = 2", "qwen3", "3")),
         ((), ("--checkpoint",)),
         (("--checkpoint", "CK", "--trace", "."), ("--trace", "folder")),
+        (("--checkpoint", "CK", "--calibration-out", "c.json"), ("--calibration-out", "add --bench")),
         (("--checkpoint", "CK", "--trace", "bad.jsonl/t.json"), ("--trace", "bad.jsonl")),
     ],
 )

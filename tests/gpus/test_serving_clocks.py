@@ -118,6 +118,8 @@ def test_where_clocks_cannot_be_set_the_server_does_not_start(
 ) -> None:
     call = ("serve", plan, "--checkpoint", checkpoint, "--clocks", "--port", "0", "--journal", "limits.json")
     for_cpus = planned(tmp_path / "cpus", checkpoint, "local:2", "tp1_dp2_ep2")
+    unused = [each for each in call if each != "--clocks"]
+    assert "add --clocks" in refused(moiety_process(*unused, cwd=tmp_path, env=machine.env()))
     said = refused(moiety_process(*call[:1], for_cpus, *call[2:], cwd=tmp_path, env=machine.env()))
     assert "the plan is for CPUs" in said
     said = refused(moiety_process(*call, cwd=tmp_path, env=machine.env(FAKE_NVML_REFUSES="nvmlInitWithFlags:12")))

@@ -98,6 +98,7 @@ def test_a_server_with_a_key_and_without_texts_drains_when_told_to_end(tmp_path:
         with server.client as client:
             assert client.get("/v1/models").status_code == 401
             assert client.get("/v1/models", headers={"Authorization": "Bearer no"}).json()["error"]["code"]
+            assert client.get("/v1/models", headers={"Authorization": "bearer secret"}).status_code == 200  # RFC 9110
             assert client.get("/health").status_code == 200
             for path, body in (
                 ("completions", {"prompt": "a text"}),

@@ -204,6 +204,12 @@ def test_what_cannot_be_watched_is_refused(plan: Path, tmp_path: Path, options: 
     assert said in refused(moiety(*call, *given))
 
 
+def test_to_watch_nothing_for_ever_is_refused(plan: Path, tmp_path: Path) -> None:
+    message = refused(moiety("control", "watch", plan, "--out", tmp_path / "out"))
+    assert "has nothing to look at; give --endpoint, --dumps" in message
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_damaged_state_is_refused_by_name(plan: Path, tmp_path: Path) -> None:
     (tmp_path / "state.npz").write_bytes(b"PK\x03\x04")
     said = refused(moiety("control", "watch", plan, "--out", tmp_path, "--once"))

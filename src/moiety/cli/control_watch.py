@@ -97,6 +97,9 @@ def watch(
     _check_library()
     if to not in TARGETS:
         raise InputError("no such format is known", field="--to", value=to, remedy=nearest(to, TARGETS))
+    if not (endpoint or dumps or once):
+        remedy = "give --endpoint, --dumps, or both; --once alone writes the placement"
+        raise InputError("has nothing to look at", field="moiety control watch", remedy=remedy)
     if dumps is not None and Path(dumps).exists() and not Path(dumps).is_dir():
         raise InputError("is a file, not a folder", field="--dumps", value=dumps)
     output, folder = Output(json, quiet), Path(out)

@@ -96,6 +96,10 @@ def run(
         bench=bench,
         trace=trace is not None,
     )
+    if calibration_out is not None and not bench:
+        raise InputError(
+            "says where --bench writes", field="--calibration-out", value=calibration_out, remedy="add --bench"
+        )
     _check_target("--trace", trace)
     _check_target("--calibration-out", calibration_out)
     output = Output(json, quiet)

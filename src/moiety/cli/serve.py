@@ -121,6 +121,8 @@ def serve(
 
     output = Output(json, quiet)
     _check_key(api_key)
+    if journal is not None and not clocks:
+        raise InputError("notes what --clocks sets", field="--journal", value=journal, remedy="add --clocks")
     wish = Wish(
         plan=plan,
         checkpoint=checkpoint,

@@ -174,13 +174,14 @@ class KeyCheck:
     """Lets through what carries the key as a bearer token; the rest is told so (401)."""
 
     def __init__(self, app: ASGIApp, api_key: str, refused: Callable[[int], None]) -> None:
-        self._app, self._expected, self._refused = app, f"Bearer {api_key}".encode(), refused
+        self._app, self._expected, self._refused = app, api_key.encode(), refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check one request."""
         if scope["type"] == "http" and scope["path"] not in _OPEN:
             given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
-            if not hmac.compare_digest(given, self._expected):
+            scheme, _, key = given.partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._expected):
                 message = "no API key, or a wrong one: send Authorization: Bearer KEY"
                 error = ApiError(message, status=401, kind="authentication_error", code="invalid_api_key")
                 self._refused(error.status)
