@@ -87,10 +87,14 @@ def test_what_a_rank_finds_wrong_is_one_message(runnable_checkpoint: Path, runna
     incomplete.mkdir()
     (incomplete / "config.json").write_bytes((runnable_checkpoint / "config.json").read_bytes())
     tensors = load_file(runnable_checkpoint / "model.safetensors")
-    del tensors["model.norm.weight"]
+    norm = tensors.pop("model.norm.weight")
     save_file(tensors, incomplete / "model.safetensors", metadata={"format": "pt"})
     message = refused(moiety("run", runnable_folder, "--checkpoint", incomplete, "--quiet"))
     assert message.startswith(f"{incomplete}/model.safetensors: model.norm.weight: the tensor is missing")
+    tensors["model.norm.weight"] = norm * float("nan")
+    save_file(tensors, incomplete / "model.safetensors", metadata={"format": "pt"})
+    message = refused(moiety("run", runnable_folder, "--checkpoint", incomplete, "--quiet"))
+    assert message.startswith(f"{incomplete}/model.safetensors: model.norm.weight: holds values that are not finite")
 
 
 def test_a_cache_that_ranks_cannot_keep_is_refused(runnable_checkpoint: Path, work: Path) -> None:

@@ -74,6 +74,21 @@ def test_a_file_that_shrinks_after_it_was_opened_is_named(tmp_path: Path, column
         SliceReader().read(entry, whole(entry.shape))
 
 
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_values_that_are_not_finite_are_named_where_they_are_read(tmp_path: Path, form: str, value: float) -> None:
+    file = tmp_path / "x.safetensors"
+    tensor = torch.ones(5, 6, dtype=getattr(torch, form))
+    tensor[3, 2] = value
+    save_file({"w": tensor}, file)
+    (entry,) = read_header(file)
+    for columns in (range(6), range(2, 4)):
+        with pytest.raises(InputError, match="not finite") as caught:
+            SliceReader().read(entry, (range(5), columns))
+        assert (caught.value.source, caught.value.field) == (str(file), "w")
+        assert bits(SliceReader().read(entry, (range(3), columns))) == bits(tensor[:3, columns.start : columns.stop])
+
+
 def bits(tensor: Any) -> list[int]:  # noqa: ANN401 - torch is imported at run time
     return tensor.contiguous().reshape(-1).view(torch.uint8).tolist()
 

@@ -238,7 +238,7 @@ class Trainer:
         """
         loss = self.gradients(rows)
         if not math.isfinite(loss):
-            rule = "is not finite: a weight is not, or earlier steps were too large"
+            rule = "is not finite: weights are too large, or earlier steps were"
             remedy = "lower --lr, or begin with other weights; nothing was saved"
             raise InputError(rule, field=f"loss of step {self.num_steps + 1}", value=loss, remedy=remedy)
         self.update()
