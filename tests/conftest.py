@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 os.environ.setdefault("TRITON_INTERPRET", "1")
 # Read when torch is first imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Containers often forbid it, and every process that tests start would compile our modules anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 # Shells have background jobs ignore it, and what these start would too: tests interrupt processes.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
