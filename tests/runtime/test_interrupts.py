@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import os
 import signal
+from typing import TYPE_CHECKING
 
 import pytest
 
 from moiety.runtime.interrupts import Interrupts
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 CODES = {signal.SIGTERM: 143, signal.SIGHUP: 129}
+
+
+@pytest.fixture(autouse=True)
+def _none_is_ignored() -> Iterator[None]:
+    """Have no signal ignored that `nohup` or a shell may have told the tests to ignore."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in CODES}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def interrupted(*numbers: signal.Signals) -> None:
