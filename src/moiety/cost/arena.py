@@ -12,7 +12,7 @@ from moiety.plan import Arena, Buffer
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from moiety.cost.expansion import Expansion
+    from moiety.cost.workspaces import Workspace, Workspaces
     from moiety.graph.graph import Graph
     from moiety.graph.op import Op
 
@@ -30,12 +30,12 @@ class Lifetime(NamedTuple):
 
 
 def layer_lifetimes(
-    ops: Sequence[Op], input_bytes: int, *, interleaved: bool, expansion: Expansion | None = None
+    ops: Sequence[Op], input_bytes: int, *, interleaved: bool, beside: Iterable[Workspace] = ()
 ) -> list[Lifetime]:
     """Return the buffers of one layer of a forward pass; `interleaved` adds a second micro-batch half a layer behind.
 
-    An op's output lives from the op to its last user; the layer's result lives to the end. `expansion` says what
-    weights are expanded into for their products; None: their kernels take them as they are.
+    An op's output lives from the op to its last user; the layer's result lives to the end. `beside` is what ops take
+    beside their outputs.
     """
     order = {op.name: index for index, op in enumerate(ops)}
     last_use: dict[str, int] = {}
@@ -48,9 +48,7 @@ def layer_lifetimes(
         if op.output is not None and not (isinstance(op.work, Collective) and op.work.bulk):
             last = end if op is ops[-1] else last_use.get(op.name, order[op.name])
             single.append(Lifetime(op.name, aligned(op.output.size_bytes), order[op.name], last))
-        if expansion is not None:
-            room, last = expansion.of_op(op, last_use.get(op.name, order[op.name]), order[op.name])
-            single += [Lifetime(f"{op.name}.expanded", aligned(room), order[op.name], last)] if room else []
+    single += [Lifetime(each.name, aligned(each.size_bytes), each.first_op, each.last_op) for each in beside]
     if not interleaved:
         return single
     lag = len(ops) // 2
@@ -112,25 +110,35 @@ def first_fit_peak(lifetimes: Iterable[Lifetime]) -> int:
     return _peak(_placed(sorted(lifetimes, key=lambda b: (b.first_op, b.name))))
 
 
-def graph_lifetimes(graph: Graph, expansion: Expansion | None = None) -> list[list[Lifetime]]:
+def graph_lifetimes(graph: Graph, workspaces: Workspaces | None = None) -> list[list[Lifetime]]:
     """Return the buffers of each kind of layer that the model has, of both micro-batches where two overlap.
 
-    `expansion` is as for `layer_lifetimes`.
+    `workspaces` are what our run time takes beside, which computes the head in its arena, too: it comes last. None:
+    kernels take weights and rows as they are.
     """
     layout = graph.layout
     interleaved = layout.options.two_batch_overlap and layout.schedule.num_microbatches > 1
     hidden = graph.embedding[-1].output
     assert hidden is not None, "the embedding has an output"
     kinds = sorted(set(graph.model.layer_blocks))
-    return [
-        layer_lifetimes(graph.layers[kind], hidden.size_bytes, interleaved=interleaved, expansion=expansion)
+    layers = [
+        layer_lifetimes(
+            graph.layers[kind],
+            hidden.size_bytes,
+            interleaved=interleaved,
+            beside=() if workspaces is None else workspaces.of_layer(kind),
+        )
         for kind in kinds
     ]
+    if workspaces is None:
+        return layers
+    head = layer_lifetimes(graph.head, hidden.size_bytes, interleaved=False, beside=workspaces.of_head())
+    return [*layers, head]
 
 
-def plan_arena(graph: Graph, expansion: Expansion | None = None) -> Arena:
-    """Return the arena of the kind of layer that needs most; `expansion` is as for `layer_lifetimes`."""
-    lifetimes = max(graph_lifetimes(graph, expansion), key=live_peak)
+def plan_arena(graph: Graph, workspaces: Workspaces | None = None) -> Arena:
+    """Return the arena of what needs most, a kind of layer or the head; `workspaces` are as for `graph_lifetimes`."""
+    lifetimes = max(graph_lifetimes(graph, workspaces), key=live_peak)
     buffers = pack(lifetimes)
     return Arena(
         buffers=tuple(buffers),

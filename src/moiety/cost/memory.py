@@ -6,8 +6,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from moiety.cost.arena import graph_lifetimes, live_peak, plan_arena
-from moiety.cost.expansion import Expansion
 from moiety.cost.training_memory import stored_activations, training_state_bytes, vocabulary_elements
+from moiety.cost.workspaces import Workspaces
 from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
 from moiety.graph.op import Collective, Gemm
 from moiety.graph.sharding import dense_shards, expert_shards
@@ -33,22 +33,21 @@ def plan_memory(
     cached_sequences: int,
     device: Device,
     engine: EngineConstants,
-    expands: bool = False,
+    is_own: bool = False,
     packed: bool = True,
 ) -> MemoryPlan:
     """Return the memory plan of the stage whose GPUs are fullest.
 
     `cached_tokens` and `cached_sequences` are what one attention group keeps in its KV cache at the most. Weights are
-    the graph's own weight tensors, so that memory and work cannot disagree. `expands`: the engine makes the numbers of
-    weights that have scales before it multiplies. Not `packed`, activations count as the bytes that live at once, which
+    the graph's own weight tensors, so that memory and work cannot disagree. `is_own`: the engine is our run time, whose
+    ops take workspaces. Not `packed`, activations count as the bytes that live at once, which
     no arena can undercut.
     """
-    expansion = None
-    if expands and not graph.layout.training:  # which holds weights as products take them
-        expansion = Expansion(device.architecture == "cpu", graph.layout.options.dtypes.activations)
-    arena = plan_arena(graph, expansion) if packed else None
+    # training holds weights as products take them, and its work is counted with what autograd keeps
+    workspaces = Workspaces.on(device, graph) if is_own and not graph.layout.training else None
+    arena = plan_arena(graph, workspaces) if packed else None
     if arena is None:
-        activations = max(live_peak(each) for each in graph_lifetimes(graph, expansion))
+        activations = max(live_peak(each) for each in graph_lifetimes(graph, workspaces))
     else:
         activations = arena.peak_bytes if graph.layout.options.arena else arena.unplanned_peak_bytes
     weights = tuple(layer_weight_bytes(ops) for ops in graph.layers)

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 
 def feed_forward_ops(part: FeedForward, hidden_size: int, layout: Layout, after: str | None) -> list[Op]:
-    """Return the ops from the attention's output (op `after`), or the layer's input if none, to the layer's output."""
+    """Return the ops from the attention's output (op `after`), or the layer's input if none, to the layer's output.
+
+    `post_norm` adds the attention's output to the layer's input, in whose place the sum lies to the end.
+    """
     act = layout.options.dtypes.activations
     tokens = layout.tokens
     before = ("input",) if after is None else ("input", after)
@@ -31,7 +34,7 @@ def feed_forward_ops(part: FeedForward, hidden_size: int, layout: Layout, after:
         output = Tensor("ffn_out_reduced", (tokens, hidden_size), act)
         ops.append(Op("ffn_all_reduce", Collective("all_reduce", "tp", payload), ends, output))
         ends = ("ffn_all_reduce",)
-    return [*ops, residual_add((*before[1:], *ends), hidden_size, layout)]
+    return [*ops, residual_add(ends, hidden_size, layout)]
 
 
 def residual_add(after: tuple[str, ...], hidden_size: int, layout: Layout) -> Op:

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 _FP32, _INDEX, _FLAG = 4.0, 8.0, 1.0
 """Bytes of an element, of an index, of a truth value."""
-_FP32_ROUTERS = frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "nemotron_h"})
+FP32_ROUTERS = frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "nemotron_h"})
 """Architectures whose routers transformers computes in FP32 (`hidden_states.type(torch.float32)` in their modules)."""
 _FP32_NORMS = frozenset({"gpt_oss"})
 """Architectures whose norms are rounded after their weight, not before it (`(self.weight * hidden_states).to(...)`)."""
-_CLAMPED_GATES = frozenset({"gpt_oss"})
+CLAMPED_GATES = frozenset({"gpt_oss"})
 """Architectures whose experts clamp their gate (`_apply_gate` of transformers' GptOssExperts): two steps more."""
 
 
@@ -197,7 +197,7 @@ def _router_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Sa
         Saved("router.chosen", (tokens, part.top_k), _INDEX),
         Saved("router.weights", (tokens, part.top_k + 1), _FP32),  # and their sum
     ]
-    if model.architecture in _FP32_ROUTERS and _activation_bytes(layout) != _FP32:
+    if model.architecture in FP32_ROUTERS and _activation_bytes(layout) != _FP32:
         found.append(Saved("router.input", (tokens, model.hidden_size), _FP32))
         found.append(Saved("router.weight", (experts, model.hidden_size), _FP32))
     if part.num_groups > 1:
@@ -210,7 +210,7 @@ def _experts_saved(part: MoeFeedForward, model: Model, layout: Layout, load: flo
     """Return what the routed experts keep of their share of the tokens' rows: places, products, weighted outputs."""
     rows = load * expert_rows(part, layout)
     width, row = part.expert_intermediate_size // layout.strategy.etp, part.row_size(model.hidden_size)
-    clamped = model.architecture in _CLAMPED_GATES
+    clamped = model.architecture in CLAMPED_GATES
     return [
         Saved("expert_places", (rows, 3 if part.expert_bias else 2), _INDEX),
         Saved("expert_in", (rows, row), _activation_bytes(layout)),

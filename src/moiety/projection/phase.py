@@ -76,7 +76,7 @@ class PoolCase:
             cached_sequences=cached_sequences,
             device=self.scenario.cluster.device,
             engine=self.scenario.overheads,
-            expands=self.scenario.engine == "moiety",
+            is_own=self.scenario.engine == "moiety",
             packed=packed,
         )
 

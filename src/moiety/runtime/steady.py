@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moiety.cost.workspaces import tokens_with_room
 from moiety.runtime.allocations import allocations_of
 from moiety.runtime.engine import MAX_SEQUENCES
-from moiety.runtime.model.batch import Segment, packed, room_for
+from moiety.runtime.model.batch import Segment, packed
 from moiety.runtime.model.graphs import GraphedDecoding, obstacle_to_graphs
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def outside_arena(model: RankModel, *, draws: bool) -> list[str]:
     top_k = 0 if moe is None else moe.top_k
 
     def is_fixed(tokens: int) -> bool:
-        return all(each.is_fixed(tokens, top_k, room_for(tokens)) for each in layers)
+        return all(each.is_fixed(tokens, top_k, tokens_with_room(tokens)) for each in layers)
 
     most = max((tokens for tokens in range(MAX_SEQUENCES + 1) if is_fixed(tokens)), default=0)
     parts = {

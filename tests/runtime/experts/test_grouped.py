@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moiety.runtime.experts.by_slot import multiply_few
+from moiety.cost.few_rows import are_few, room_items
+from moiety.cost.few_rows import is_turned as turns
+from moiety.runtime.experts.by_slot import multiply_by_slot, multiply_few, room_for_few
 
 
 @given(
@@ -41,3 +45,26 @@ def test_a_rows_bits_do_not_depend_on_what_stands_beside_it(dtype: torch.dtype) 
         assert torch.equal(alone[0], beside[0])
     else:
         torch.testing.assert_close(alone[0], beside[0])
+
+
+@given(
+    counts=st.lists(st.integers(0, 7), min_size=1, max_size=4),
+    inner=st.sampled_from((3, 64, 1024, 1025)),
+    outer=st.sampled_from((1, 5, 32)),
+    all_here=st.booleans(),
+)
+def test_the_room_for_few_rows_is_what_their_products_take(
+    counts: list[int], inner: int, outer: int, all_here: bool
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(sum(counts), inner, generator=generator)
+    weights = torch.randn(len(counts), outer, inner, generator=generator).mT
+    room = room_for_few(len(hidden), weights, all_here=all_here)
+    out, expected = torch.empty(len(hidden), outer), torch.empty(len(hidden), outer)
+    bounds = [0, *accumulate(counts)]
+    multiply_by_slot(hidden, weights, bounds, out, room)
+    multiply_by_slot(hidden, weights, bounds, expected)
+    assert torch.equal(out, expected)
+    is_turned = are_few(len(hidden), len(counts)) and any(turns(count, inner) for count in counts if count)
+    assert room is not None or not is_turned, "no product has to ask for memory"
+    assert room is None or room.numel() == room_items(len(hidden), inner, outer)

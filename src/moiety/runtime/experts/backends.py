@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moiety.cost.workspaces import MOST_PAIRS
 from moiety.errors import InputError
 from moiety.runtime.block_scaled import BlockScaled, even_blocks
-from moiety.runtime.experts.few import MOST_PAIRS
 from moiety.runtime.experts.grouped import one_by_one, partial_outputs, suits_grouped_mm
 from moiety.runtime.experts.libraries import (
     deep_gemm_obstacle,

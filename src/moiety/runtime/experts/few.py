@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from moiety.runtime.experts.weights import ExpertWeights
     from moiety.runtime.telemetry import Recorder
 
-MOST_PAIRS = 1024
-"""Of a row and a slot that count as few: for these the work on pairs that are served elsewhere is small."""
-
 
 def outputs_of_few(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer: int) -> torch.Tensor:
     """Return for each row the weighted sum of the outputs of its slots here, [rows, hidden] float32.
@@ -38,7 +35,8 @@ def outputs_of_few(rows: Rows, weights: ExpertWeights, recorder: Recorder, layer
     slots = torch.where(rows.slots >= 0, rows.slots, weights.num_slots).long()
     keys, order = _sorted(((slots << KEY_BITS) + rows.keys[:, None]).view(-1))
     bounds = torch.searchsorted(keys, torch.arange(weights.num_slots + 1, device=keys.device) << KEY_BITS)
-    outputs = _products(rows.hidden.index_select(0, order // width), bounds, weights, recorder, layer)
+    given = rows.hidden.index_select(0, order // width)
+    outputs = _products(given, bounds, weights, recorder, layer, all_here=rows.all_here)
     outputs = outputs.float() * rows.weights.reshape(-1).index_select(0, order)[:, None]
     by_pair = torch.empty_like(outputs)
     called(_put_back, outputs, order, bounds, by_pair)
@@ -61,16 +59,20 @@ def _products(
     weights: ExpertWeights,
     recorder: Recorder,
     layer: int,
+    *,
+    all_here: bool,
 ) -> torch.Tensor:
     """Return the experts' outputs of rows sorted by slot, [rows, hidden]."""
-    middle = gated(weights.gate, _multiplied(hidden, weights.gate_up, weights.gate_up_bias, bounds))
+    middle = gated(weights.gate, _multiplied(hidden, weights.gate_up, weights.gate_up_bias, bounds, all_here=all_here))
     recorder.mark("expert_gate_up", layer)
-    return _multiplied(middle, weights.down, weights.down_bias, bounds)
+    return _multiplied(middle, weights.down, weights.down_bias, bounds, all_here=all_here)
 
 
-def _multiplied(rows: torch.Tensor, weights: Weight, bias: torch.Tensor | None, bounds: torch.Tensor) -> torch.Tensor:
+def _multiplied(
+    rows: torch.Tensor, weights: Weight, bias: torch.Tensor | None, bounds: torch.Tensor, *, all_here: bool
+) -> torch.Tensor:
     out = rows.new_empty(rows.shape[0], weights.shape[2])
-    room = rows.new_empty(room_for_few(*weights.shape[1:]))
+    room = room_for_few(rows.shape[0], weights, all_here=all_here)
     called(_multiply, rows, weights, bias, bounds, out, room, room_for(weights))
     return out
 
@@ -81,7 +83,7 @@ def _multiply(
     bias: torch.Tensor | None,
     bounds: torch.Tensor,
     out: torch.Tensor,
-    room: torch.Tensor,
+    room: torch.Tensor | None,
     expanded: Room | None,
 ) -> None:
     begins = integers(bounds)

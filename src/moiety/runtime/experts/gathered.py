@@ -79,7 +79,7 @@ class _Gathering:
         recorder.mark("token_all_gather", layer.index)
         slots = self._inner.slots_here(chosen, layer)
         called(self._blank, slots)
-        partial = self._inner.outputs(whole, slots, given, layer)
+        partial = self._inner.outputs(whole, slots, given, layer, all_here=False)
         sums = partial.new_empty(self._num_rows // self._group.size, partial.shape[1])
         called(self._scatter, partial, sums)
         recorder.mark("token_reduce_scatter", layer.index)

@@ -9,11 +9,13 @@ import torch
 from torch.autograd import Function
 from torch.nn.functional import grouped_mm
 
+from moiety.cost.few_rows import are_few
+from moiety.cost.workspaces import MOST_PAIRS
 from moiety.runtime.block_scaled import BlockScaled
 from moiety.runtime.conversion import integers
 from moiety.runtime.dispatch.reduction import segment_sum
-from moiety.runtime.experts.by_slot import FEW_ROWS, multiply_by_slot
-from moiety.runtime.experts.few import MOST_PAIRS, outputs_of_few
+from moiety.runtime.experts.by_slot import multiply_by_slot
+from moiety.runtime.experts.few import outputs_of_few
 from moiety.runtime.experts.keys import KEY_BITS
 from moiety.runtime.gates import gated
 
@@ -121,7 +123,7 @@ def _products(
     multiply: Multiply,
 ) -> torch.Tensor:
     """Return the experts' outputs of rows sorted by slot, [rows, hidden]."""
-    is_few = hidden.device.type == "cpu" and hidden.shape[0] <= FEW_ROWS * weights.num_slots
+    is_few = hidden.device.type == "cpu" and are_few(hidden.shape[0], weights.num_slots)
     if is_few and not torch.is_grad_enabled():
         multiply = _by_slot
     middle = _multiplied(hidden, weights.gate_up, counts, multiply)

@@ -30,7 +30,8 @@ class LocalExperts:
         self, hidden: torch.Tensor, experts: torch.Tensor, weights: torch.Tensor, layer: HeldLayer
     ) -> torch.Tensor:
         """Return the sum over this rank's slots; see `RoutedExperts`."""
-        return self.outputs(hidden, self.slots_here(experts, layer), weights, layer)
+        slots = self.slots_here(experts, layer)
+        return self.outputs(hidden, slots, weights, layer, all_here=self._holds_all)
 
     def slots_here(self, experts: torch.Tensor, layer: HeldLayer) -> torch.Tensor:
         """Return which of this rank's slots serves each of `experts` [tokens, k], as numbers from its first."""
@@ -40,8 +41,8 @@ class LocalExperts:
         return torch.where((slots >= 0) & (slots < self._num_slots), slots, NO_SLOT)
 
     def outputs(
-        self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, layer: HeldLayer
+        self, hidden: torch.Tensor, slots: torch.Tensor, weights: torch.Tensor, layer: HeldLayer, *, all_here: bool
     ) -> torch.Tensor:
-        """Return the sum over these `slots` [tokens, k] of this rank."""
+        """Return the sum over these `slots` [tokens, k] of this rank; `all_here`: none of them is `NO_SLOT`."""
         keys = torch.arange(hidden.shape[0], device=hidden.device)
-        return layer.outputs(Rows(hidden, keys, slots, weights, self._holds_all), self._recorder)
+        return layer.outputs(Rows(hidden, keys, slots, weights, all_here), self._recorder)

@@ -9,18 +9,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from moiety.cost.workspaces import tokens_with_room
 from moiety.runtime.comm.reduction import bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-def room_for(busiest: int) -> int:
-    """Return how many tokens of each attention group a noted step has room for where the busiest has so many.
-
-    Powers of two, so that groups of changing size meet in few kinds of steps.
-    """
-    return 1 << (max(busiest, 1) - 1).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +67,7 @@ class Batch:
         self.segments, self.part, self._device = tuple(segments), part, device
         self.offsets = (0, *accumulate(len(each.token_ids) for each in segments))
         """Where each segment begins among the packed tokens, and their number at the end."""
-        self.most_tokens = room_for(self.num_tokens if busiest is None else busiest)
+        self.most_tokens = tokens_with_room(self.num_tokens if busiest is None else busiest)
         """Of any attention group that the micro-batch has room for where it is noted."""
         self.num_emitting = sum(each.emits for each in segments)
         """Segments that ask for the next token."""

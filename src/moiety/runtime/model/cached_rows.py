@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
+from moiety.cost.workspaces import converted_sequences
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moiety.runtime.model.batch import Batch
     from moiety.runtime.model.kv_cache import CachedStep
-
-_CONVERTED_BYTES = 1 << 20
-"""What the cached rows that are converted at a time take at most, unless those of one sequence take more."""
 
 
 class Run(NamedTuple):
@@ -115,4 +114,4 @@ def laid_out(room: torch.Tensor, *shape: int) -> torch.Tensor:
 
 def _num_converted(cached: tuple[torch.Tensor, torch.Tensor]) -> int:
     """Return of how many sequences rows are converted at a time."""
-    return max(_CONVERTED_BYTES // (4 * sum(prod(each.shape[1:]) for each in cached)), 1)
+    return converted_sequences(sum(prod(each.shape[1:]) for each in cached))
