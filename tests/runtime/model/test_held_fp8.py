@@ -36,7 +36,7 @@ AS_QUANTISED = ("tp2", "tp2 dp2 etp4")
 IN_BF16 = ("mixtral", "deepseek_v3")
 """What is run with activations in BF16 too, which take a row of blocks in FP32 beside the matrix."""
 ARENA_TOLERANCE = 0.06
-"""Of an arena: caches have room for the tokens to come, of which the plan knows the longest prompt's."""
+"""Of an arena: a division may cut blocks of experts into smaller ones, which take less in FP32 than is planned."""
 KEPT = "self_attn"
 """What one of the checkpoints in FP8 keeps as it was."""
 
@@ -137,7 +137,7 @@ def test_the_planned_arena_of_a_step_is_the_measured_one(outcomes: Outcomes) -> 
             prefill_tokens=0,
             prompt_tokens=0,
             decode_sequences=len(PROMPTS) // pool.strategy.num_groups,
-            context_tokens=len(PROMPTS[0]),
+            context_tokens=len(PROMPTS[0]) + NEW,
         )
         graph = build_graph(plan.model, pool.model_copy(update={"role": "decode", "schedule": decoding}), plan.options)
         workspaces = Workspaces.on(plan.cluster.device, graph)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from moiety.cost.arena import plan_arena
 from moiety.cost.expansion import Expansion
 from moiety.cost.memory import layer_weight_bytes
+from moiety.cost.workspaces import Workspaces
 from moiety.graph.graph import build_graph
-from moiety.plan import Plan
+from moiety.plan import Plan, Schedule
 from tests.runtime.checkpoints import greedy_continuation, reference_model, save_checkpoint
 from tests.runtime.model.cases import DIVISIONS, PROMPTS, case, run
 from tests.runtime.mxfp4_checkpoints import save_dequantised, save_mxfp4
@@ -93,3 +95,18 @@ def test_the_plan_has_the_room_that_experts_are_expanded_in(outcomes: Outcomes) 
         # a part that begins or ends inside a group has its scale, too
         assert max(rank["expanded_bytes"] for rank in held) == pytest.approx(planned, rel=0.02), key
         assert {rank["expanded_bytes"] for rank in plain} == {0}, key
+
+
+def test_the_planned_arena_of_a_step_is_the_measured_one(outcomes: Outcomes) -> None:
+    for key, (plan, held, _) in outcomes.items():
+        pool = plan.pools[0]
+        decoding = Schedule(
+            num_microbatches=1,
+            prefill_tokens=0,
+            prompt_tokens=0,
+            decode_sequences=len(PROMPTS) // pool.strategy.num_groups,
+            context_tokens=max(map(len, PROMPTS)) + NEW,
+        )
+        graph = build_graph(plan.model, pool.model_copy(update={"role": "decode", "schedule": decoding}), plan.options)
+        planned = plan_arena(graph, Workspaces.on(plan.cluster.device, graph)).peak_bytes
+        assert planned == pytest.approx(max(rank["arena"]["packed_bytes"] for rank in held), rel=0.06), key
