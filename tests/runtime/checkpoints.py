@@ -82,6 +82,27 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 """By name: the class of the configuration and what it has beside the common sizes."""
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "tied_qwen2": ("Qwen2MoeConfig", {**CONFIGS["qwen2_moe"][1], "tie_word_embeddings": True}),
+    "flex_olmo": ("FlexOlmoConfig", {"num_key_value_heads": 4, "num_experts": 9, "num_experts_per_tok": 2}),
+    "solar_open": (
+        "SolarOpenConfig",
+        {
+            "head_dim": 16,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "n_shared_experts": 1,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "minimax_m2": (
+        "MiniMaxM2Config",
+        {"head_dim": 16, "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 48},
+    ),
+}
+"""Others, that only some divisions suit."""
 
 
 def save_config(name: str, folder: Path) -> Path:
@@ -92,8 +113,11 @@ def save_config(name: str, folder: Path) -> Path:
 
 
 def save_checkpoint(name: str, folder: Path, *, dtype: torch.dtype = torch.float32, **changes: object) -> Path:
-    """Save a random model of `CONFIGS` in `folder`, and return the folder. The same name gives the same weights."""
-    kind, own = CONFIGS[name]
+    """Save a random model of `CONFIGS` or `FURTHER` in `folder`, and return the folder.
+
+    The same name gives the same weights.
+    """
+    kind, own = (CONFIGS | FURTHER)[name]
     config = getattr(transformers, kind)(**{**_COMMON, **own, **changes})
     generator = torch.Generator().manual_seed(7)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=dtype)

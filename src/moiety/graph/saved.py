@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 _FP32, _INDEX, _FLAG = 4.0, 8.0, 1.0
 """Bytes of an element, of an index, of a truth value."""
-FP32_ROUTERS = frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "nemotron_h"})
+FP32_ROUTERS = frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "nemotron_h", "solar_open"})
 """Architectures whose routers transformers computes in FP32 (`hidden_states.type(torch.float32)` in their modules)."""
-_FP32_NORMS = frozenset({"gpt_oss"})
+_FP32_NORMS = frozenset({"gpt_oss", "flex_olmo"})
 """Architectures whose norms are rounded after their weight, not before it (`(self.weight * hidden_states).to(...)`)."""
 CLAMPED_GATES = frozenset({"gpt_oss"})
 """Architectures whose experts clamp their gate (`_apply_gate` of transformers' GptOssExperts): two steps more."""
@@ -187,7 +187,7 @@ def _moe_saved(part: MoeFeedForward, model: Model, layout: Layout, load: float) 
         found += [Saved("shared_gate", (tokens, 1), act), Saved("shared_out", (tokens, model.hidden_size), act)]
     if layout.routes_tokens:
         found.append(Saved("sent_tokens", (tokens / layout.strategy.tp, min(part.top_k, layout.strategy.ep)), _INDEX))
-    return found + _experts_saved(part, model, layout, load)
+    return found + experts_saved(part, model, layout, load)
 
 
 def _router_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Saved]:
@@ -206,7 +206,7 @@ def _router_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Sa
     return found
 
 
-def _experts_saved(part: MoeFeedForward, model: Model, layout: Layout, load: float) -> list[Saved]:
+def experts_saved(part: MoeFeedForward, model: Model, layout: Layout, load: float) -> list[Saved]:
     """Return what the routed experts keep of their share of the tokens' rows: places, products, weighted outputs."""
     rows = load * expert_rows(part, layout)
     width, row = part.expert_intermediate_size // layout.strategy.etp, part.row_size(model.hidden_size)

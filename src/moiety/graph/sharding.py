@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from moiety.dtypes import Dtype
     from moiety.graph.layout import Layout
+    from moiety.model.feed_forward import MoeFeedForward
     from moiety.strategy.strategy import Axis
 
 
@@ -44,6 +45,12 @@ def dense_shards(layout: Layout) -> int:
 def expert_shards(layout: Layout) -> int:
     """Return over how many ranks those of each rank's experts are divided: the instances, or nobody."""
     return layout.strategy.instances if is_fully_sharded(layout) else 1
+
+
+def splits_slots(moe: MoeFeedForward, layout: Layout) -> bool:
+    """Return whether each part of sharded experts is some of the slots; else it is some rows or columns of all."""
+    slots = (moe.num_experts + layout.options.redundant_experts) // layout.strategy.ep
+    return slots % expert_shards(layout) == 0
 
 
 def is_sharding(op: Op) -> bool:

@@ -25,19 +25,23 @@ class Allocations:
     libraries take for themselves are not among them."""
     peak_bytes: int
     """Most bytes of tensors at a time, with what was held before the step began."""
+    left_bytes: int
+    """Bytes that the step took and did not let go of."""
 
 
 def allocations_of(step: Callable[[], Result], held_bytes: int, device: torch.device) -> tuple[Result, Allocations]:
     """Return what `step` returns, and the allocations that it made; `held_bytes` of tensors are there before.
 
-    The step must let go of none of those, whose sizes the profiler does not know.
+    The step must let go of none of those, whose sizes the profiler does not know, and of what it takes in the thread
+    that calls: the profiler follows no other.
     On CPUs the allocator's events of `torch.profiler` are counted, on GPUs the counters of the caching allocator.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = _requests(device)
+        before, taken_before = _requests(device), torch.cuda.memory_allocated(device)
         result = step()
-        return result, Allocations(_requests(device) - before, torch.cuda.max_memory_allocated(device))
+        left = torch.cuda.memory_allocated(device) - taken_before
+        return result, Allocations(_requests(device) - before, torch.cuda.max_memory_allocated(device), left)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         result = step()
     # `events()` of the profiler itself folds memory events into the ops that they happen in
@@ -48,7 +52,7 @@ def allocations_of(step: Callable[[], Result], held_bytes: int, device: torch.de
     for size in sizes:
         taken += size
         peak = max(peak, taken)
-    return result, Allocations(sum(size > 0 for size in sizes), held_bytes + peak)
+    return result, Allocations(sum(size > 0 for size in sizes), held_bytes + peak, taken)
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:

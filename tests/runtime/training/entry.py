@@ -6,11 +6,12 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from moiety.runtime.allocations import allocations_of, storage_bytes
+from moiety.runtime.allocations import storage_bytes
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.experts.build import ExpertUse
 from moiety.runtime.model.load import load_model
 from moiety.runtime.seat import seat_of
+from moiety.runtime.training.pieces import local
 from moiety.runtime.training.trainer import Trainer
 from moiety.runtime.training.work import saved_bytes
 
@@ -88,7 +89,8 @@ def _trained(
 def saved_cases(place: Place, cases: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
     """Return what each case keeps for the backward pass here, a step's peak, and how often its tokens chose experts.
 
-    None where the rank has no part.
+    `left` is what the measured step took and did not let go of, `kept` what it made and goes on holding. None where the
+    rank has no part.
     """
     return [
         _saved(place, number, **case) if place.rank < case["plan"].num_gpus else None
@@ -100,10 +102,11 @@ def _saved(place: Place, number: int, plan: Plan, folder: Path, rows: list[Row],
     with trainer(place, number, plan, folder, **options) as rank:
         saved = saved_bytes(rank, rows)
         rank.step(rows)  # which makes the optimizer's state
-        rank.forget_gradients()
-        _, found = allocations_of(lambda: rank.step(rows), storage_bytes(rank.held()), rank.model.device)
+        _, found = rank.measured_step(rows)
+        gradients = [local(each.grad) for each in rank.parameters() if each.grad is not None]
+        kept = storage_bytes([*gradients, *rank.counts.values()])
         counts = {layer: each.tolist() for layer, each in rank.counts.items()}
-        return {**saved, "peak": found.peak_bytes, "counts": counts}
+        return {**saved, "peak": found.peak_bytes, "left": found.left_bytes, "kept": kept, "counts": counts}
 
 
 def _box(piece: Piece, tensor: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a gradient may be missing

@@ -20,6 +20,9 @@ _Work: Any = dist.Work
 _all_gather: Any = getattr(dist, "all_gather_single", None) or _distributed.all_gather_into_tensor
 _reduce_scatter: Any = getattr(dist, "reduce_scatter_single", None) or _distributed.reduce_scatter_tensor
 """Their names until torch 2.12, and from then on."""
+_counts: Any = torch._C  # noqa: SLF001 - where torch has it  # pyright: ignore[reportPrivateUsage]
+_LETS_GO_S, _LOOKS_EVERY_S = 0.1, 1e-5
+"""The longest that gloo is waited for, which takes microseconds on cores of its own, and how often one looks."""
 
 
 @dataclass(slots=True)
@@ -50,19 +53,16 @@ class ShardTransfers:
     """The gathers and scatters of a rank, made in FSDP2's place (`set_custom_all_gather` and its kin).
 
     On CPUs they go on in a thread, one after the other in the order in which they were asked for, while the rank
-    computes: FSDP2 leaves that to streams, which CPUs do not have. The scatter of a layer is then under way while the
-    next one computes, where nobody touches what comes of it before the step ends (`sums_stay`). On GPUs all is left to
-    streams; what is sent is counted, and not timed.
+    computes: FSDP2 leaves that to streams, which CPUs do not have. The scatters of a layer are then under way while the
+    next one computes, where nobody touches what comes of them before the step ends (`sums_stay`). On GPUs all is left
+    to streams; what is sent is counted, and not timed.
     """
 
-    def __init__(self, *, sums_stay: bool, scatters: int = 1) -> None:
-        """`sums_stay`: gradients have the format that they are summed in, and are the sums' own memory.
-
-        `scatters`: of a layer, as many of which may be under way at a time.
-        """
+    def __init__(self, *, sums_stay: bool) -> None:
+        """`sums_stay`: gradients have the format that they are summed in, and are the sums' own memory."""
         self.made: list[ShardTransfer] = []
         """Since the last `forget`, in order."""
-        self._sums_stay, self._scatters = sums_stay, scatters
+        self._sums_stay = sums_stay
         self._scattering: deque[_UnderWay] = deque()
         self._asked: SimpleQueue[Callable[[float], float]] = SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -71,24 +71,28 @@ class ShardTransfers:
         """Return room for a transfer."""
         return torch.empty(*size, dtype=dtype, device=device)
 
+    def allocate_for_next(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Return room for the first scatter of a layer, once those of the layer before are there.
+
+        FSDP2 has let go of their rooms by then, so that never more than one layer's are there.
+        """
+        self.finish()
+        return self.allocate(size, dtype=dtype, device=device)
+
     def gather(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: object, **_: object) -> object:
         """Begin to gather a layer; return what FSDP2 waits for, None where streams take care of it."""
-        return self._begin(
-            ShardTransfer("gather", output_tensor.nbytes), _all_gather, (output_tensor, input_tensor), {"group": group}
-        )
+        tensors = (output_tensor, input_tensor)
+        transfer = ShardTransfer("gather", output_tensor.nbytes)
+        return self._begin(transfer, _all_gather, tensors, {"group": group}, tensors)
 
     def scatter(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: object, op: object, **_: object
     ) -> None:
-        """Begin to sum a layer's gradients, each rank its part, once those of the layer before are there."""
-        while len(self._scattering) >= self._scatters:
-            self._scattering.popleft().wait()
-        begun = self._begin(
-            ShardTransfer("scatter", input_tensor.nbytes),
-            _reduce_scatter,
-            (output_tensor, input_tensor),
-            {"group": group, "op": op},
-        )
+        """Begin to sum a layer's gradients, each rank its part."""
+        tensors = (output_tensor, input_tensor)
+        transfer = ShardTransfer("scatter", input_tensor.nbytes)
+        rooms = tensors[1:] if self._sums_stay else tensors
+        begun = self._begin(transfer, _reduce_scatter, tensors, {"group": group, "op": op}, rooms)
         if begun is not None:
             self._scattering.append(begun)
         if not self._sums_stay:
@@ -119,7 +123,9 @@ class ShardTransfers:
         collective: Callable[..., object],
         tensors: tuple[torch.Tensor, torch.Tensor],
         options: dict[str, object],
+        rooms: Sequence[torch.Tensor],
     ) -> _UnderWay | None:
+        """Begin a transfer; `rooms` are those of its tensors that nobody else takes views of until it has ended."""
         self.made.append(transfer)
         if tensors[0].is_cuda:
             collective(*tensors, **options)
@@ -127,7 +133,7 @@ class ShardTransfers:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="transfers of shards", daemon=True)
             self._thread.start()
-        under_way = _UnderWay(transfer, lambda: collective(*tensors, **options))
+        under_way = _UnderWay(transfer, lambda: _send(collective, tensors, options, rooms))
         self._asked.put(under_way.send)
         return under_way
 
@@ -157,7 +163,6 @@ class _UnderWay(_Work):
             self._send()
         except Exception as error:  # noqa: BLE001 - raised where it is waited for
             self._error = error
-        self._send = None  # the rank is to be the last to hold its tensors
         end_s = time.perf_counter()
         self._transfer.begin_s, self._transfer.end_s = max(self._asked_s, free_s), end_s
         self._ended.set()
@@ -169,6 +174,33 @@ class _UnderWay(_Work):
         if self._transfer.waited_from_s is None:
             self._transfer.waited_from_s = time.perf_counter()
         self._ended.wait()
+        self._send = None  # here, so that the rank's own thread is the last to hold its tensors
         if self._error is not None:
             raise self._error
         return True
+
+
+def _send(
+    collective: Callable[..., object],
+    tensors: tuple[torch.Tensor, torch.Tensor],
+    options: dict[str, object],
+    rooms: Sequence[torch.Tensor],
+) -> None:
+    """Send, and return when gloo's own thread, which tells of the end before, has let go of the rooms.
+
+    It would hold them while the rank takes the next ones: longer, where more threads are busy than there are cores.
+    """
+    storages = [each.untyped_storage() for each in rooms]
+    held = [_num_holders(each) for each in storages]
+    collective(*tensors, **options)
+    end_s = time.perf_counter() + _LETS_GO_S
+    while (
+        any(now > before for now, before in zip(map(_num_holders, storages), held, strict=True))
+        and time.perf_counter() < end_s
+    ):
+        time.sleep(_LOOKS_EVERY_S)
+
+
+def _num_holders(storage: torch.UntypedStorage) -> int:
+    place: Any = storage
+    return _counts._storage_Use_Count(place._cdata)  # noqa: SLF001 - torch shows it nowhere else

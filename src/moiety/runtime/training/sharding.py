@@ -64,15 +64,18 @@ def shard(model: TrainedModel, seat: Seat, network: Network, expert_layers: Iter
     dtypes = seat.plan.options.dtypes
     reduced = COMPUTED_DTYPES[dtypes.critical]
     stays = COMPUTED_DTYPES[dtypes.activations] == reduced
-    transfers = ShardTransfers(sums_stay=stays, scatters=1 if placement is None else 2)
+    transfers = ShardTransfers(sums_stay=stays)
     policy = MixedPrecisionPolicy(reduce_dtype=reduced)
     for part in (*layers, model):
         fully_shard(part, mesh=mesh, mp_policy=policy, shard_placement_fn=placement)
         sharded = cast("Any", part)
-        for group in _groups(part):
+        groups = _groups(part)
+        for group in groups:
             # what set_custom_all_gather and its kin set, which take modules of one mesh alone
             group._all_gather_comm = _Transfer(transfers.allocate, transfers.gather)  # noqa: SLF001
-            group._reduce_scatter_comm = _Transfer(transfers.allocate, transfers.scatter)  # noqa: SLF001
+            # the last group's gradients are the first that are scattered of a part
+            allocate = transfers.allocate_for_next if group is groups[-1] else transfers.allocate
+            group._reduce_scatter_comm = _Transfer(allocate, transfers.scatter)  # noqa: SLF001
         sharded.set_gradient_divide_factor(1.0)  # the loss is divided by the whole batch already
         sharded.set_force_sum_reduction_for_comms(True)
     for before, after in pairwise(layers):

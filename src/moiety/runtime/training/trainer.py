@@ -11,7 +11,7 @@ import torch
 
 from moiety.errors import InputError, OutputError
 from moiety.files import replacing_folder
-from moiety.runtime.allocations import storage_bytes
+from moiety.runtime.allocations import Allocations, allocations_of, storage_bytes
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.training.balance import balance, imbalance, router_biases, total_loads
 from moiety.runtime.training.experts import TrainedExperts, make_trainable
@@ -247,3 +247,8 @@ class Trainer:
             self.imbalances.append(imbalance(loads))
             balance(self._biases, loads, self._balance_rate)
         return loss
+
+    def measured_step(self, rows: Sequence[Row]) -> tuple[float, Allocations]:
+        """Take one optimizer step on a batch; return the loss before it, and what the step allocated."""
+        self.forget_gradients()  # or the step would let go of gradients from before it
+        return allocations_of(lambda: self.step(rows), storage_bytes(self.held()), self.model.device)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moiety.files import MAX_DATA_BYTES, read_text
-from moiety.runtime.allocations import allocations_of, storage_bytes
+from moiety.runtime.allocations import storage_bytes
 from moiety.runtime.checkpoint.index import Checkpoint
 from moiety.runtime.conversion import integers
 from moiety.runtime.experts.build import ExpertUse
@@ -75,9 +75,7 @@ def take_steps(
             transfers.forget()
         start_s = time.perf_counter()
         if step == min(1, training.num_steps - 1):
-            trainer.forget_gradients()  # or the step would let go of gradients from before it
-            held = storage_bytes(trainer.held())
-            loss, allocations = allocations_of(lambda batch=batch: trainer.step(batch), held, trainer.model.device)
+            loss, allocations = trainer.measured_step(batch)
             report |= {"allocations_per_step": allocations.count, "peak_bytes": allocations.peak_bytes}
         else:
             loss = trainer.step(batch)
