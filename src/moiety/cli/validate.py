@@ -100,6 +100,7 @@ def document(files: Sequence[ReadRows], compared: Sequence[Compared]) -> dict[st
             "num_groups": choice.num_groups,
             "mean_loss": choice.mean_loss,
             "share_within_5_percent": choice.share_near_best,
+            "spearman": choice.spearman,
         },
     }
 

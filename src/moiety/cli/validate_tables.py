@@ -63,8 +63,15 @@ def validation_sections(files: Sequence[ReadRows], compared: Sequence[Compared])
     if choice is not None:
         yield table(
             "Choosing by the predictions",
-            (">groups", ">within 5 % of the best", ">mean loss"),
-            [(f"{choice.num_groups:,}", f"{choice.share_near_best:.0%}", f"{choice.mean_loss:.1%}")],
+            (">groups", ">within 5 % of the best", ">mean loss", ">Spearman in groups"),
+            [
+                (
+                    f"{choice.num_groups:,}",
+                    f"{choice.share_near_best:.0%}",
+                    f"{choice.mean_loss:.1%}",
+                    "" if choice.spearman is None else f"{choice.spearman:.3f}",
+                )
+            ],
         )
     skipped = skipped_reasons(compared)
     if skipped:

@@ -207,7 +207,14 @@ def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) ->
             "## Choosing a deployment\n\n"
             f"In {choice.num_groups} groups several deployments were measured under one load. Chosen by predicted "
             f"throughput per GPU, {percent(choice.share_near_best)} are within 5 % of the best measured; the mean loss "
-            f"is {percent(choice.mean_loss)}.\n"
+            f"is {percent(choice.mean_loss)}."
+            + (
+                ""
+                if choice.spearman is None
+                else " Inside groups of rows that differ in load and degrees only, predicted and measured throughput "
+                f"per GPU have a mean rank correlation of {choice.spearman:.3f}."
+            )
+            + "\n"
         )
     if left_out:
         parts.append(

@@ -72,6 +72,8 @@ class PlanChoice:
     """Throughput per GPU of the best measured deployment over that of the chosen one, - 1."""
     share_near_best: float
     """Groups in which the chosen one is within 5 % of the best."""
+    spearman: float | None
+    """Mean rank correlation of throughput per GPU inside groups of rows that differ in load and degrees only."""
 
 
 def score_of(errors: Sequence[float]) -> Score:
@@ -88,12 +90,11 @@ def metric_scores(rows: Sequence[Compared]) -> dict[str, MetricScore]:
 
 def _metric_score(rows: Sequence[Compared], name: str) -> MetricScore:
     groups = list(_ranked_groups(rows, name).values())
-    reached = [each for each in map(spearman, groups) if each is not None]
     spread = repeat_spread(rows, name)
     return MetricScore(
         score_of([row.error[name] for row in rows if name in row.error]),
         sum(name in row.measured for row in rows),
-        statistics.fmean(reached) if reached else None,
+        _mean_spearman(groups),
         spread,
         attainable_spearman([[measured for _, measured in pairs] for pairs in groups], spread) if spread else None,
     )
@@ -142,21 +143,14 @@ def skipped_reasons(rows: Iterable[Compared]) -> dict[str, int]:
 def plan_choice(rows: Sequence[Compared]) -> PlanChoice | None:
     """Return what choosing by predicted throughput per GPU costs; None where no two deployments can be compared."""
     groups: dict[tuple[object, ...], dict[str, tuple[float, float]]] = {}
+    orders: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        case = row.case
-        if (
-            case is None
-            or case.disaggregated
-            or not row.measured.keys() & row.predicted.keys() >= {"ttft_ms", "tpot_ms"}
-        ):
+        case, rates = row.case, _throughput_per_gpu(row)
+        if case is None or rates is None:
             continue
-        strategy = case.decode.strategy
+        orders.setdefault(_but_load(row), []).append(rates)
         key = (*row.group.values(), case.input_tokens, case.output_tokens, case.concurrency)
-        rates = tuple(
-            case.concurrency / (each["ttft_ms"] + (case.output_tokens - 1) * each["tpot_ms"]) / strategy.num_gpus
-            for each in (row.predicted, row.measured)
-        )
-        groups.setdefault(key, {}).setdefault(strategy.name, (rates[0], rates[1]))
+        groups.setdefault(key, {}).setdefault(case.decode.strategy.name, rates)
     losses = list[float]()
     for found in groups.values():
         if len(found) > 1:
@@ -165,7 +159,26 @@ def plan_choice(rows: Sequence[Compared]) -> PlanChoice | None:
     if not losses:
         return None
     near = sum(loss <= NEAR_BEST for loss in losses) / len(losses)
-    return PlanChoice(len(losses), statistics.fmean(losses), near)
+    return PlanChoice(len(losses), statistics.fmean(losses), near, _mean_spearman(_with_order(orders).values()))
+
+
+def _throughput_per_gpu(row: Compared) -> tuple[float, float] | None:
+    """Return (predicted, measured) output tokens a second and GPU, from both latencies by Little's law.
+
+    None where a latency is not known, and where prompts are computed on other GPUs.
+    """
+    case = row.case
+    if case is None or case.disaggregated or not row.measured.keys() & row.predicted.keys() >= {"ttft_ms", "tpot_ms"}:
+        return None
+    predicted, measured = (
+        case.concurrency
+        * case.output_tokens
+        * 1e3
+        / (each["ttft_ms"] + (case.output_tokens - 1) * each["tpot_ms"])
+        / case.decode.strategy.num_gpus
+        for each in (row.predicted, row.measured)
+    )
+    return predicted, measured
 
 
 def _worst(scores: Iterable[Score]) -> float:
@@ -177,10 +190,24 @@ def _ranked_groups(rows: Sequence[Compared], metric: str) -> dict[str, list[tupl
     groups: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         if metric in row.error:
-            lengths = (f"{row.case.input_tokens}/{row.case.output_tokens} tokens",) if row.case else ()
-            name = ", ".join((*row.group.values(), *lengths))
-            groups.setdefault(name, []).append((row.predicted[metric], row.measured[metric]))
+            groups.setdefault(_but_load(row), []).append((row.predicted[metric], row.measured[metric]))
+    return _with_order(groups)
+
+
+def _but_load(row: Compared) -> str:
+    """Return what a row states beside its load and degrees."""
+    lengths = (f"{row.case.input_tokens}/{row.case.output_tokens} tokens",) if row.case else ()
+    return ", ".join((*row.group.values(), *lengths))
+
+
+def _with_order(groups: dict[str, list[tuple[float, float]]]) -> dict[str, list[tuple[float, float]]]:
+    """Return the groups in which an order says something."""
     return {name: pairs for name, pairs in groups.items() if len(set(pairs)) >= _LEAST_RANKED}
+
+
+def _mean_spearman(groups: Iterable[Sequence[tuple[float, float]]]) -> float | None:
+    reached = [each for each in map(spearman, groups) if each is not None]
+    return statistics.fmean(reached) if reached else None
 
 
 def percent(share: float, *, signed: bool = False) -> str:
