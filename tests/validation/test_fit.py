@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import product
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,8 @@ from moiety.validation.facts import catalog_facts
 from moiety.validation.fit import FITTINGS, main
 from moiety.validation.fit_apart import TimedApart, fit_apart
 from moiety.validation.fit_kernels import KERNELS_FIT, TimedKernel, fit_kernels, timed_kernels
-from moiety.validation.fit_law import prior
-from moiety.validation.fit_serving import fit_serving, known_rows
+from moiety.validation.fit_law import Law, dependence, names, prior
+from moiety.validation.fit_serving import as_rows, fit_serving, known_rows
 from moiety.validation.fitting import FOLDS, every_fold
 from moiety.validation.kernel_case import Kernel, dense_product
 from moiety.validation.least_squares import minimise
@@ -69,12 +70,23 @@ def test_constants_that_no_term_has_two_of_are_found_together_as_one_by_one() ->
         return np.exp(point[0] + own) - np.array([2.0, 5.0, 3.0, 4.0, 1.5])
 
     start = np.zeros(3)
+    depends = np.column_stack([np.ones(5, dtype=bool), owner == 0, owner == 1])
     alone = minimise(residuals, start, rounds=30)
-    together = minimise(
-        residuals, start, rounds=30, together=[(np.array([0]), np.zeros(5, dtype=np.intp)), (np.array([1, 2]), owner)]
-    )
+    together = minimise(residuals, start, rounds=30, depends=depends)
     assert together == pytest.approx(alone)
     assert alone == pytest.approx(np.log([1.5, 2.5 / 1.5, 4.5 / 1.5]), abs=1e-3)
+
+
+def test_a_row_depends_on_its_own_engine_and_release_alone() -> None:
+    rows = [each.row for each in catalog_facts().rows if isinstance(each.row, ServingRow)]
+    table = as_rows([each for each in known_rows(rows) if each.family == 0])
+    law, depends, (logs, _) = Law(table), dependence(table), prior()
+    before = np.stack(law.predict(logs), axis=1)
+    for place, name in enumerate(names()):
+        moved = logs.copy()
+        moved[place] += 0.01
+        changed = (np.stack(law.predict(moved), axis=1) != before).any(axis=1)
+        assert not (changed & ~depends[:, place]).any(), name
 
 
 def test_a_family_without_rows_has_what_is_common_to_the_others() -> None:
@@ -139,6 +151,16 @@ def test_rows_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.Captu
     empty.write_text("")
     assert main(["kernels", str(empty)]) == 2
     assert "empty.jsonl" in capsys.readouterr().err
+
+
+def test_a_fit_without_its_library_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(catalog_text("measurements", "facts", ".jsonl"), encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "scipy.optimize", None)
+    assert main(["power", str(rows)]) == 2
+    assert "pip install 'moiety[fit]'" in capsys.readouterr().err
 
 
 def test_every_sample_is_left_out_once() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.validation.fit_law import OF_TTFT, Law, Rows, names, owners, prior
+from moiety.validation.fit_law import OF_TTFT, Law, Rows, dependence, names, prior
 from moiety.validation.least_squares import minimise, robust
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def fit_families(tables: Mapping[int, Rows], num_families: int) -> Logs:
             for family, table in tables.items():
                 logs, free = fitted[family], stage.free
                 pull = _Residuals(laws[family], table, logs, stage, common[free], (_OWN_SHARE * width)[free])
-                fitted[family][free] = minimise(pull, logs[free], rounds=stage.rounds, together=pull.together())
+                fitted[family][free] = minimise(pull, logs[free], rounds=stage.rounds, depends=pull.depends())
             common = _common(list(fitted.values()), centre, width)
     return {family: fitted.get(family, common) for family in range(num_families)}
 
@@ -92,14 +92,7 @@ class _Residuals:
             parts.append(_TTFT_WEIGHT * robust(np.nan_to_num(error(first / self.table.ttft_s)), _TTFT_SCALE))
         return np.concatenate(parts)
 
-    def together(self) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-        """Return the sets of free constants that no term has two of, and which of a set each term has."""
-        places = np.cumsum(self.stage.free) - 1
-        found: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
-        for members, of_row in owners(self.table):
-            if self.stage.free[members[0]]:
-                chosen = places[members]
-                of_distance = np.full(len(self.centre), -1, dtype=np.intp)
-                of_distance[chosen] = np.arange(len(chosen))
-                found.append((chosen, np.concatenate([of_distance, *(of_row for _ in self.stage.latencies)])))
-        return found
+    def depends(self) -> NDArray[np.bool_]:
+        """Return which free constants each term depends on [terms, free constants]."""
+        of_rows = dependence(self.table)[:, self.stage.free]
+        return np.concatenate([np.eye(len(self.centre), dtype=np.bool_), *(of_rows for _ in self.stage.latencies)])

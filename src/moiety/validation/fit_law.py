@@ -113,19 +113,14 @@ def names() -> tuple[str, ...]:
     return tuple(found)
 
 
-def owners(rows: Rows) -> list[tuple[list[int], NDArray[np.intp]]]:
-    """Return sets of constants no row depends on two of: (positions in `names`, which of them each row has [rows]).
-
-    A device's constants are alone; those of the same name are together, of all engines or of all groups of releases.
-    """
-    position = {name: place for place, name in enumerate(names())}
-    every = np.zeros(len(rows.engine), dtype=np.intp)
-    found = [([position[name]], every) for name in DEVICE]
-    found += [([position[f"{engine}.{name}"] for engine in ENGINES], rows.engine) for name in ENGINE]
-    groups = [(engine, group) for engine in ENGINES for group in range(MOST_RELEASES)]
-    own = rows.engine * MOST_RELEASES + rows.release
-    found += [([position[f"{engine}.{group}.{name}"] for engine, group in groups], own) for name in RELEASE]
-    return found
+def dependence(rows: Rows) -> NDArray[np.bool_]:
+    """Return which constants each row's latencies depend on [rows, constants], in the order of `names`."""
+    engines = [rows.engine == engine for engine in range(len(ENGINES))]
+    groups = [own & (rows.release == group) for own in engines for group in range(MOST_RELEASES)]
+    found = [np.ones(len(rows.engine), dtype=np.bool_)] * len(DEVICE)
+    found += [own for own in engines for _ in ENGINE]
+    found += [own for own in groups for _ in RELEASE]
+    return np.stack(found, axis=1)
 
 
 def prior() -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from moiety.validation.serving_row import ServingRow
 
 _SCALE, _ROUNDS = 0.1, 40
-_START = 0.3
-"""Of the power limit, where each of the three terms starts."""
+_START, _REACH = 0.3, 5.0
+"""Of the power limit, where each of the three terms starts, and how far its logarithm may go from there.
+
+A term whose rows all draw the limit could grow for ever, and one that they lack could vanish.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +75,7 @@ def _device(law: PowerConstants, known: DevicePower, rows: Sequence[Powered]) ->
         return robust(np.array([each.point.power_w(constants) / each.measured_w - 1 for each in own]), _SCALE)
 
     start = np.log([_START * known.max_power_w] * 5)
-    return _with_watts(known, np.exp(minimise(residuals, start, rounds=_ROUNDS)).round())
+    return _with_watts(known, np.exp(minimise(residuals, start, rounds=_ROUNDS, reach=_REACH)).round())
 
 
 def _with_watts(known: DevicePower, watts: NDArray[np.float64]) -> DevicePower:
