@@ -35,6 +35,13 @@ _LATENT: dict[str, Any] = {
     "qk_nope_head_dim": 16,
     "v_head_dim": 16,
 }
+_SHARED: dict[str, Any] = {
+    "head_dim": 16,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+}
 CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {"num_local_experts": 8, "num_experts_per_tok": 2}),
     "mixtral-window": ("MixtralConfig", {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": 7}),
@@ -101,6 +108,15 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
         "MiniMaxM2Config",
         {"head_dim": 16, "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 48},
     ),
+    "dots1": ("Dots1Config", _SHARED | {"n_routed_experts": 8, "n_group": 1, "topk_group": 1}),
+    "ernie4_5_moe": (
+        "Ernie4_5_MoeConfig",
+        {"moe_num_experts": 8, "moe_k": 2, "moe_intermediate_size": 48, "moe_num_shared_experts": 1},
+    ),
+    "exaone_moe": ("ExaoneMoeConfig", _SHARED | {"num_experts": 8, "num_shared_experts": 1, "sliding_window": 7}),
+    "glm4_moe_lite": ("Glm4MoeLiteConfig", _LATENT | {"n_group": 1, "topk_group": 1}),
+    "hunyuan_v1_moe": ("HunYuanMoEV1Config", {"head_dim": 16, "num_experts": 8, "moe_topk": 2}),
+    "hy_v3": ("HYV3Config", _SHARED | {"num_experts": 8, "num_shared_experts": 1}),
 }
 """Others, that only some divisions suit."""
 

@@ -23,8 +23,30 @@ if TYPE_CHECKING:
 
 _FP32, _INDEX, _FLAG = 4.0, 8.0, 1.0
 """Bytes of an element, of an index, of a truth value."""
-FP32_ROUTERS = frozenset({"deepseek_v2", "deepseek_v3", "kimi_k2", "glm4_moe", "nemotron_h", "solar_open"})
+FP32_ROUTERS = frozenset(
+    {
+        "axk1",
+        "deepseek_v2",
+        "deepseek_v3",
+        "deepseek_v32",
+        "dots1",
+        "ernie4_5_moe",
+        "exaone_moe",
+        "glm4_moe",
+        "glm4_moe_lite",
+        "glm4v_moe_text",
+        "glm_moe_dsa",
+        "hunyuan_v1_moe",
+        "hy_v3",
+        "kimi_k2",
+        "longcat_flash",
+        "nemotron_h",
+        "solar_open",
+    }
+)
 """Architectures whose routers transformers computes in FP32 (`hidden_states.type(torch.float32)` in their modules)."""
+FP32_HELD_ROUTERS = frozenset({"ernie4_5_moe", "hunyuan_v1_moe"})
+"""Of these, those whose routers' weights are FP32 whatever the model is: no copy is made of them."""
 _FP32_NORMS = frozenset({"gpt_oss", "flex_olmo"})
 """Architectures whose norms are rounded after their weight, not before it (`(self.weight * hidden_states).to(...)`)."""
 CLAMPED_GATES = frozenset({"gpt_oss"})
@@ -199,7 +221,8 @@ def _router_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Sa
     ]
     if model.architecture in FP32_ROUTERS and _activation_bytes(layout) != _FP32:
         found.append(Saved("router.input", (tokens, model.hidden_size), _FP32))
-        found.append(Saved("router.weight", (experts, model.hidden_size), _FP32))
+        if model.architecture not in FP32_HELD_ROUTERS:
+            found.append(Saved("router.weight", (experts, model.hidden_size), _FP32))
     if part.num_groups > 1:
         found.append(Saved("router.groups", (tokens, 2 * part.num_groups + part.top_k_groups), _INDEX))
         found.append(Saved("router.group_mask", (tokens, experts), _FLAG))

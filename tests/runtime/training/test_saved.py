@@ -43,6 +43,12 @@ CASES: tuple[Case, ...] = (
     ("glm4_moe", "fp32", "two instances of ep2"),
     ("glm4_moe", "bf16", "four instances, fully sharded"),
     ("qwen3_moe", "fp32", "two instances of ep2, fully sharded"),
+    ("dots1", "bf16", "one rank"),
+    ("ernie4_5_moe", "bf16", "one rank"),
+    ("exaone_moe", "bf16", "one rank"),
+    ("glm4_moe_lite", "bf16", "one rank"),
+    ("hunyuan_v1_moe", "bf16", "one rank"),
+    ("hy_v3", "bf16", "one rank"),
 )
 MANY_ROWS, MANY_TOKENS = 16, 48
 UNEVEN: tuple[Case, ...] = (
