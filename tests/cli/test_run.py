@@ -20,7 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from moiety.cli.run_result import WEIGHTS
 from tests.cli.command import moiety, refused
-from tests.runtime.checkpoints import greedy_continuation, reference_model, save_checkpoint
+from tests.runtime.checkpoints import (
+    OVERFLOWING,
+    greedy_continuation,
+    reference_model,
+    save_checkpoint,
+    save_overflowing,
+)
 from tests.runtime.launched import is_gone
 
 NEW = 5
@@ -95,6 +101,26 @@ def test_what_a_rank_finds_wrong_is_one_message(runnable_checkpoint: Path, runna
     save_file(tensors, incomplete / "model.safetensors", metadata={"format": "pt"})
     message = refused(moiety("run", runnable_folder, "--checkpoint", incomplete, "--quiet"))
     assert message.startswith(f"{incomplete}/model.safetensors: model.norm.weight: holds values that are not finite")
+
+
+@pytest.mark.parametrize("drawing", [(), ("--temperature", "1", "--seed", "3")], ids=["greedy", "drawn"])
+def test_logits_beyond_the_number_format_are_one_message(drawing: tuple[str, ...], work: Path) -> None:
+    checkpoint = save_overflowing(work / "qwen3")
+    where = (
+        "--cluster",
+        "local:2",
+        "--strategy",
+        "tp1_dp2_ep2",
+        "--set",
+        "dtypes.activations=fp16",
+        "--set",
+        "dtypes.dispatch=fp16",
+    )
+    assert moiety("plan", checkpoint, *where, "--out", work / "plan").code == 0
+    (work / "prompts.jsonl").write_text(f'{{"token_ids": [5, 9]}}\n{{"token_ids": [3, {OVERFLOWING}, 7]}}\n')
+    command = ("run", work / "plan", "--checkpoint", checkpoint, "--prompts", work / "prompts.jsonl", *drawing)
+    message = refused(moiety(*command, "--quiet"))
+    assert message.startswith("prompts[1]: the logits of its token 3 are not finite; compute in a format")
 
 
 def test_a_cache_that_ranks_cannot_keep_is_refused(runnable_checkpoint: Path, work: Path) -> None:

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+OVERFLOWING = 99
+"""Token that `save_overflowing` is about."""
 _COMMON: dict[str, Any] = {
     "hidden_size": 64,
     "num_hidden_layers": 3,
@@ -145,6 +148,21 @@ def save_checkpoint(name: str, folder: Path, *, dtype: torch.dtype = torch.float
             if key.endswith("e_score_correction_bias"):
                 buffer.copy_(0.1 * torch.randn(buffer.shape, generator=generator))
     model.save_pretrained(folder)
+    return folder
+
+
+def save_overflowing(folder: Path) -> Path:
+    """Save a random Qwen3-MoE in FP16 that computes values beyond FP16 of `OVERFLOWING`, and of no other token.
+
+    Its embedding alone has the column that the first layer's values grow with.
+    """
+    save_checkpoint("qwen3_moe", folder, dtype=torch.float16)
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.embed_tokens.weight"][:, 0] = 0
+    tensors["model.embed_tokens.weight"][OVERFLOWING, 0] = 1000
+    tensors["model.layers.0.self_attn.v_proj.weight"][:, 0] = 60_000
+    save_file(tensors, file, {"format": "pt"})
     return folder
 
 

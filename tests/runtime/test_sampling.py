@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 
 import torch
 
-from moiety.runtime.sampling import Sampling
+from moiety.runtime.sampling import NO_TOKEN, Sampling
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.3, 0.15, 0.05]]))
 
@@ -22,6 +22,20 @@ def test_greedy_takes_the_most_likely() -> None:
 def test_temperatures_that_leave_nothing_to_chance_take_the_most_likely(temperature: float) -> None:
     rows = torch.tensor([[0.0, 2.0, 1.999], [3e4, -2.0, 1.0]])
     assert Sampling(temperature=temperature).draw(rows, [0, 1], [0, 0]).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_no_token_comes_of_logits_that_are_not_finite(temperature: float, dtype: torch.dtype) -> None:
+    inf, nan = torch.inf, torch.nan
+    rows = [[0.0, 9.0, -inf], [0.0, inf, 1.0], [nan, 9.0, 1.0], [9.0, 1.0, nan], [-inf] * 3, [0.0, -99.0, 88.0]]
+    drawn = Sampling(temperature=temperature).draw(torch.tensor(rows, dtype=dtype), list(range(6)), [0] * 6)
+    assert drawn.tolist() == [1, NO_TOKEN, NO_TOKEN, NO_TOKEN, NO_TOKEN, 2]
+
+
+def test_logits_that_leave_fp32_by_the_temperature_give_no_token() -> None:
+    rows = torch.tensor([[3e38, 0.0], [0.0, 9.0]])
+    assert Sampling(temperature=0.01).draw(rows, [0, 1], [0, 0]).tolist() == [NO_TOKEN, 1]
 
 
 def test_a_draw_does_not_depend_on_the_batch_it_is_made_in() -> None:

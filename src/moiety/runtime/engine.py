@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
+from moiety.errors import InputError
 from moiety.runtime.comm.priority import Priority
 from moiety.runtime.conversion import integers
 from moiety.runtime.model.batch import Segment, packed
 from moiety.runtime.model.kv_cache import KvCache
-from moiety.runtime.sampling import Sampling
+from moiety.runtime.sampling import NO_TOKEN, Room, Sampling, most_likely
 from moiety.runtime.telemetry import clock_of
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Engine:
         """Whether the plan's steps are cut into micro-batches that take turns."""
         self.times = StepTimes((), ())
         self._received: dict[int, torch.Tensor] = {}
-        self._drawn = torch.empty(0, dtype=torch.int64, device=model.device)
+        self._drawn = self._new_room(0)
         self._counts, self._came = (torch.empty(self._stage.size, 1, dtype=torch.int64) for _ in range(2))
         self.cache_bytes = 0
         """Bytes of the last generation's KV cache."""
@@ -94,7 +95,7 @@ class Engine:
         """Return the new tokens of every prompt, in their order, on every rank.
 
         Prompts are dealt out over the attention groups. A sequence ends with a token of `stop`, or after
-        `max_new_tokens`.
+        `max_new_tokens`. Raises InputError where the logits of one are not finite.
         """
         seat = self._model.seat
         groups = seat.num_attention_groups
@@ -138,7 +139,7 @@ class Engine:
         started = clock()
         logits = self._logits(batches, self.states(batches, cache, overlapped=overlapped))
         if logits is not None:
-            torch.argmax(logits, dim=-1, out=self._drawn_room(logits.shape[0]))
+            most_likely(logits, self._drawn_room(logits.shape[0]))
         return clock() - started
 
     @torch.inference_mode()
@@ -174,7 +175,7 @@ class Engine:
         stop: frozenset[int],
         busiest: int,
     ) -> None:
-        """Compute one step of the sequences and append what they emit."""
+        """Compute one step of the sequences and append what they emit; raise InputError where one emits `NO_TOKEN`."""
         by_slot = {each.slot: each for each in wave}
         emitting = [segment for segment in segments if segment.emits]
         numbers, places = [by_slot[each.slot].number for each in emitting], [each.end for each in emitting]
@@ -184,6 +185,10 @@ class Engine:
             by_slot[segment.slot].cached = segment.end
         for segment, token in zip(emitting, tokens, strict=True):
             sequence = by_slot[segment.slot]
+            if token == NO_TOKEN:
+                rule = f"the logits of its token {segment.end} are not finite"
+                remedy = "compute in a format of a wider range: moiety plan ... --set dtypes.activations=bf16"
+                raise InputError(rule, field=f"prompts[{sequence.number}]", remedy=remedy)
             sequence.generated.append(token)
             sequence.done = token in stop or len(sequence.generated) >= sequence.wanted
 
@@ -198,7 +203,8 @@ class Engine:
         """Compute one step of sequences; return the tokens that they emit, in order, known to every pipeline stage.
 
         All ranks of a stage step together and agree on `busiest`, the most tokens that an attention group has. `draw`
-        gives the next tokens, int64 [rows], of logits [rows, vocabulary]; a row is an emitting segment, in order.
+        gives the next tokens, int64 [rows], of logits [rows, vocabulary], `NO_TOKEN` where there is none; a row is an
+        emitting segment, in order.
         """
         parts, most = [segments], [busiest]
         if self.overlaps and busiest >= self._least_overlapped:
@@ -206,7 +212,7 @@ class Engine:
         batches = [packed(each, self._model.device, part, most[part]) for part, each in enumerate(parts)]
         logits = self._logits(batches, self.states(batches, cache, overlapped=len(batches) > 1))
         num_emitting = sum(each.emits for each in segments)
-        tokens = self._drawn_room(num_emitting) if logits is None else draw(logits)
+        tokens = self._drawn_room(num_emitting).tokens if logits is None else draw(logits)
         if self._pipeline.size > 1 and num_emitting:
             tokens = self._pipeline.broadcast(tokens, self._pipeline.size - 1)
         return integers(tokens)
@@ -244,11 +250,14 @@ class Engine:
             half -= min(half, len(each.token_ids))
         return [first, second]
 
-    def _drawn_room(self, number: int) -> torch.Tensor:
+    def _drawn_room(self, number: int) -> Room:
         """Return room for so many tokens, the same as for the step before where that is wide enough."""
-        if self._drawn.shape[0] < number:
-            self._drawn = torch.empty(number, dtype=torch.int64, device=self._model.device)
-        return self._drawn[:number]
+        if len(self._drawn.tokens) < number:
+            self._drawn = self._new_room(number)
+        return self._drawn.first(number)
+
+    def _new_room(self, number: int) -> Room:
+        return Room.of(number, self._model.dtype, self._model.device)
 
     def _received_room(self, batch: Batch) -> torch.Tensor:
         """Return room for the states of the stage before, the same as for the step before where the shape is too."""

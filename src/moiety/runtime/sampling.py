@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -12,6 +12,28 @@ if TYPE_CHECKING:
 
 GREEDY_BELOW = 0.01
 """Temperatures below it leave nothing to chance, and logits divided by smaller ones end beyond FP32."""
+NO_TOKEN = -1
+"""In the place of a token where the largest logit is not finite: none that came of them would mean anything."""
+
+
+class Room(NamedTuple):
+    """Memory that the most likely tokens of some rows are found in; each [rows]."""
+
+    tokens: torch.Tensor
+    """int64."""
+    largest: torch.Tensor
+    """In the format of the logits."""
+    is_none: torch.Tensor
+    """bool."""
+
+    @classmethod
+    def of(cls, rows: int, dtype: torch.dtype, device: torch.device) -> Room:
+        """Return room for so many rows of logits of that format."""
+        return cls(*(torch.empty(rows, dtype=each, device=device) for each in (torch.int64, dtype, torch.bool)))
+
+    def first(self, rows: int) -> Room:
+        """Return the part of it that so many rows take."""
+        return Room(*(each[:rows] for each in self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +52,20 @@ class Sampling:
         logits: torch.Tensor,
         sequences: Sequence[int],
         places: Sequence[int],
-        out: torch.Tensor | None = None,
+        room: Room | None = None,
     ) -> torch.Tensor:
-        """Return the next token of each row of `logits` [rows, vocabulary], int64 [rows]; greedy ones in `out`, if any.
+        """Return the next token of each row of `logits` [rows, vocabulary], int64 [rows]; greedy ones in a `room`.
+
+        `NO_TOKEN` stands for that of a row whose largest logit is not finite (divided by the temperature).
 
         A row's draw depends on the seed, on the number of its sequence and on its place in it, and on nothing else: it
         is the same on every rank, in whatever batch the sequence is computed.
         """
         if self.temperature < GREEDY_BELOW:
-            return torch.argmax(logits, dim=-1, out=out)
-        probabilities = torch.softmax(logits.float() / self.temperature, dim=-1)
+            return most_likely(logits, Room.of(len(logits), logits.dtype, logits.device) if room is None else room)
+        scaled = logits.float() / self.temperature
+        is_none = ~scaled.amax(dim=-1).isfinite()
+        probabilities = torch.softmax(scaled.masked_fill(is_none[:, None], 0), dim=-1)
         sorted_probabilities, order = probabilities.sort(dim=-1, descending=True)
         before = sorted_probabilities.cumsum(dim=-1) - sorted_probabilities
         kept = before < self.top_p
@@ -51,7 +77,15 @@ class Sampling:
             torch.multinomial(row, 1, generator=_generator(self.seed, sequence, place))
             for row, sequence, place in zip(weights, sequences, places, strict=True)
         ]
-        return order.gather(1, torch.stack(drawn).to(order.device))[:, 0]
+        return order.gather(1, torch.stack(drawn).to(order.device))[:, 0].masked_fill(is_none, NO_TOKEN)
+
+
+def most_likely(logits: torch.Tensor, room: Room) -> torch.Tensor:
+    """Return the most likely token of each row of `logits` [rows, vocabulary], or `NO_TOKEN`, int64 in the `room`."""
+    torch.max(logits, dim=-1, out=(room.largest, room.tokens))
+    torch.sub(room.largest, room.largest, out=room.largest)  # no number, unless it was finite
+    torch.ne(room.largest, room.largest, out=room.is_none)
+    return room.tokens.masked_fill_(room.is_none, NO_TOKEN)
 
 
 def draw_each(

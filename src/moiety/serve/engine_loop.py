@@ -130,10 +130,13 @@ class EngineLoop:
             self._take(self._scheduler.accept(step, tokens, now_s), now_s)
 
     def _take(self, entries: Sequence[Entry], now_s: float) -> None:
-        """Take note of sequences that have got a token, and of who still waits for a place."""
-        self._metrics.accepted(entries)
-        for each in entries:
+        """Take note of sequences that have got a token or have failed, and of who still waits for a place."""
+        served = [each for each in entries if each.error is None]
+        self._metrics.accepted(served)
+        for each in served:
             self._users.got(each, now_s)
+        for _ in range(len(entries) - len(served)):
+            self._metrics.ended("failed")
         self._users.waits(self._scheduler.without_room())
 
     async def _idle(self) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from moiety.serve.journal import Entry
 
 
+_NOT_FINITE = "the logits of the next token are not finite: values went beyond the number format of the activations"
+
+
 class QueueFullError(Exception):
     """More sequences would wait than may."""
 
@@ -142,8 +145,11 @@ class Scheduler:
     def _seated(self) -> list[Seated]:
         return [each for group in self._groups for each in group.seated]
 
-    def accept(self, step: Step, tokens: Sequence[Sequence[int]], now_s: float) -> list[Entry]:
-        """Take the tokens that a step has given, by attention group; return the sequences that got one."""
+    def accept(self, step: Step, tokens: Sequence[Sequence[int | None]], now_s: float) -> list[Entry]:
+        """Take the tokens that a step has given, by attention group; return the sequences whose turn it was.
+
+        Each has its token now, or has failed where it was given None.
+        """
         found: list[Entry] = []
         self._step = None
         for group, rows, emitted in zip(self._groups, step.rows, tokens, strict=True):
@@ -153,8 +159,11 @@ class Scheduler:
                 if seated not in group.seated:  # withdrawn meanwhile
                     continue
                 seated.cached = row.start + len(row.token_ids)
-                if token is not None:
-                    seated.entry.accept(token, now_s)
+                if row.emits:
+                    if token is None:
+                        seated.entry.fail(_NOT_FINITE)
+                    else:
+                        seated.entry.accept(token, now_s)
                     found.append(seated.entry)
                 if seated.entry.is_over:
                     self._unseat(seated.entry)

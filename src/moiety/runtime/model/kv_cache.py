@@ -70,6 +70,12 @@ class KvCache:
         """Bytes that the cache takes."""
         return sum(each.nbytes for pair in self._layers.values() for each in pair)
 
+    def clear(self, slot: int) -> None:
+        """Have zeros in a sequence's row: what is not finite there would reach the next one in it, however hidden."""
+        for pair in self._layers.values():
+            for each in pair:
+                each[slot].zero_()
+
     def layer(self, layer_idx: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a layer's keys and values, each [slots, heads, capacity or window, width]."""
         return self._layers[layer_idx]

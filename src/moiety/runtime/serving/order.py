@@ -59,8 +59,8 @@ class StepAnswer(Record):
     """What one rank has to say of a step that it has done."""
 
     number: Count
-    tokens: tuple[Count, ...]
-    """The tokens that the rows of its attention group emitted, in their order."""
+    tokens: tuple[Count | None, ...]
+    """The tokens that the rows of its attention group emitted, in their order; None where logits were not finite."""
     counts: tuple[tuple[Count, ...], ...] = ()
     """[layers with experts][experts]: how often the group's tokens chose each; from one rank of each group."""
     work: OwnWork | None = None

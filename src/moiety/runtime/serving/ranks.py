@@ -139,8 +139,11 @@ class Ranks:
         self._served_generation = self._generation
         return kept
 
-    async def step(self, order: StepOrder) -> tuple[tuple[int, ...], ...]:
-        """Return the tokens that a step's rows emit, by attention group; raise RanksLostError where a rank is lost."""
+    async def step(self, order: StepOrder) -> tuple[tuple[int | None, ...], ...]:
+        """Return the tokens that a step's rows emit, by attention group; raise RanksLostError where a rank is lost.
+
+        None stands for the token of a row whose logits were not finite.
+        """
         self._check()
         plan, crew = self._plan, self._crew
         assert plan is not None, "a step follows a generation that is ready"

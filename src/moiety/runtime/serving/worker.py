@@ -10,7 +10,7 @@ from moiety.runtime.conversion import integers
 from moiety.runtime.elastic.member import Member
 from moiety.runtime.engine import Engine
 from moiety.runtime.model.batch import Segment
-from moiety.runtime.sampling import Sampling, draw_each
+from moiety.runtime.sampling import NO_TOKEN, Sampling, draw_each
 from moiety.runtime.serving.order import OwnWork, Row, StepAnswer, StepOrder
 
 if TYPE_CHECKING:
@@ -77,16 +77,24 @@ def own_work(rows: Sequence[Row], generation: Generation) -> OwnWork | None:
     return OwnWork(own_s=own_s, alike_s=alike_s, amounts=(tokens, attended, sum(row.emits for row in rows)))
 
 
-def take_step(order: StepOrder, group: int, engine: Engine, cache: KvCache) -> list[int]:
-    """Take one step together with all other ranks; return what the rows of this attention group emit."""
+@torch.inference_mode()
+def take_step(order: StepOrder, group: int, engine: Engine, cache: KvCache) -> list[int | None]:
+    """Take one step together with all other ranks; return what the rows of this attention group emit.
+
+    None stands for the token of a row whose logits were not finite; nothing of its sequence is left in the cache.
+    """
     rows = order.groups[group]
     segments = [Segment(row.slot, row.start, row.token_ids, row.emits) for row in rows]
     emitting = [row for row in rows if row.emits]
-    return engine.step(segments, cache, lambda logits: _drawn(logits, emitting), order.busiest)
+    tokens = engine.step(segments, cache, lambda logits: _drawn(logits, emitting), order.busiest)
+    for row, token in zip(emitting, tokens, strict=True):
+        if token == NO_TOKEN:
+            cache.clear(row.slot)
+    return [None if token == NO_TOKEN else token for token in tokens]
 
 
 def _drawn(logits: torch.Tensor, rows: Sequence[Row]) -> torch.Tensor:
-    """Return the next token of each emitting row; its draw depends on seed, number and place alone."""
+    """Return the next token of each emitting row, or `NO_TOKEN`; its draw depends on seed, number and place alone."""
     return draw_each(
         logits,
         [Sampling(row.temperature, row.top_p, row.top_k, row.seed) for row in rows],
