@@ -108,3 +108,10 @@ def test_a_key_that_no_request_can_carry_is_refused_and_not_shown(
     message = refused(moiety(*call))
     assert message.startswith("--api-key or MOIETY_API_KEY: ")
     assert not key or key not in message
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_a_model_cannot_be_served_under_no_name(name: str, runnable_checkpoint: Path, runnable_folder: Path) -> None:
+    call = ("serve", runnable_folder, "--checkpoint", runnable_checkpoint, "--model-name", name, "--host", "no host")
+    message = refused(moiety(*call))
+    assert message.startswith(f"--model-name = {name!r}: a name has a character that is no space; give one, or leave")

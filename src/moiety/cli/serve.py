@@ -121,6 +121,9 @@ def serve(
 
     output = Output(json, quiet)
     _check_key(api_key)
+    if model_name is not None and not model_name.strip():
+        rule = "a name has a character that is no space"
+        raise InputError(rule, field="--model-name", value=model_name, remedy="give one, or leave the option out")
     if journal is not None and not clocks:
         raise InputError("notes what --clocks sets", field="--journal", value=journal, remedy="add --clocks")
     wish = Wish(
