@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import threading
 import time
@@ -18,13 +19,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.runtime.checkpoints import greedy_continuation, reference_model
-from tests.serve.servers import Server, awaited, checkpoint_with_texts, planned, served
+from tests.serve.servers import Server, awaited, checkpoint_with_texts, planned, send, served
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 SLOTS, CHUNK, LONG = 2, 8, 400
+STOPPED_S = 0.5
 PROMPTS = [[5, 9, 11], [7] * 30, [3], list(range(1, 21)), [100, 2, 50, 4], [8, 8], [60, 61, 62], [1] * 9]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
@@ -81,6 +83,27 @@ def test_a_seed_draws_the_same_tokens_alone_and_in_company(server: Server) -> No
         )
     assert several[0] == several[2] == alone
     assert alone not in (several[1], several[3])
+
+
+def test_waits_for_peers_are_counted_as_exposed_communication(server: Server) -> None:
+    def exposed() -> list[float]:
+        return [server.metric("moiety_rank_exposed_communication_seconds_total", rank=each) for each in "01"]
+
+    server.complete(PROMPTS[0], 2)
+    before, steps_before = exposed(), server.metric("moiety_step_duration_seconds_sum")
+    with ThreadPoolExecutor(1) as clients:
+        answer = clients.submit(server.complete, PROMPTS[0], LONG)
+        awaited(lambda: server.metric("moiety_num_requests_running") > 0)
+        late = server.ranks()[1]["pid"]
+        send(late, signal.SIGSTOP)
+        time.sleep(STOPPED_S)
+        send(late, signal.SIGCONT)
+        assert len(answer.result()) == LONG
+    taken = server.metric("moiety_step_duration_seconds_sum") - steps_before
+    waited = [after - since for after, since in zip(exposed(), before, strict=True)]
+    assert waited[0] > 0.8 * STOPPED_S, "it waited for the other one, which stood still"
+    assert min(waited) > 0
+    assert max(waited) < taken
 
 
 def test_openais_client_completes_and_chats(server: Server, expected: list[list[int]]) -> None:

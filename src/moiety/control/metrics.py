@@ -15,7 +15,7 @@ from moiety.control.state import Status
 from moiety.control.working import is_covered, relative_loads, working_map, working_problem
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from prometheus_client.core import Metric
 
@@ -23,20 +23,21 @@ if TYPE_CHECKING:
     from moiety.placement.problem import Loads
 
 
-def metrics_text(state: State, expert_tokens: Loads | None = None) -> str:
+def metrics_text(state: State, expert_tokens: Loads | None = None, exposed_s: Mapping[int, float] | None = None) -> str:
     """Return the metrics of a state; what is not known (a GPU's watts, balance while experts move) is left out.
 
     `expert_tokens` says how many tokens have chosen each expert so far, [layers with experts, experts]; None: unknown.
+    `exposed_s` has the seconds in which a rank only waited for transfers, by rank; of GPUs they are not known.
     """
-    collector = _StateCollector(state, expert_tokens)
+    collector = _StateCollector(state, expert_tokens, exposed_s or {})
     return generate_latest(collector).decode()  # pyright: ignore[reportArgumentType] - only asked to collect
 
 
 class _StateCollector(Collector):
     """Gives the metrics of one state, always in the same order."""
 
-    def __init__(self, state: State, expert_tokens: Loads | None) -> None:
-        self._state, self._expert_tokens = state, expert_tokens
+    def __init__(self, state: State, expert_tokens: Loads | None, exposed_s: Mapping[int, float]) -> None:
+        self._state, self._expert_tokens, self._exposed_s = state, expert_tokens, exposed_s
 
     def collect(self) -> Iterator[Metric]:
         """Give the metrics."""
@@ -45,6 +46,7 @@ class _StateCollector(Collector):
         yield from demand_gauges(self._state)
         yield _ranks(self._state)
         yield from _paces(self._state)
+        yield _exposed(self._exposed_s)
         yield _power(self._state)
         yield from _limit(self._state)
         yield _loads(self._state)
@@ -101,6 +103,14 @@ def _paces(state: State) -> Iterator[Metric]:
         for rank in known:
             family.add_metric([str(rank)], float(values[rank]))
         yield family
+
+
+def _exposed(seconds: Mapping[int, float]) -> Metric:
+    text = "Seconds of steps in which a rank did nothing but wait for transfers; mean of its processes."
+    family = CounterMetricFamily("moiety_rank_exposed_communication_seconds", text, labels=["rank"])
+    for rank, value in sorted(seconds.items()):
+        family.add_metric([str(rank)], value)
+    return family
 
 
 def _power(state: State) -> Metric:

@@ -74,6 +74,8 @@ class Controller:
         self._pace = Pace(0, 0.0)
         self._expert_tokens: Loads | None = None
         """How many tokens have chosen each expert so far, [layers, experts], as far as ranks have said it."""
+        self._exposed_s: dict[int, float] = {}
+        """Of each rank, as far as its steps are timed: seconds of them in which it only waited for transfers."""
         self._num_windows = 0
         """Windows whose counts the core has heard."""
 
@@ -97,7 +99,7 @@ class Controller:
 
     def metrics_text(self) -> str:
         """Return the metrics of the state in Prometheus' text format; nothing before there is one."""
-        return "" if self._state is None else metrics_text(self._state, self._expert_tokens)
+        return "" if self._state is None else metrics_text(self._state, self._expert_tokens, dict(self._exposed_s))
 
     def own_step_s(self, home: int) -> float | None:
         """Return the seconds of a step that the rank of a home works by itself; None where that is not known."""
@@ -233,7 +235,12 @@ class Controller:
 
     def _time(self, rank: int, answer: StepAnswer, plan: Plan, homes: Sequence[int], now_s: float) -> None:
         """Add up what ranks take for their steps; ranks of different instances do not do the same ones."""
-        if answer.work is None or plan.pools[0].strategy.instances > 1:
+        if answer.work is None:
+            return
+        of_rank = self._of.rank_of(homes[rank])
+        exposed_s = answer.work.exposed_s / self._of.gpus_per_rank
+        self._exposed_s[of_rank] = self._exposed_s.get(of_rank, 0.0) + exposed_s
+        if plan.pools[0].strategy.instances > 1:
             return
         means = self._pace.take(rank, answer.work, now_s)
         if means is not None:

@@ -49,9 +49,11 @@ class Beacon:
         self._step, self._layer, self._op = 0, -1, "start"
         self._is_stepping = False
         self._begin_s = self._waited_s = self._busy_s = 0.0
-        self._marked_s = self._waited_before_s = self._late_s = 0.0
+        self._marked_s = self._waited_before_s = self._late_s = self._exposed_s = 0.0
         self.own_s = 0.0
         """Of the last step that has ended: without waits for peers."""
+        self.exposed_s = 0.0
+        """Of the last step that has ended: in which it did nothing but wait for transfers, and go on after them."""
         self.alike_s = 0.0
         """Of this step so far: of its own time, that in ops whose work does not depend on other ranks' tokens, and that
         by which it was late to go on after waits."""
@@ -67,7 +69,7 @@ class Beacon:
         self.pause()
         self._step += 1
         self._begin_s = self._marked_s = time.perf_counter()
-        self._waited_s = self._waited_before_s = self._late_s = self.alike_s = 0.0
+        self._waited_s = self._waited_before_s = self._late_s = self._exposed_s = self.alike_s = 0.0
         self._is_stepping = True
         self.mark("step")
 
@@ -76,6 +78,7 @@ class Beacon:
         if self._is_stepping:
             self.own_s = max(time.perf_counter() - self._begin_s - self._waited_s, 0.0)
             self._busy_s += self.own_s
+            self.exposed_s = self._exposed_s
         self._is_stepping = False
 
     def mark(self, name: str, layer: int = -1) -> None:
@@ -100,6 +103,7 @@ class Beacon:
         """Take note of a wait: for others until what it was for had come; from there on the rank itself was late."""
         self._waited_s += came_s - start_s
         self._late_s += end_s - came_s
+        self._exposed_s += end_s - start_s
 
     def beat(self) -> Beat:
         """Return where the rank is now."""

@@ -106,14 +106,14 @@ class Generation:
             self._process.switched(self.number, self._mover.switch())
         return [integers(each) for each in everyone[:, 1:]]
 
-    def own_time(self) -> tuple[float, float]:
+    def own_time(self) -> tuple[float, float, float]:
         """Say that the step has ended; return the seconds that it took this rank without waits for peers.
 
-        And those of them that experts and exchanges have no part in.
+        And those of them that experts and exchanges have no part in; and those in which it waited for transfers.
         """
         beacon = self._process.beacon
         beacon.pause()
-        return beacon.own_s, beacon.alike_s
+        return beacon.own_s, beacon.alike_s, beacon.exposed_s
 
     def least_in_group(self, numbers: Sequence[int]) -> list[int]:
         """Return the least of each number over the ranks of this rank's tensor-parallel group, on all of them.

@@ -51,6 +51,8 @@ class OwnWork(Record):
     """Seconds, without waits for other ranks."""
     alike_s: Annotated[float, Field(ge=0)]
     """Those of them that experts and exchanges have no part in, so that the rows of the group account for them."""
+    exposed_s: Annotated[float, Field(ge=0)]
+    """Seconds of the step in which it did nothing but wait for transfers: exposed communication."""
     amounts: tuple[Count, ...]
     """Of the group's rows: tokens, positions that they attend to, tokens that ask for the next one."""
 

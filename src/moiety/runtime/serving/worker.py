@@ -69,12 +69,13 @@ def _counts(generation: Generation) -> tuple[tuple[int, ...], ...]:
 
 def own_work(rows: Sequence[Row], generation: Generation) -> OwnWork | None:
     """Return what this rank did of the step that has just ended."""
-    own_s, alike_s = generation.own_time()
+    own_s, alike_s, exposed_s = generation.own_time()
     if generation.model.device.type != "cpu":
         return None
     tokens = sum(len(row.token_ids) for row in rows)
     attended = sum(len(row.token_ids) * (row.start + len(row.token_ids)) for row in rows)
-    return OwnWork(own_s=own_s, alike_s=alike_s, amounts=(tokens, attended, sum(row.emits for row in rows)))
+    amounts = (tokens, attended, sum(row.emits for row in rows))
+    return OwnWork(own_s=own_s, alike_s=alike_s, exposed_s=exposed_s, amounts=amounts)
 
 
 @torch.inference_mode()
