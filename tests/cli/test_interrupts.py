@@ -33,6 +33,12 @@ def test_an_interrupt_that_an_import_swallows_ends_the_command_all_the_same(
     assert "Traceback" not in done.stderr
 
 
+def test_an_interrupt_while_the_verbs_are_imported_ends_the_command_in_silence() -> None:
+    command = [sys.executable, "-m", "tests.cli.early", "--version"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_a_server_that_is_ended_while_its_ranks_are_started_does_not_wait_for_them(
     runnable_checkpoint: Path, runnable_folder: Path
 ) -> None:
