@@ -72,6 +72,20 @@ def test_losses_are_those_of_transformers_and_a_state_is_gone_on_from(
     assert sorted(path.name for path in work.iterdir()) == ["d.jsonl", "state"]
 
 
+def test_the_peak_at_loads_is_planned_for_the_step_whose_peak_is_measured(
+    runnable_checkpoint: Path, runnable_folder: Path, work: Path
+) -> None:
+    generator = torch.Generator().manual_seed(1)
+    drawn = torch.randint(0, 131, (8, 12), generator=generator)
+    drawn[4:] = 7  # in the steps from the third on all tokens are the same, and choose the same experts
+    (work / "d.jsonl").write_text("".join(json.dumps({"token_ids": row}) + "\n" for row in drawn.tolist()))
+    command = (runnable_folder, "--checkpoint", runnable_checkpoint, "--batch-size", "2", "--steps")
+    two, four = (trained(*command, number) for number in ("2", "4"))
+    assert four["planned_peak_bytes_at_loads"] == two["planned_peak_bytes_at_loads"]
+    counts = [[rank["expert_counts"] for rank in each["measured"]["ranks"]] for each in (two, four)]
+    assert counts[0] == counts[1]
+
+
 def test_a_training_that_diverges_is_told_so_and_leaves_the_states_that_are_there(
     runnable_checkpoint: Path, runnable_folder: Path, work: Path, rows: list[list[int]]
 ) -> None:

@@ -79,13 +79,13 @@ class TrainResult:
 
     @property
     def peaks_at_loads(self) -> dict[str, int]:
-        """The same for the rows that the routers gave each rank's experts in the last step."""
+        """The same for the rows that the routers gave each rank's experts in the step whose peak was measured."""
         plan = self.job.plan
         pool = plan.pools[0]
         graph = build_graph(plan.model, pool, plan.options)
         if pool.placement is None:
             return step_peaks(graph, self.memory)
-        of_ranks = [cast("Mapping[str, list[int]]", _of_rank(report)["expert_counts"]) for report in self.reports]
+        of_ranks = [cast("Mapping[str, list[int]]", report["expert_counts"]) for report in self.reports]
         counts = {
             layer: [sum(chosen) for chosen in zip(*(each[str(layer)] for each in of_ranks), strict=True)]
             for layer in pool.placement.layers

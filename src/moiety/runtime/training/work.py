@@ -62,7 +62,8 @@ def take_steps(
     """Take the steps of a training; return their losses and what this rank's memory was measured to take.
 
     Allocations are counted in the second step, as the first makes the optimizer's state; in the only one, where there
-    is no second. What is sent for sharded parameters is told of every step: the counting takes time.
+    is no second. So are the tokens that have chosen each expert, which the peak depends on. What is sent for sharded
+    parameters is told of every step: the counting takes time.
     """
     first = trainer.num_steps
     report: Report = {"saved_tensor_bytes": saved_bytes(trainer, rows_of_step(rows, first, training.batch_size))}
@@ -77,6 +78,7 @@ def take_steps(
         if step == min(1, training.num_steps - 1):
             loss, allocations = trainer.measured_step(batch)
             report |= {"allocations_per_step": allocations.count, "peak_bytes": allocations.peak_bytes}
+            report["expert_counts"] = {str(index): integers(each) for index, each in trainer.counts.items()}
         else:
             loss = trainer.step(batch)
         losses.append(loss)
@@ -134,5 +136,4 @@ def _of_rank(trainer: Trainer, network: Network) -> dict[str, Any]:
             "optimizer_state": trainer.optimizer_bytes(),
         },
         "sent": network.traffic.snapshot(),
-        "expert_counts": {str(index): integers(each) for index, each in trainer.counts.items()},
     }
