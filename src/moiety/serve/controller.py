@@ -248,10 +248,11 @@ class Controller:
 
     def _count(self, answer: StepAnswer, strategy: Strategy, now_s: float) -> None:
         """Add up what the experts were asked for; tell it when the window is complete."""
-        if answer.counts:
-            own = np.array(answer.counts, dtype=np.float64)
-            self._expert_tokens = own if self._expert_tokens is None else self._expert_tokens + own
-        counts = self._window.take(answer.counts, strategy.attn_dp, now_s) if answer.counts else None
+        if not answer.counts:
+            return
+        own = np.array(answer.counts, dtype=np.float64)
+        self._expert_tokens = own if self._expert_tokens is None else self._expert_tokens + own
+        counts = self._window.take(own, strategy.attn_dp, now_s)
         if counts is not None:
             self._window = Window(now_s)
             self._tell(ExpertCounts(now_s, counts))

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from moiety.placement.problem import Loads
 
 _LEAST_ROWS = 100
@@ -34,13 +30,12 @@ class Window:
         self._is_asked = now_s - self._since_s >= length_s
         return self._is_asked
 
-    def take(self, counts: Sequence[Sequence[int]], groups: int, now_s: float) -> Loads | None:
+    def take(self, counts: Loads, groups: int, now_s: float) -> Loads | None:
         """Add an attention group's counts [layers with experts, experts]; return all of them if the window is complete.
 
         It is when each of the `groups` has said what it was asked for, and it is enough.
         """
-        own = np.array(counts, dtype=np.float64)
-        self._counts = own if self._counts is None else self._counts + own
+        self._counts = counts if self._counts is None else self._counts + counts
         self._heard += 1
         if self._heard < groups:
             return None
