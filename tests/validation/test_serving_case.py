@@ -104,6 +104,19 @@ def test_runs_of_no_stated_release_are_divided_as_their_scripts_did_it() -> None
     assert _case(concurrency=128, **label | {"model": "Qwen/Qwen3-32B", "moe_tp": 1}).decode.strategy.name == "tp8"
 
 
+def test_a_label_that_counts_all_gpus_of_a_published_deployment_is_that_deployment() -> None:
+    label: dict[str, Any] = {"system": "gb200", "backend": "trtllm", "backend_version": None, "precision": "fp4"}
+    case = _case(**label, isl=8192, concurrency=538, num_gpus=48, tp=48, moe_tp=48)
+    assert case.disaggregated
+    assert case.version == "1.1.0", "Dynamo 0.5.1 holds TensorRT-LLM 1.1.0"
+    assert (case.prefill.strategy.name, case.prefill.num_workers) == ("ep4_tp1", 4)
+    assert (case.decode.strategy.name, case.decode.num_workers, case.decode.max_sequences) == ("ep32_tp1", 1, 16)
+    assert _case(**label, isl=8192, concurrency=1075, num_gpus=48, tp=48, moe_tp=48).draft_tokens == 2
+    assert not _case(**label, isl=8192, concurrency=539, num_gpus=48, tp=48, moe_tp=48).disaggregated
+    with pytest.raises(SkippedRow, match="published with and without speculative decoding"):
+        _case(**label, concurrency=1075, num_gpus=20, tp=20, moe_tp=20)
+
+
 @pytest.mark.parametrize(
     ("changes", "field", "read"),
     [

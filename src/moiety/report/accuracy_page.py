@@ -60,8 +60,10 @@ _KNOWN = """## What no law here explains
   at low load. Where the operator's scripts are published both are read there; other runs are taken to look for prompts
   before every step. With lengths of that operator's benchmark the cache is taken to be quantized where weights are;
   others left it to the engine: TensorRT-LLM follows the checkpoint, vLLM and SGLang cache in the activations' format.
-- Labels of TensorRT-LLM runs without a release (2025-10) have the number of GPUs as `tp`; their scripts divided experts
-  and attention by the load. Those degrees are read in the scripts too.
+- Labels of runs without a release (2025-10) have the number of GPUs as `tp`. Scripts of TensorRT-LLM divided experts
+  and attention by the load; those of GB200 computed prompts apart, and their rows, called aggregated, have the GPUs of
+  all workers. Both are read in the scripts, with the sequences and guesses of a rank (`gen_batch_size`,
+  `gen_mtp_size`).
 - Rows of gpt-oss on H100 under vLLM with 512 in flight contradict themselves: time per token is that of 4 to 64
   sequences in the rows with fewer, and in each of them requests wait for about four answers, as they would on average
   in ten waves that all came at once to an engine with so few slots. How many ran is not stated; they are predicted as

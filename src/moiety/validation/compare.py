@@ -75,6 +75,7 @@ def _serving(row: ServingRow, line: int, predictor: ServingPredictor) -> Compare
         latency = predictor.predict(case)
     except (SkippedRow, InputError, ValidationError) as reason:
         return Compared(row.id, line, group, measured, skipped=_why(reason))
+    group["phase"] = "disagg" if case.disaggregated else "agg"
     predicted = {"ttft_ms": latency.ttft_s * 1e3, "tpot_ms": latency.tpot_s * 1e3}
     return Compared(row.id, line, group, measured, {k: v for k, v in predicted.items() if k in measured}, case=case)
 

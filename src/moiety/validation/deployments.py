@@ -17,23 +17,26 @@ TWINS = {"deepseek-v3": "deepseek-r1"}
 def completed(row: ServingRow, model: str) -> ServingRow:
     """Return a row with what it leaves out as it was published: its workers, their limits, their speculation.
 
+    Deployments of the row's release count before others, and where it states none, those that were published with none.
     A row that no published deployment matches comes back as it is. So does one that states its workers where several
     match: not stated, there is no speculation. Where an aggregated row states no release, its degrees are published
-    ones: the scripts of that time divided the GPUs by the load, and labels have their number only. Raise SkippedRow
-    where workers are not known.
+    ones: the scripts of that time divided the GPUs by the load, or computed prompts apart, and labels have the number
+    of GPUs only. Raise SkippedRow where workers are not known.
     """
     if row.draft_tokens is not None:
         return row
     found = [each for each in published() if _ran_as(each, row, TWINS.get(model, model))]
+    found = [each for each in found if each.version == row.backend_version] or found
     drafts = {each.draft_tokens for each in found}
-    if row.prefill is None or row.decode is None:
+    counts_all = bool(found) and row.mode == "agg" and all(each.prefill is not None for each in found)
+    if not counts_all and (row.prefill is None or row.decode is None):
         if len(drafts) != 1:
             return row
         update: dict[str, int | None] = {"draft_tokens": drafts.pop()}
         if row.backend_version is None:
             update |= found[0].decode.model_dump(include=set(Degrees.model_fields))
         return row.model_copy(update=update)
-    if row.prefill.workers is not None and row.decode.workers is not None and len(drafts) != 1:
+    if _states_workers(row) and len(drafts) != 1:
         return row
     setups = {(each.prefill, each.decode) for each in found}
     if not setups:
@@ -43,7 +46,13 @@ def completed(row: ServingRow, model: str) -> ServingRow:
     if len(setups) > 1:
         raise SkippedRow("workers not stated; published with several numbers of them")
     prefill, decode = setups.pop()
-    return row.model_copy(update={"prefill": prefill, "decode": decode, "draft_tokens": max(drafts)})
+    apart = {"mode": "disagg", "prefill": prefill, "decode": decode, "draft_tokens": max(drafts)}
+    return row.model_copy(update=apart | {"backend_version": row.backend_version or found[0].release})
+
+
+def _states_workers(row: ServingRow) -> bool:
+    """Return whether a row says how many workers there were of each kind."""
+    return all(each is not None and each.workers is not None for each in (row.prefill, row.decode))
 
 
 def _ran_as(published: Deployment, row: ServingRow, model: str) -> bool:
@@ -55,11 +64,11 @@ def _ran_as(published: Deployment, row: ServingRow, model: str) -> bool:
     if stated != same:
         return False
     if published.prefill is None or row.prefill is None or row.decode is None:
-        one_kind = published.prefill is row.prefill
-        return one_kind and row.backend_version == published.version and row.worker_gpus == published.decode.worker_gpus
+        told = published.prefill is row.prefill or (row.mode == "agg" and row.backend_version is None)
+        return told and row.backend_version == published.version and row.worker_gpus == published.num_gpus
     return row.backend_version in {None, published.version} and (
         (_same(row.prefill, published.prefill) and _same(row.decode, published.decode))
-        or _counts_all(row, published.prefill, published.decode)
+        or _counts_all(row, published.num_gpus)
     )
 
 
@@ -70,11 +79,10 @@ def _same(stated: Workers, known: Workers) -> bool:
     return stated.worker_gpus == known.worker_gpus
 
 
-def _counts_all(row: ServingRow, prefill: Workers, decode: Workers) -> bool:
+def _counts_all(row: ServingRow, num_gpus: int) -> bool:
     """Return whether the label states the GPUs of the whole deployment, twice, as its only degree."""
-    total = sum(each.worker_gpus * (each.workers or 1) for each in (prefill, decode))
     label = row.prefill
-    return label is not None and label == row.decode and label.workers is None and label.worker_gpus == total
+    return label is not None and label == row.decode and label.workers is None and label.worker_gpus == num_gpus
 
 
 @cache

@@ -47,11 +47,13 @@ def timed_apart(rows: Sequence[ServingRow | SystemRow]) -> list[TimedApart]:
     """Return the rows with prefill apart that can be predicted and whose time to first token was measured."""
     predictor, found = ServingPredictor(), list[TimedApart]()
     for row in rows:
-        if not isinstance(row, ServingRow) or row.mode != "disagg" or row.measured.ttft_ms is None:
+        if not isinstance(row, ServingRow) or row.measured.ttft_ms is None:
             continue
         try:
             case = serving_case(row)
         except SkippedRow:
+            continue
+        if not case.disaggregated:
             continue
         found.append(TimedApart(row, predictor.apart_parts(case), row.measured.ttft_ms / 1e3))
     return found

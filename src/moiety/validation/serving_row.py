@@ -128,7 +128,9 @@ class Deployment(Row):
     system: str
     backend: str
     version: str | None = None
-    """None: the runs' scripts named no release."""
+    """As rows of the deployment state it; None: they state no release."""
+    release: str | None = None
+    """The release that the scripts fetched, where rows state none."""
     precision: str
     isl: Tokens
     osl: Tokens
@@ -137,6 +139,13 @@ class Deployment(Row):
     prefill: Workers | None = None
     decode: Workers
     draft_tokens: int
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all workers; of an aggregated deployment, of one."""
+        if self.prefill is None:
+            return self.decode.worker_gpus
+        return sum(each.worker_gpus * (each.workers or 1) for each in (self.prefill, self.decode))
 
 
 class Deployments(Row):
