@@ -37,6 +37,23 @@ def test_the_last_of_three_groups_has_a_prompt_after_eleven_sixths_of_the_time_b
     assert Admission(balance_steps=60).wait_steps(1, 1e-6) == 0.5
 
 
+@given(groups, arrivals, steps, st.integers(1, 64))
+def test_prompts_that_a_step_has_no_room_for_wait_for_another_period(
+    groups: int, arrivals: float, steps: int, room: int
+) -> None:
+    held = Admission(balance_steps=steps)
+    roomy, full = held.wait_steps(groups, arrivals), held.wait_steps(groups, arrivals, room)
+    assert roomy <= full <= 2 * roomy
+    assert full <= held.wait_steps(groups, arrivals, 1)
+    assert AT_EVERY_STEP.wait_steps(groups, arrivals, room) == 0.5
+
+
+def test_groups_with_a_prompt_a_period_and_room_for_one_wait_for_a_whole_period() -> None:
+    held = Admission(balance_steps=60)
+    assert held.wait_steps(2, 1 / 60, 1) == 60
+    assert held.wait_steps(2, 1 / 60, 8) == pytest.approx(30 * 9 / 8)
+
+
 @given(groups, arrivals, steps)
 def test_a_batch_s_first_prompt_waits_all_the_time_and_later_ones_half(
     groups: int, arrivals: float, steps: int

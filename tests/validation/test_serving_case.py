@@ -211,8 +211,8 @@ def test_when_prompts_were_taken_up_is_read_where_it_was_published(
     [
         ({"backend_version": "1.2.0rc6.post2", "concurrency": 64}, True, False),
         ({"backend_version": "1.2.0rc6.post2", "concurrency": 32}, False, False),
-        ({"backend_version": "1.2.0rc6.post3", "concurrency": 4}, False, False),
-        ({"backend_version": "1.2.0rc6.post3", "concurrency": 8}, True, False),
+        ({"backend_version": "1.2.0rc6.post3", "concurrency": 4}, False, True),
+        ({"backend_version": "1.2.0rc6.post3", "concurrency": 8}, True, True),
         ({"backend_version": "1.2.0rc6.post2", "precision": "fp4", "moe_tp": 1, "moe_ep": 8}, True, False),
         ({"backend_version": "1.2.0rc6.post2", "precision": "fp4"}, False, False),
         ({"backend_version": "1.1.0rc2.post2"}, False, True),
@@ -261,6 +261,14 @@ def test_lengths_that_runs_drew_below_their_label_are_the_mean_ones() -> None:
     of_others = _case(model="Qwen/Qwen3-32B", moe_tp=1)
     assert (of_others.input_tokens, of_others.equal_lengths) == (1024, True)
     assert [_case(osl=osl).equal_lengths for osl in (1024, 8192, 512)] == [False, False, True]
+
+
+def test_prompts_of_drawn_lengths_come_in_waves_that_spread() -> None:
+    drawn = [
+        sum(1 / (2 / 9 * wave**0.5) for wave in range(1, 10)) / 9,  # lengths from .8 to 1, ten requests a place
+        1.0,
+    ]
+    assert [_case(exact_lengths=each).arrival_density for each in (False, True)] == pytest.approx(drawn)
 
 
 def test_an_aggregated_release_that_always_guessed_is_read_so() -> None:

@@ -8,6 +8,14 @@ def mixes_prefill(engine: str) -> bool:
     return engine != "sglang"
 
 
+def takes_whole_prompts(engine: str) -> bool:
+    """Return whether a prompt that a step has no room for waits for the next one: TensorRT-LLM, unless it is told else.
+
+    Its `enable_chunked_prefill` is false by default; vLLM and SGLang cut prompts into chunks.
+    """
+    return engine == "tensorrt-llm"
+
+
 def keeps_all_tokens(engine: str) -> bool:
     """Return whether an engine caches what lies outside of a sliding window: TensorRT-LLM, unless it is told windows.
 

@@ -55,7 +55,8 @@ class EngineRelease(EngineOverheads):
     burst: Factor
     """Share of a whole batch of prompts that a mean request waits for: runs start with all of them at once."""
     burst_growth: Factor
-    """What each 64 sequences add to that share, where runs have as many requests whatever the concurrency."""
+    """What each 64 sequences add to that share in runs whose answers are equally long, and have as many requests
+    whatever the concurrency."""
     convoy: Factor
     """Prompts that come together all through a run whose answers are equally long: what started as one ends as one."""
     cold_step_s: Seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 CHUNK_TOKENS = 8192
@@ -22,18 +23,21 @@ class Admission:
     batch_wait_steps: int = 0
     """The first prompt of a batch waits so many steps for others (TensorRT-LLM: `batch_wait_timeout_iters`)."""
 
-    def wait_steps(self, groups: int, arrivals: float) -> float:
+    def wait_steps(self, groups: int, arrivals: float, prompts_a_step: float = math.inf) -> float:
         """Return the steps that a mean prompt waits, of which each of `groups` gets `arrivals` a step.
 
         Half a period; the last of n groups has a prompt after 1 + 1/2 + ... + 1/n times the steps between two of one.
+        Of the prompts that groups begin together each takes up as many as a step has room for, and what is left waits
+        for another period.
         A batch's first prompt waits all the time that is given to it, those that follow half of it.
         """
-        period = float(self.poll_steps)
+        period, left = float(self.poll_steps), 0.0
         if self.balance_steps and groups > 1:
             all_have_one = sum(1 / n for n in range(1, groups + 1)) / arrivals
             period = max(period, min(all_have_one, self.balance_steps))
+            left = min(arrivals * period / prompts_a_step, 1.0)
         others = self.batch_wait_steps * arrivals
-        return period / 2 + self.batch_wait_steps * (1 + others / 2) / (1 + others)
+        return period * (1 + left) / 2 + self.batch_wait_steps * (1 + others / 2) / (1 + others)
 
 
 AT_EVERY_STEP = Admission()

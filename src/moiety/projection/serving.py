@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moiety.calibration.scheduling import takes_whole_prompts
 from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.queue import queue_wait_s
 from moiety.projection.speculation import tokens_per_step
@@ -130,23 +131,29 @@ def _seen(pool: ServingPool, share: float) -> float:
 
 
 def filled_prompt_s(pool: ServingPool, load: GroupLoad) -> float:
-    """Return what a prompt adds to its group's time where those of all its sequences wait: they fill steps together."""
+    """Return what a prompt adds to the wait where those of all its group's sequences wait: they fill steps together.
+
+    Prompts that are not cut wait for whole steps, with all that these decode.
+    """
     work, mixes = pool.workload, pool.release.mixes_prefill
     tokens = min(round(max(load.running, 1.0) * work.input_tokens), pool.step_tokens)
     step_s = pool.step_s(tokens, load.sequences if mixes else 0, work.decode_context_tokens)
-    return (step_s - load.decode_s if mixes else step_s) * work.input_tokens / tokens
+    whole = not mixes or takes_whole_prompts(pool.release.engine)
+    return (step_s if whole else step_s - load.decode_s) * work.input_tokens / tokens
 
 
 def prompts_ahead(pool: ServingPool, sequences: float) -> float:
     """Return the prompts that come together with a mean request's and go before: of the batch that a run starts with.
 
     Where all answers are equally long, those that began together end together, and so do their successors begin: of a
-    convoy the mean prompt waits for half of the others.
+    convoy the mean prompt waits for half of the others. Such runs have as many requests whatever the concurrency, so
+    that the batch is the larger a part of them; others, a multiple of the concurrency.
     """
     release = pool.release
-    convoy = min(sequences, release.convoy) if pool.equal_lengths else 1.0
+    if not pool.equal_lengths:
+        return min(release.burst, MOST_BURST) * sequences
     share = min(release.burst + release.burst_growth * sequences / 64, MOST_BURST)
-    return share * sequences + max(convoy - 1, 0) / 2
+    return share * sequences + max(min(sequences, release.convoy) - 1, 0) / 2
 
 
 def cold_s(pool: ServingPool, sequences: float) -> float:

@@ -51,6 +51,8 @@ class ServingPool:
     """Steps that hold prompts replay captured graphs, as those do that decode."""
     step_tokens: int = CHUNK_TOKENS
     """Prompt tokens that a step of an attention group takes at the most."""
+    arrival_density: float = 1.0
+    """Prompts that come while a mean one does, over those that come on average: runs begin with all of them at once."""
     equal_lengths: bool = False
     """All requests have prompts and answers of the same length."""
     cold_tokens: int | None = None
@@ -64,7 +66,9 @@ class ServingPool:
     def admission_steps(self, running: float) -> float:
         """Return the steps until a mean prompt is taken up, of groups that run so many sequences each."""
         steps = self.workload.output_tokens / tokens_per_step(self.draft_tokens, self.acceptance)
-        return self.admission.wait_steps(self.strategy.attn_dp, running / steps)
+        arrivals = self.arrival_density * running / steps
+        whole = max(self.step_tokens // self.workload.input_tokens, 1)
+        return self.admission.wait_steps(self.strategy.attn_dp, arrivals, whole)
 
     def step_s(self, prefill_tokens: int, sequences: int, context_tokens: int) -> float:
         """Return the seconds of a step with so many prompt tokens and decoding sequences in each attention group.

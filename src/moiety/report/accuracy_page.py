@@ -86,7 +86,14 @@ _KNOWN = """## What no law here explains
   the weights, more memory was had than is stated, and the cache is taken to have no end.
 - How many requests a run had, and how many came at once, is not stated. Both make most of the time to first token
   at high concurrency; the constants `burst` and `burst_growth` are what a mean run of an engine's releases did. The one
-  benchmark whose scripts are published sent ten times as many requests as were in flight: 0.05 of a batch to wait for.
+  benchmark whose scripts are published sent ten times as many requests as were in flight: 0.05 of a batch to wait for,
+  whatever the load. There the prompts of a wave come together until lengths drawn from 0.8 to 1 have spread it, 2.4
+  times as densely as on average (`arrival_density`), which counts where TensorRT-LLM's attention groups begin prompts
+  together.
+- TensorRT-LLM does not cut prompts, and where it guessed, its scripts gave a step the tokens of one prompt beside those
+  of all requests (`max_num_tokens`): prompts wait for whole steps. With 128 and more requests in flight the waves after
+  the first then wait too, which is left out, and so is why a step that checks so many guesses takes a quarter more than
+  predicted.
 - Where all answers are equally long, requests that began together end together. SGLang, which computes prompts before
   it decodes, then keeps the whole batch together, and the mean request waits for half of it: so did Qwen3-32B under
   0.5.1, while Llama-3.1-8B and Qwen3-235B under 0.5.6 did not, and one `convoy` of an engine lies between them.

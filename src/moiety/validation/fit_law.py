@@ -154,6 +154,7 @@ class Rows:
     groups: NDArray[np.float64]
     """Attention groups of a worker."""
     mixes: NDArray[np.bool_]
+    whole_prompts: NDArray[np.bool_]
     tpot_s: NDArray[np.float64]
     """Measured; not a number where it was not."""
     ttft_s: NDArray[np.float64]
@@ -208,7 +209,8 @@ class Law:
         eager = np.where(rows.captured_prompts, gap, self._of(c, "eager_gap_s")) * rows.chunk.kernels
         beside = fixed + eager + np.where(rows.mixes, each, 0.0)
         chunk, filled = chunk_kernels * slow + beside, filled_kernels * slow + beside
-        added, filled_added = (np.where(rows.mixes, step - decode, step) for step in (chunk, filled))
+        added = np.where(rows.mixes, chunk - decode, chunk)
+        filled_added = np.where(rows.mixes & ~rows.whole_prompts, filled - decode, filled)
         share = rows.running * rows.chunks / rows.output_tokens
         others = np.maximum(rows.running - 1, 0) / rows.running
         own_share = np.minimum(share, 1.0)
@@ -217,7 +219,8 @@ class Law:
         tpot = decode + self._of(c, "interference") * others * share * added * seen
         own = chunk * rows.chunks
         convoy = np.where(rows.equal_lengths, np.minimum(rows.running, self._of(c, "convoy")), 1.0)
-        share_ahead = np.minimum(self._of(c, "burst") + self._of(c, "burst_growth") * rows.running / 64, MOST_BURST)
+        growth = np.where(rows.equal_lengths, self._of(c, "burst_growth") * rows.running / 64, 0.0)
+        share_ahead = np.minimum(self._of(c, "burst") + growth, MOST_BURST)
         ahead = share_ahead * rows.running + np.maximum(convoy - 1, 0) / 2
         busy = np.minimum(share * added / tpot, _FULL)
         cold = np.where(rows.fp4_experts, self._of(c, "cold_fp4_step_s"), self._of(c, "cold_step_s"))

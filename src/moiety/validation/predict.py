@@ -59,6 +59,7 @@ class ServingPredictor:
             admission=case.admission,
             captured_prompts=case.captured_prompts,
             step_tokens=case.input_tokens if case.one_prompt_a_step else CHUNK_TOKENS,
+            arrival_density=case.arrival_density,
             equal_lengths=case.equal_lengths,
             cold_tokens=case.cold_tokens,
             acceptance=self._constants.draft_acceptance,

@@ -21,6 +21,7 @@ from moiety.validation.deployments import TWINS, completed
 from moiety.validation.published_names import device_name, engine_name, model_name, weight_format
 from moiety.validation.published_settings import (
     NOT_PUBLISHED,
+    arrival_density,
     draws_lengths,
     has_published_lengths,
     mean_tokens,
@@ -80,6 +81,8 @@ class ServingCase:
     """Steps that hold prompts replay captured graphs."""
     one_prompt_a_step: bool = False
     """A step has room for the tokens of one prompt."""
+    arrival_density: float = 1.0
+    """Prompts that come while a mean one does, over those that come on average."""
     equal_lengths: bool = False
     """All requests have prompts and answers of the same length."""
     cold_tokens: int | None = None
@@ -124,6 +127,7 @@ def serving_case(row: ServingRow) -> ServingCase:
         admission=setting.admission,
         captured_prompts=setting.captured_prompts,
         one_prompt_a_step=setting.one_prompt_a_step,
+        arrival_density=arrival_density(row, _run_as(model)),
         equal_lengths=not draws_lengths(row, _run_as(model)),
         cold_tokens=setting.cold_tokens,
     )
