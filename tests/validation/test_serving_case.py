@@ -243,6 +243,33 @@ def test_which_runs_were_not_warmed_up_is_read_where_it_was_published(
     assert (case.cold_tokens, case.admission.poll_steps) == (cold_tokens, poll_steps)
 
 
+@pytest.mark.parametrize(
+    ("changes", "tokens", "poll_steps"),
+    [
+        ({"system": "b300_sxm", "backend_version": "0.5.10.post1", "isl": 8192, "tp": 4, "moe_tp": 4}, 37086, 10),
+        ({"system": "b300_sxm", "backend_version": "0.5.10.post1", "isl": 8192, "concurrency": 16}, 37086, 30),
+        ({"system": "b300_sxm", "backend_version": "0.5.10.post1", "isl": 1024, "concurrency": 4}, 4638, 10),
+        ({"backend_version": "0.5.10.post1", "isl": 8192}, 7373, 30),
+        ({"system": "b300_sxm", "backend_version": "0.5.9", "isl": 8192}, 7373, 30),
+        (
+            {
+                "model": "Qwen/Qwen3.5-397B-A17B",
+                "system": "b300_sxm",
+                "backend_version": "0.5.10.post1",
+                "isl": 8192,
+            },
+            7373,
+            10,
+        ),
+    ],
+)
+def test_prompts_that_the_server_made_more_tokens_of_are_as_long_as_it_was_published(
+    changes: dict[str, Any], tokens: int, poll_steps: int
+) -> None:
+    case = _case(**({"osl": 1024} | changes))
+    assert (case.input_tokens, case.admission.poll_steps) == (tokens, poll_steps)
+
+
 def test_a_cache_that_was_not_told_a_format_has_that_of_the_activations() -> None:
     assert _case(system="h200_sxm").options.dtypes.kv_cache == "bf16"
     assert _case().options.dtypes.kv_cache == "fp8"

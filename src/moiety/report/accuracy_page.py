@@ -99,7 +99,9 @@ _KNOWN = """## What no law here explains
   0.5.1, while Llama-3.1-8B and Qwen3-235B under 0.5.6 did not, and one `convoy` of an engine lies between them.
 - Prompts that repeat find their prefix in the cache (some vLLM rows of 8B models): the time to first token is then
   far below any prefill.
-- Kernels that fell back to slower ones (B300 with 8,192 tokens in) are predicted as if they had not.
+- DeepSeek-R1 on B300 under SGLang 0.5.10.post1 had prompts five times as long as its labels say: under transformers 5
+  the benchmark's client took another tokenizer than the server (InferenceX, pull requests 937 and 1381: 35,921 tokens
+  of a prompt of 7,140). They are predicted so (`prompt_growth`); with 128 in flight the cache is full.
 - Qwen3-235B FP8 on vLLM 0.12 is predicted a fifth to a third too fast where attention is data parallel, and with a few
   long prompts in flight. Its other rows agree with a kernel that goes through the tiles of all experts.
 - Runs of Llama-3.1-8B under TensorRT-LLM 1.0.0rc3 have an answer's time over the requests in flight in their time to

@@ -55,6 +55,8 @@ class RunSetting(Record):
     """Prompt tokens of a full step (SGLang: `chunked-prefill-size`) of runs without warm-up; None: they had one."""
     kv_cache: Dtype | None = None
     """Format of the cache; None: as `row_dtypes` takes it to be."""
+    prompt_growth: Annotated[float, Field(ge=1)] = 1.0
+    """Tokens that the engine made of a prompt for each that the client had counted, where their tokenizers differed."""
 
     @property
     def admission(self) -> Admission:

@@ -117,7 +117,7 @@ def serving_case(row: ServingRow) -> ServingCase:
         engine=engine,
         version=_engine_version(row, engine),
         options=Options(two_batch_overlap=False, dtypes=dtypes),
-        input_tokens=input_tokens,
+        input_tokens=round(input_tokens * setting.prompt_growth),
         output_tokens=output_tokens,
         concurrency=row.concurrency or 1,
         prefill=prefill,
