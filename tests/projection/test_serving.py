@@ -166,6 +166,24 @@ def test_answers_of_one_length_keep_prompts_together(pools: tuple[ServingPool, S
     assert aggregated_latency(equal, 64).tpot_s == aggregated_latency(drawn, 64).tpot_s
 
 
+@pytest.mark.parametrize(("isl", "osl", "concurrency"), [(2048, 128, 64), (1024, 512, 64), (16384, 64, 8)])
+def test_in_lockstep_closed_form_and_simulation_agree(isl: int, osl: int, concurrency: int) -> None:
+    row = ROW | {"model": "Qwen/Qwen3-32B", "system": "h100_sxm", "backend": "sglang", "backend_version": "0.5.1.post1"}
+    row |= {"precision": None, "mode": "agg", "isl": isl, "osl": osl, "concurrency": concurrency}
+    case = serving_case(ServingRow.model_validate(row | {"prefill": None, "decode": None, "tp": 4, "num_gpus": 4}))
+    pool = ServingPredictor().pool(case, case.decode)
+    # what is measured of an engine beside its steps, left out of both
+    plain = {"interference": 1.0, "prefill_slowdown": 1.0, "concurrency_overhead_s": 0.0, "wait": 1.0}
+    pool = replace(pool, release=pool.release.model_copy(update=plain))
+    assert pool.in_lockstep
+    closed = aggregated_latency(pool, concurrency)
+    simulated = simulated_closed_loop(pool, concurrency, requests_per_sequence=10)
+    assert closed.ttft_s == pytest.approx(simulated.ttft.mean, rel=0.05)
+    assert closed.tpot_s == pytest.approx(simulated.tpot.mean, rel=0.05)
+    drawn = aggregated_latency(replace(pool, equal_lengths=False), concurrency)
+    assert abs(drawn.ttft_s / simulated.ttft.mean - 1) > 0.3
+
+
 def test_a_run_without_warm_up_waits_once_its_start_fills_a_step(pools: tuple[ServingPool, ServingPool]) -> None:
     warm = pools[1]
     cold = replace(warm, cold_tokens=16 * warm.workload.input_tokens)

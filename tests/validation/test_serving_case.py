@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from moiety.projection.admission import AT_EVERY_STEP, Admission
 from moiety.validation.deployments import published
+from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import ServingCase, serving_case
 from moiety.validation.serving_row import ServingRow
 from moiety.validation.skipped import SkippedRow
@@ -268,6 +269,26 @@ def test_prompts_that_the_server_made_more_tokens_of_are_as_long_as_it_was_publi
 ) -> None:
     case = _case(**({"osl": 1024} | changes))
     assert (case.input_tokens, case.admission.poll_steps) == (tokens, poll_steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mixes"),
+    [
+        ({"backend_version": "0.5.6.post2"}, True),
+        ({"backend_version": "0.5.8.post1"}, True),
+        ({"backend_version": "0.5.1.post1"}, False),
+        ({"backend_version": "0.5.6.post2", "model": "deepseek-ai/DeepSeek-R1"}, False),
+        ({"backend_version": "0.5.6.post2", "backend": "vllm"}, False),
+    ],
+)
+def test_whether_an_engine_was_told_to_mix_prompts_into_decoding_is_read_where_it_was_published(
+    changes: dict[str, Any], mixes: bool
+) -> None:
+    degrees = {"tp": 4, "moe_tp": 1, "num_gpus": 4}
+    case = _case(**({"model": "Qwen/Qwen3-32B", "system": "h100_sxm", "precision": None} | degrees | changes))
+    assert case.mixes_prefill == mixes
+    release = ServingPredictor().pool(case, case.decode).release
+    assert release.mixes_prefill == (mixes or case.engine != "sglang")
 
 
 def test_a_cache_that_was_not_told_a_format_has_that_of_the_activations() -> None:

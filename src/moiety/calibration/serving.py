@@ -58,7 +58,10 @@ class EngineRelease(EngineOverheads):
     """What each 64 sequences add to that share in runs whose answers are equally long, and have as many requests
     whatever the concurrency."""
     convoy: Factor
-    """Prompts that come together all through a run whose answers are equally long: what started as one ends as one."""
+    """Prompts that come together all through a run whose answers are equally long: what started as one ends as one.
+
+    Where nothing decodes beside prompts all do (`ServingPool.in_lockstep`), whatever this says.
+    """
     cold_step_s: Seconds
     """What a mean request of a run without warm-up waits for kernels that its first full step of prompts has made."""
     cold_fp4_step_s: Seconds

@@ -74,22 +74,30 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     the prompts ahead (M/D/1 at the share of the time that chunks take); the prompts that come together, at a run's
     start and where all answers are equally long, which fill the steps that compute them; kernels that a run without
     warm-up has made; and, where the cache is full, a running request's whole time.
+
+    In lockstep all prompts are computed one step after the other: what a request waits for comes before its first
+    token or after it, and only the latter is in its time per output token; nothing else waits in a queue.
     """
     release, work = pool.release, pool.workload
     load = group_load(pool, concurrency)
     share = load.running * load.chunks / work.output_tokens
     others = max(load.running - 1, 0) / load.running
-    tpot_s = load.token_s + release.interference * others * share * load.added_s * _seen(pool, share)
+    prompt_s = filled_prompt_s(pool, load)
+    if pool.in_lockstep:
+        stalled_s = prompts_behind(pool, load.running) * prompt_s / work.output_tokens
+    else:
+        stalled_s = others * share * load.added_s * _seen(pool, share)
+    tpot_s = load.token_s + release.interference * stalled_s
     step_s = tpot_s - load.token_s + load.decode_s
     own_s = load.prefill_s * load.chunks
-    busy = min(share * load.added_s / tpot_s, _FULL)
+    busy = 0.0 if pool.in_lockstep else min(share * load.added_s / tpot_s, _FULL)
     slowdown = release.prefill_slowdown * (release.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
     ttft_s = (
         release.request_overhead_s
         + concurrency * release.concurrency_overhead_s
         + slowdown * own_s
         + release.wait * (pool.admission_steps(load.running) * step_s + queue_wait_s(busy, own_s))
-        + prompts_ahead(pool, load.running) * filled_prompt_s(pool, load)
+        + prompts_ahead(pool, load.running) * prompt_s
         + cold_s(pool, load.running)
         + (load.offered / load.running - 1) * work.output_tokens * tpot_s
     )
@@ -136,7 +144,7 @@ def filled_prompt_s(pool: ServingPool, load: GroupLoad) -> float:
     Prompts that are not cut wait for whole steps, with all that these decode.
     """
     work, mixes = pool.workload, pool.release.mixes_prefill
-    tokens = min(round(max(load.running, 1.0) * work.input_tokens), pool.step_tokens)
+    tokens = _filled_tokens(pool, load.running)
     step_s = pool.step_s(tokens, load.sequences if mixes else 0, work.decode_context_tokens)
     whole = not mixes or takes_whole_prompts(pool.release.engine)
     return (step_s if whole else step_s - load.decode_s) * work.input_tokens / tokens
@@ -147,13 +155,31 @@ def prompts_ahead(pool: ServingPool, sequences: float) -> float:
 
     Where all answers are equally long, those that began together end together, and so do their successors begin: of a
     convoy the mean prompt waits for half of the others. Such runs have as many requests whatever the concurrency, so
-    that the batch is the larger a part of them; others, a multiple of the concurrency.
+    that the batch is the larger a part of them; others, a multiple of the concurrency. In lockstep all come together,
+    and those of one step end with it.
     """
     release = pool.release
+    if pool.in_lockstep:
+        return max((sequences + _prompts_a_step(pool, sequences)) / 2 - 1, 0.0)
     if not pool.equal_lengths:
         return min(release.burst, MOST_BURST) * sequences
     share = min(release.burst + release.burst_growth * sequences / 64, MOST_BURST)
     return share * sequences + max(min(sequences, release.convoy) - 1, 0) / 2
+
+
+def prompts_behind(pool: ServingPool, sequences: float) -> float:
+    """Return the prompts that are computed between a mean request's first token and its second, in lockstep."""
+    return max(sequences - _prompts_a_step(pool, sequences), 0.0) / 2
+
+
+def _prompts_a_step(pool: ServingPool, sequences: float) -> float:
+    """Return how many prompts a step takes where those of all sequences wait; one that takes several steps is one."""
+    return max(_filled_tokens(pool, sequences) / pool.workload.input_tokens, 1.0)
+
+
+def _filled_tokens(pool: ServingPool, sequences: float) -> int:
+    """Return the prompt tokens of a step where those of all sequences wait."""
+    return min(round(max(sequences, 1.0) * pool.workload.input_tokens), pool.step_tokens)
 
 
 def cold_s(pool: ServingPool, sequences: float) -> float:

@@ -63,6 +63,14 @@ class ServingPool:
         """Attention groups of all workers: each has requests of its own."""
         return self.num_workers * self.strategy.attn_dp
 
+    @property
+    def in_lockstep(self) -> bool:
+        """Whether requests that begin together compute their prompts, then decode, and end together.
+
+        So they do where nothing decodes beside prompts and all answers are equally long.
+        """
+        return self.equal_lengths and not self.release.mixes_prefill
+
     def admission_steps(self, running: float) -> float:
         """Return the steps until a mean prompt is taken up, of groups that run so many sequences each."""
         steps = self.workload.output_tokens / tokens_per_step(self.draft_tokens, self.acceptance)

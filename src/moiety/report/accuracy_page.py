@@ -95,8 +95,10 @@ _KNOWN = """## What no law here explains
   the first then wait too, which is left out, and so is why a step that checks so many guesses takes a quarter more than
   predicted.
 - Where all answers are equally long, requests that began together end together. SGLang, which computes prompts before
-  it decodes, then keeps the whole batch together, and the mean request waits for half of it: so did Qwen3-32B under
-  0.5.1, while Llama-3.1-8B and Qwen3-235B under 0.5.6 did not, and one `convoy` of an engine lies between them.
+  it decodes, then keeps the whole batch together, and the mean request waits for half of it before its first token and
+  for the other half after it: so did Qwen3-32B under 0.5.1. The configurations that aiconfigurator has made since
+  2026-01-19 tell it to mix (`--enable-mixed-chunk`), which breaks that up: its runs of 0.5.6.post2 and 0.5.8.post1 are
+  read so. How many prompts come together where an engine mixes is one fitted constant, `convoy`.
 - Prompts that repeat find their prefix in the cache (some vLLM rows of 8B models): the time to first token is then
   far below any prefill.
 - DeepSeek-R1 on B300 under SGLang 0.5.10.post1 had prompts five times as long as its labels say: under transformers 5

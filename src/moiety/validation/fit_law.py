@@ -216,13 +216,18 @@ class Law:
         own_share = np.minimum(share, 1.0)
         any_share = 1 - (1 - own_share) ** rows.groups
         seen = 1 + self._of(c, "unshared_prefill") * (any_share / np.maximum(own_share, _NONE) - 1) * (own_share > 0)
-        tpot = decode + self._of(c, "interference") * others * share * added * seen
+        prompt, locked = filled_added * rows.filled_chunks, rows.equal_lengths & ~rows.mixes
+        together = np.maximum(1 / np.maximum(rows.filled_chunks, _NONE), 1.0)
+        behind = np.maximum(rows.running - together, 0) / 2
+        stalled = np.where(locked, behind * prompt / rows.output_tokens, others * share * added * seen)
+        tpot = decode + self._of(c, "interference") * stalled
         own = chunk * rows.chunks
         convoy = np.where(rows.equal_lengths, np.minimum(rows.running, self._of(c, "convoy")), 1.0)
         growth = np.where(rows.equal_lengths, self._of(c, "burst_growth") * rows.running / 64, 0.0)
         share_ahead = np.minimum(self._of(c, "burst") + growth, MOST_BURST)
         ahead = share_ahead * rows.running + np.maximum(convoy - 1, 0) / 2
-        busy = np.minimum(share * added / tpot, _FULL)
+        ahead = np.where(locked, np.maximum((rows.running + together) / 2 - 1, 0), ahead)
+        busy = np.where(locked, 0.0, np.minimum(share * added / tpot, _FULL))
         cold = np.where(rows.fp4_experts, self._of(c, "cold_fp4_step_s"), self._of(c, "cold_step_s"))
         ttft = (
             self._of(c, "request_overhead_s")
@@ -231,7 +236,7 @@ class Law:
             * np.where(rows.groups > 1, self._of(c, "data_parallel_slowdown"), 1)
             * own
             + self._of(c, "wait") * (rows.admission_steps * tpot + busy / (2 * (1 - busy)) * own)
-            + ahead * filled_added * rows.filled_chunks
+            + ahead * prompt
             + np.where(rows.cold, cold, 0.0)
             + (rows.offered / rows.running - 1) * rows.output_tokens * tpot
         )

@@ -116,7 +116,7 @@ def as_rows(known: Sequence[Known]) -> Rows:
         concurrency=np.array([float(each.case.concurrency) for each in known]),
         output_tokens=np.array([float(each.case.output_tokens) for each in known]),
         groups=np.array([float(each.case.decode.strategy.attn_dp) for each in known]),
-        mixes=np.array([mixes_prefill(each.case.engine) for each in known]),
+        mixes=np.array([each.case.mixes_prefill or mixes_prefill(each.case.engine) for each in known]),
         whole_prompts=np.array([takes_whole_prompts(each.case.engine) for each in known]),
         tpot_s=np.array([(each.tpot_ms or np.nan) / 1e3 for each in measured]),
         ttft_s=np.array(

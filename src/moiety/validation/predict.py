@@ -48,6 +48,9 @@ class ServingPredictor:
         calibration, experts = self._calibrations[architecture], case.options.dtypes.experts
         if has_contiguous_experts(case.engine, case.version, architecture, experts, worker.strategy.etp):
             calibration = with_contiguous_experts(calibration)
+        release = family.release(case.engine, case.version)
+        if case.mixes_prefill:
+            release = release.model_copy(update={"mixes_prefill": True})
         return ServingPool(
             model=case.model,
             cluster=case.cluster,
@@ -64,7 +67,7 @@ class ServingPredictor:
             cold_tokens=case.cold_tokens,
             acceptance=self._constants.draft_acceptance,
             calibration=calibration,
-            release=family.release(case.engine, case.version),
+            release=release,
             workload=Workload(
                 name="measured",
                 kind="mixed",

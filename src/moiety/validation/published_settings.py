@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from moiety.strategy.strategy import Strategy
     from moiety.validation.serving_row import ServingRow
 
-PUBLISHED = "inferencex-settings-2026-04"
+BENCHMARK = "inferencex-settings-2026-04"
+GENERATOR = "aiconfigurator-settings-2026-01"
 Steps = Annotated[int, Field(ge=0, le=100_000)]
 
 
@@ -51,6 +52,8 @@ class RunSetting(Record):
     """Steps that hold prompts replay captured graphs (TensorRT-LLM: `enable_piecewise_cuda_graph`)."""
     one_prompt_a_step: bool = False
     """`max_num_tokens` has room for one prompt beside a token of each request, and no more."""
+    mixes_prefill: bool = False
+    """Steps that hold prompts decode too, where an engine does not by itself (SGLang: `--enable-mixed-chunk`)."""
     cold_tokens: Annotated[int, Field(ge=1)] | None = None
     """Prompt tokens of a full step (SGLang: `chunked-prefill-size`) of runs without warm-up; None: they had one."""
     kv_cache: Dtype | None = None
@@ -113,13 +116,18 @@ class RunSettings(Record):
     """A catalogue of settings; the first that holds counts."""
 
     source: str
-    drawn: DrawnLengths
     settings: tuple[RunSetting, ...]
+
+
+class BenchmarkSettings(RunSettings):
+    """Those of a benchmark that draws lengths."""
+
+    drawn: DrawnLengths
 
 
 def published_setting(row: ServingRow, model: str, engine: Engine, strategy: Strategy) -> RunSetting:
     """Return what the workers of an aggregated row were set to, as far as it was published."""
-    settings = _published().settings
+    settings = (*_published().settings, *_generated().settings)
     return next((each for each in settings if each.holds(row, model, engine, strategy)), NOT_PUBLISHED)
 
 
@@ -148,5 +156,11 @@ def has_published_lengths(row: ServingRow) -> bool:
 
 
 @cache
-def _published() -> RunSettings:
-    return RunSettings.model_validate_json(catalog_text("deployments", PUBLISHED, ".json"))
+def _published() -> BenchmarkSettings:
+    return BenchmarkSettings.model_validate_json(catalog_text("deployments", BENCHMARK, ".json"))
+
+
+@cache
+def _generated() -> RunSettings:
+    """Return what the generator of an operator's configurations sets, whoever runs them."""
+    return RunSettings.model_validate_json(catalog_text("deployments", GENERATOR, ".json"))

@@ -83,6 +83,8 @@ class ServingCase:
     """A step has room for the tokens of one prompt."""
     arrival_density: float = 1.0
     """Prompts that come while a mean one does, over those that come on average."""
+    mixes_prefill: bool = False
+    """Steps that hold prompts decode too, whatever the engine does by itself."""
     equal_lengths: bool = False
     """All requests have prompts and answers of the same length."""
     cold_tokens: int | None = None
@@ -128,6 +130,7 @@ def serving_case(row: ServingRow) -> ServingCase:
         captured_prompts=setting.captured_prompts,
         one_prompt_a_step=setting.one_prompt_a_step,
         arrival_density=arrival_density(row, _run_as(model)),
+        mixes_prefill=setting.mixes_prefill,
         equal_lengths=not draws_lengths(row, _run_as(model)),
         cold_tokens=setting.cold_tokens,
     )
