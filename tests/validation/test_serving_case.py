@@ -93,6 +93,18 @@ def test_what_a_label_leaves_out_is_read_where_it_was_published() -> None:
     assert case.version == "1.2.0", "Dynamo 0.8.1 holds TensorRT-LLM 1.2.0"
 
 
+def test_who_routes_requests_and_how_many_sequences_run_is_read_there_too() -> None:
+    assert (_published().frontends, _case().frontends) == (9, 1)
+    stated = _published(
+        concurrency=24,
+        system="gb300",
+        prefill=WIDE | {"workers": 1, "attention_dp": 4, "moe_ep": 4},
+        decode=NARROW | {"workers": 4, "tp": 8, "moe_ep": 8},
+    )
+    assert stated.decode.max_sequences == 4, "of two that were published one does not speculate"
+    assert (stated.draft_tokens, stated.frontends) == (0, 1)
+
+
 def test_published_deployments_name_workers_and_loads() -> None:
     assert all(each.concurrency and each.decode.workers for each in published())
 

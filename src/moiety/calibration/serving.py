@@ -106,10 +106,6 @@ class PrefillApart(Sourced):
     """
     concurrency_overhead_s: Seconds
     """What each request in flight adds."""
-    burst: Factor
-    """Share of a whole batch of prompts that a mean request waits for: runs start with all of them at once."""
-    prompt_slowdown: dict[Engine, Factor]
-    """Of prompts, against those of workers that decode as well; of engines that are not named, none."""
 
     def request_s(self, groups: int) -> float:
         """Return what a request alone takes longer by, where the prompts' workers have so many attention groups."""
@@ -122,8 +118,6 @@ PREFILL_APART = PrefillApart(
     handover_overhead_s=0.1,
     data_parallel_overhead_s=0.2,
     concurrency_overhead_s=4e-4,
-    burst=0.1,
-    prompt_slowdown={},
 )
 """What is expected before any fit."""
 

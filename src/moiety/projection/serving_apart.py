@@ -1,8 +1,8 @@
-"""Latencies where prompts are computed by one pool of workers and handed over to another that decodes, in closed form.
+"""Latencies where prompts are computed by one pool of workers and handed over to another that decodes.
 
-A closed loop with two places to wait: a prefill worker, and one of the sequences that the decoding workers let run.
-Who waits for the one is not in the queue for the other, so the longer wait hides the shorter: of the time that requests
-do not decode, `offered / running - 1` answers long, all that happens to a prompt is a part.
+A closed loop with two places to wait, a prefill worker and one of the sequences that the decoding workers let run, and
+with a start at which all requests come at once. How these hide one another, no formula that we know says; a run is
+played (`sim/closed_loop.py`), with times of steps in closed form.
 """
 
 from __future__ import annotations
@@ -13,83 +13,76 @@ from typing import TYPE_CHECKING
 from moiety.cost.memory import cache_bytes
 from moiety.graph.graph import build_step_graph
 from moiety.plan import Schedule
-from moiety.projection.admission import CHUNK_TOKENS
-from moiety.projection.queue import closed_loop_load
 from moiety.projection.serving import GroupLoad, ServingLatency, group_load
+from moiety.sim.closed_loop import PlayedRun, TwoStageRun, played
 
 if TYPE_CHECKING:
-    from moiety.calibration.calibration import Engine
     from moiety.calibration.serving import PrefillApart
     from moiety.projection.serving_pool import ServingPool
 
-_SHARPNESS = 3
-"""Power of the norm that joins the two waits: 1 would add them, without end the longer alone counts.
+PROMPT_TOKENS = 16_384
+"""Prompt tokens that a step of workers takes at the most that compute nothing else.
 
-Chosen on 613 published rows with prefill apart: their times to first token are missed by 28 % for 3, 29 % for 2, 6 or
-20, and 37 % for 1.
+`max_num_tokens` in most published recipes (NVIDIA/srt-slurm, recipes/trtllm: 16,384 to 16,896 in 212 of 329, 8,192 to
+10,240 in 98), `chunked-prefill-size` for each attention group in those of SGLang with 131,072 and 8 groups.
 """
+_STEPS_TO_FIRST_TOKEN = 1.5
+"""The decoding worker gives out the first token: when a prompt's cache arrives, half a step is still to run."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApartParts:
     """What such latencies are made of, in seconds, before the constants of `PrefillApart`."""
 
-    engine: Engine
     concurrency: int
     prefill_groups: int
     """Attention groups of a prefill worker."""
-    prompts: float
-    """Requests in flight for each attention group of the prefill pool."""
     request_s: float
     """The engine's own share of a request."""
     prompt_s: float
-    """A prompt alone in its group."""
-    filled_s: float
-    """A prompt's share of full steps: prompts that wait fill a step together."""
-    moved_s: float
-    decode_s: float
-    """An answer after its first token."""
-    slot_s: float
-    """What a request spends outside of the decoding workers in the mean, if they set the pace."""
+    """A prompt alone in its worker."""
+    played: PlayedRun
+    """The prompt, its transfer, and what waits for both."""
     load: GroupLoad
     """Of the decoding workers."""
 
     def ttft_s(self, apart: PrefillApart) -> float:
         """Return the time to first token under the constants of deployments with prefill apart."""
-        slowdown = apart.prompt_slowdown.get(self.engine, 1.0)
-        prompt_s, filled_s = slowdown * self.prompt_s, slowdown * self.filled_s
-        demand_s, elsewhere_s = self.prompts * filled_s, prompt_s + self.moved_s + self.decode_s
-        busy = closed_loop_load(demand_s, elsewhere_s, filled_s)
-        for_worker_s = max(demand_s / busy - elsewhere_s, 0.0)
-        ready_s = (
-            self.request_s
-            + apart.request_s(self.prefill_groups)
-            + self.concurrency * apart.concurrency_overhead_s
-            + prompt_s
-            + self.moved_s
-            + for_worker_s
-            + apart.burst * demand_s
-        )
-        return (ready_s**_SHARPNESS + self.slot_s**_SHARPNESS) ** (1 / _SHARPNESS)
+        overhead_s = self.request_s + apart.request_s(self.prefill_groups)
+        return self.played.first_token_s(overhead_s + self.concurrency * apart.concurrency_overhead_s)
 
 
 def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> ApartParts:
     """Return the parts of the latencies of two pools under a closed loop of requests."""
     work, load = decode.workload, group_load(decode, concurrency)
-    chunk = min(work.input_tokens, CHUNK_TOKENS)
-    prompt_s = prefill.step_s(chunk, 0, 0) * work.input_tokens / chunk
-    decode_s = max(work.output_tokens - 1, 0) * load.token_s
+    chunk = min(work.input_tokens, PROMPT_TOKENS)
+    chunks = work.input_tokens / chunk
+    alone_s, beside_s = prefill.prompt_alone_s(chunk) * chunks, prefill.step_s(chunk, 0, 0) * chunks
+    filled_s = prefill.step_s(PROMPT_TOKENS, 0, 0) * work.input_tokens / PROMPT_TOKENS
+    groups = decode.strategy.attn_dp
+    run = TwoStageRun(
+        concurrency=concurrency,
+        prompt_groups=prefill.num_groups,
+        alone_s=alone_s,
+        beside_s=beside_s,
+        share_s=min(filled_s, beside_s),
+        handed_over_s=handover_s(prefill, decode) + _STEPS_TO_FIRST_TOKEN * load.decode_s,
+        workers=decode.num_workers,
+        slots=decode.capacity() * groups,
+        token_s=tuple(
+            (running * groups, group_load(decode, running * decode.num_groups).token_s)
+            for running in sorted({1.0, max(load.running / 2, 1.0), load.running})
+        ),
+        output_tokens=work.output_tokens,
+        least_share=decode.least_share,
+        frontends=decode.frontends,
+    )
     return ApartParts(
-        engine=prefill.release.engine,
         concurrency=concurrency,
         prefill_groups=prefill.strategy.attn_dp,
-        prompts=concurrency / prefill.num_groups,
         request_s=prefill.release.request_overhead_s,
-        prompt_s=prompt_s,
-        filled_s=min(prefill.step_s(CHUNK_TOKENS, 0, 0) * work.input_tokens / CHUNK_TOKENS, prompt_s),
-        moved_s=handover_s(prefill, decode),
-        decode_s=decode_s,
-        slot_s=(load.offered / load.running - 1) * decode_s,
+        prompt_s=alone_s,
+        played=played(run),
         load=load,
     )
 

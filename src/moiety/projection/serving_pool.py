@@ -13,6 +13,7 @@ from moiety.graph.graph import build_step_graph
 from moiety.graph.op import Collective
 from moiety.plan import Schedule
 from moiety.projection.admission import AT_EVERY_STEP, CHUNK_TOKENS, Admission
+from moiety.projection.load import LoadClass
 from moiety.projection.scenario import Scenario
 from moiety.projection.speculation import tokens_per_step
 from moiety.projection.step import time_step
@@ -55,6 +56,10 @@ class ServingPool:
     """Prompts that come while a mean one does, over those that come on average: runs begin with all of them at once."""
     equal_lengths: bool = False
     """All requests have prompts and answers of the same length."""
+    least_share: float = 1.0
+    """The shortest answer's share of the longest."""
+    frontends: int = 1
+    """Routers, each of which sends its requests to one worker after the other."""
     cold_tokens: int | None = None
     """Prompt tokens of a full step, where the run was not warmed up; None: it was."""
 
@@ -78,10 +83,11 @@ class ServingPool:
         whole = max(self.step_tokens // self.workload.input_tokens, 1)
         return self.admission.wait_steps(self.strategy.attn_dp, arrivals, whole)
 
-    def step_s(self, prefill_tokens: int, sequences: int, context_tokens: int) -> float:
+    def step_s(self, prefill_tokens: int, sequences: int, context_tokens: int, *, expert_load: float = 1.0) -> float:
         """Return the seconds of a step with so many prompt tokens and decoding sequences in each attention group.
 
         Sequences that guess also take their guesses: each a pass through a layer like the last one, and the head.
+        `expert_load` is the share of those tokens that comes to the experts, where not every group has them.
         """
         schedule = Schedule(
             num_microbatches=self.strategy.pp,
@@ -92,20 +98,32 @@ class ServingPool:
             draft_tokens=self.draft_tokens if sequences else 0,
         )
         release = self.release
-        step_s = self._pass_s(self.model, schedule) + release.step_overhead_s + sequences * release.sequence_overhead_s
+        step_s = (
+            self._pass_s(self.model, schedule, expert_load)
+            + release.step_overhead_s
+            + sequences * release.sequence_overhead_s
+        )
         if not schedule.draft_tokens:
             return step_s
         guess = schedule.model_copy(update={"num_microbatches": 1, "prefill_tokens": 0, "draft_tokens": 0})
         layer = self.model.model_copy(update={"layer_blocks": self.model.layer_blocks[-1:]})
         return step_s + schedule.draft_tokens * self._pass_s(layer, guess)
 
-    def _pass_s(self, model: Model, schedule: Schedule) -> float:
+    def prompt_alone_s(self, tokens: int) -> float:
+        """Return the seconds of a step with so many prompt tokens in one attention group of a worker and no other.
+
+        The experts of all its ranks share them.
+        """
+        return self.step_s(tokens, 0, 0, expert_load=1 / self.strategy.attn_dp)
+
+    def _pass_s(self, model: Model, schedule: Schedule, expert_load: float = 1.0) -> float:
         """Return the seconds of the kernels of a pass, and of what the engine leaves between them."""
         scenario = Scenario(model, self.cluster, self.workload, self.release.engine, self.calibration)
         strategy = (
             self.strategy if len(model.layer_blocks) >= self.strategy.pp else self.strategy.model_copy(update={"pp": 1})
         )
-        outcome = time_step(scenario, strategy, schedule, self.options, None, timing="estimated")
+        load = LoadClass("all", strategy.ep, (expert_load,) * model.num_layers)
+        outcome = time_step(scenario, strategy, schedule, self.options, None, timing="estimated", classes=[load])
         release, blocks = self.release, Counter(model.layer_blocks)
         eager = schedule.prefill_tokens and not self.captured_prompts
         mixtures = sum(n for b, n in blocks.items() if model.blocks[b].moe is not None)

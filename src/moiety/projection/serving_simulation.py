@@ -73,7 +73,6 @@ def serving_engine(
         table, slower = StepTable(prefill), workers / share
         if apart is not None:
             overhead_s += apart.request_s(prefill.strategy.attn_dp)
-            slower *= apart.prompt_slowdown.get(release.engine, 1.0)
         stage = PrefillStage(
             num_workers=workers,
             step_s=lambda prefill_tokens, sequences, context_tokens: (

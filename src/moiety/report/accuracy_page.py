@@ -44,8 +44,9 @@ when a change makes their errors worse by more than two points.
 (all that is stated the same, the result not) scatter, and values closer together than that have no order to predict
 (`validation/noise.py`).
 
-Latencies are predicted in closed form (`projection/serving.py`); the simulation (`sim/serving.py`) takes the
-same steps one by one and is held to it by a test.
+Latencies are predicted in closed form (`projection/serving.py`), those with prefill apart by a run that is played,
+prompts and whole answers at a time (`sim/closed_loop.py`); the simulation (`sim/serving.py`) takes the same steps one
+by one and is held to the closed form by a test.
 """
 _KNOWN = """## What no law here explains
 
@@ -75,8 +76,12 @@ _KNOWN = """## What no law here explains
 - A disaggregated TensorRT-LLM row states Dynamo's release; the engine's is the one in that release's container.
 - Guesses are taken to be right with one chance, `draft_acceptance`, fitted on the rows that speculated; published
   shares of first guesses are higher, later guesses of one layer are worse.
-- Some disaggregated rows with as many requests as slots wait for half an answer's time, others under the same label do
-  not: requests are spread unevenly over workers, and the row does not say how. The law spreads them evenly.
+- How many routers a disaggregated run had is not stated. Each sends its requests to one decoding worker after the
+  other, and where slots are few, several that do not know of each other leave requests waiting at one worker while
+  another has room. It is read in the operator's recipes (NVIDIA/srt-slurm: TensorRT-LLM on GB200, and in FP4 on B200);
+  elsewhere it is taken to be one.
+- SGLang's prefill workers in FP8 on B200 computed half as many prompts as the law has them do when all were busy, with
+  several workers as with one; those of TensorRT-LLM in FP8 with eight attention groups two thirds, in FP4 with two all.
 - gpt-oss with some hundred sequences of short prompts at a time on Hopper (offline runs): a token of an answer takes
   twice as long there as one of a prompt. On Blackwell it does not.
 - Llama-4-Maverick in FP4 (offline runs) is faster than its kernels in the serving rows let expect.
@@ -169,12 +174,12 @@ _FORMAT = """## Rows
 
 JSON Lines. A serving row: `id`, `source`, `model`, `system`, `num_gpus`, `backend`, `backend_version`, `precision`,
 `mode` (`agg` or `disagg`), `isl`, `osl`, `concurrency`, degrees `tp`, `pp`, `attention_dp`, `moe_tp`, `moe_ep` (in
-`prefill` and `decode` where these are apart) and `measured` with `ttft_ms` and `tpot_ms`. Any other row: `id`, `kind`
-(`e2e`, `energy`, `kernel`, `comm`, `latency`, `overlap`), `tier`, `hardware`, `n_gpus`, `model`, `precision`,
-`parallel`, `phase`, `isl`, `osl`, `batch`, `metrics`. A field without a value may be missing, null, NaN or a word for
-nothing; models, systems, engines and number formats go by their publishers' names too
-(`validation/published_names.py`). Unknown keys are let be; a malformed line is reported by number and does not stop the
-rest.
+`prefill` and `decode` where these are apart, with `workers` and `max_sequences`), `draft_tokens`, `frontends` and
+`measured` with `ttft_ms` and `tpot_ms`. Any other row: `id`, `kind` (`e2e`, `energy`, `kernel`, `comm`, `latency`,
+`overlap`), `tier`, `hardware`, `n_gpus`, `model`, `precision`, `parallel`, `phase`, `isl`, `osl`, `batch`, `metrics`. A
+field without a value may be missing, null, NaN or a word for nothing; models, systems, engines and number formats go by
+their publishers' names too (`validation/published_names.py`). Unknown keys are let be; a malformed line is reported by
+number and does not stop the rest.
 """
 
 

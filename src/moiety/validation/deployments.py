@@ -15,13 +15,13 @@ TWINS = {"deepseek-v3": "deepseek-r1"}
 
 
 def completed(row: ServingRow, model: str) -> ServingRow:
-    """Return a row with what it leaves out as it was published: its workers, their limits, their speculation.
+    """Return a row with what it leaves out as it was published: workers, their limits, routers, speculation.
 
     Deployments of the row's release count before others, and where it states none, those that were published with none.
-    A row that no published deployment matches comes back as it is. So does one that states its workers where several
-    match: not stated, there is no speculation. Where an aggregated row states no release, its degrees are published
-    ones: the scripts of that time divided the GPUs by the load, or computed prompts apart, and labels have the number
-    of GPUs only. Raise SkippedRow where workers are not known.
+    A row that no published deployment matches comes back as it is. Of several that match a row that states its workers,
+    the one without speculation counts: not stated, there is none. Where an aggregated row states no release, its
+    degrees are published ones: the scripts of that time divided the GPUs by the load, or computed prompts apart, and
+    labels have the number of GPUs only. Raise SkippedRow where workers are not known.
     """
     if row.draft_tokens is not None:
         return row
@@ -37,17 +37,20 @@ def completed(row: ServingRow, model: str) -> ServingRow:
             update |= found[0].decode.model_dump(include=set(Degrees.model_fields))
         return row.model_copy(update=update)
     if _states_workers(row) and len(drafts) != 1:
-        return row
-    setups = {(each.prefill, each.decode) for each in found}
+        found, drafts = [each for each in found if each.draft_tokens == 0], {0}
+        if len({(each.prefill, each.decode, each.frontends) for each in found}) != 1:
+            return row
+    setups = {(each.prefill, each.decode, each.frontends) for each in found}
     if not setups:
         raise SkippedRow("how many workers there were is not stated, and no published deployment has these labels")
     if len({bool(each) for each in drafts}) > 1:
         raise SkippedRow("workers not stated; published with and without speculative decoding")
     if len(setups) > 1:
         raise SkippedRow("workers not stated; published with several numbers of them")
-    prefill, decode = setups.pop()
-    apart = {"mode": "disagg", "prefill": prefill, "decode": decode, "draft_tokens": max(drafts)}
-    return row.model_copy(update=apart | {"backend_version": row.backend_version or found[0].release})
+    prefill, decode, frontends = setups.pop()
+    known = {"mode": "disagg", "prefill": prefill, "decode": decode, "frontends": frontends}
+    known |= {"draft_tokens": max(drafts), "backend_version": row.backend_version or found[0].release}
+    return row.model_copy(update=known)
 
 
 def _states_workers(row: ServingRow) -> bool:

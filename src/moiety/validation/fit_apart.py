@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moiety.calibration.serving import PREFILL_APART, PrefillApart, ServingConstants
-from moiety.validation.fit_law import ENGINES
 from moiety.validation.fit_serving import HELD_OUT, held_out
 from moiety.validation.fitting import Fitting, Split, every_fold, rounded_fields
 from moiety.validation.least_squares import minimise, robust
@@ -29,8 +28,7 @@ if TYPE_CHECKING:
     from moiety.projection.serving_apart import ApartParts
     from moiety.validation.system_row import SystemRow
 
-_WIDTH = np.array([1.0, 1.0, 1.0, 1.0, *(0.4 for _ in ENGINES)])
-"""How far the logarithm of each constant may move at small cost."""
+_CONSTANTS = ("handover_overhead_s", "data_parallel_overhead_s", "concurrency_overhead_s")
 _SCALE, _PRIOR_WEIGHT, _ROUNDS = 0.3, 0.3, 25
 
 
@@ -67,38 +65,20 @@ def fit_apart(runs: Sequence[TimedApart]) -> PrefillApart:
     def residuals(logs: NDArray[np.float64]) -> NDArray[np.float64]:
         constants = _constants(logs)
         errors = np.log(np.array([each.parts.ttft_s(constants) for each in runs]) / measured)
-        return np.concatenate([robust(errors, _SCALE), _PRIOR_WEIGHT * (logs - centre) / _WIDTH])
+        return np.concatenate([robust(errors, _SCALE), _PRIOR_WEIGHT * (logs - centre)])
 
-    engines = {each.parts.engine for each in runs}
     fitted = _constants(minimise(residuals, centre, rounds=_ROUNDS))
-    known = {engine: value for engine, value in fitted.prompt_slowdown.items() if engine in engines}
     sources = sorted({each.row.source.partition(" (")[0] for each in runs})
     source = f"{len(runs)} rows of {', '.join(sources)}"
-    return rounded_fields(fitted.model_copy(update={"basis": "fitted", "source": source, "prompt_slowdown": known}))
+    return rounded_fields(fitted.model_copy(update={"basis": "fitted", "source": source}))
 
 
 def _logs(constants: PrefillApart) -> NDArray[np.float64]:
-    slowdowns = [constants.prompt_slowdown.get(engine, 1.0) for engine in ENGINES]
-    shared = (
-        constants.handover_overhead_s,
-        constants.data_parallel_overhead_s,
-        constants.concurrency_overhead_s,
-        constants.burst,
-    )
-    return np.log([*shared, *slowdowns])
+    return np.log([getattr(constants, name) for name in _CONSTANTS])
 
 
 def _constants(logs: NDArray[np.float64]) -> PrefillApart:
-    handover, data_parallel, concurrency, burst, *slowdowns = np.exp(logs).tolist()
-    return PREFILL_APART.model_copy(
-        update={
-            "handover_overhead_s": handover,
-            "data_parallel_overhead_s": data_parallel,
-            "concurrency_overhead_s": concurrency,
-            "burst": burst,
-            "prompt_slowdown": dict(zip(ENGINES, slowdowns, strict=True)),
-        }
-    )
+    return PREFILL_APART.model_copy(update=dict(zip(_CONSTANTS, np.exp(logs).tolist(), strict=True)))
 
 
 def _errors(constants: PrefillApart, runs: Sequence[TimedApart]) -> dict[str, list[float]]:

@@ -64,6 +64,8 @@ class ServingPredictor:
             step_tokens=case.input_tokens if case.one_prompt_a_step else CHUNK_TOKENS,
             arrival_density=case.arrival_density,
             equal_lengths=case.equal_lengths,
+            least_share=case.least_share,
+            frontends=case.frontends,
             cold_tokens=case.cold_tokens,
             acceptance=self._constants.draft_acceptance,
             calibration=calibration,

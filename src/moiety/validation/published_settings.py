@@ -133,8 +133,13 @@ def published_setting(row: ServingRow, model: str, engine: Engine, strategy: Str
 
 def mean_tokens(row: ServingRow, model: str) -> tuple[int, int]:
     """Return the tokens of prompt and answer of a mean request of a row; both must be stated."""
-    share = (1 + _published().drawn.least_share) / 2 if draws_lengths(row, model) else 1.0
+    share = (1 + least_share(row, model)) / 2
     return round((row.isl or 1) * share), round((row.osl or 1) * share)
+
+
+def least_share(row: ServingRow, model: str) -> float:
+    """Return the share of the longest prompt and answer of a row that the shortest ones are."""
+    return _published().drawn.least_share if draws_lengths(row, model) else 1.0
 
 
 def draws_lengths(row: ServingRow, model: str) -> bool:

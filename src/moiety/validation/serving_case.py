@@ -24,6 +24,7 @@ from moiety.validation.published_settings import (
     arrival_density,
     draws_lengths,
     has_published_lengths,
+    least_share,
     mean_tokens,
     published_setting,
 )
@@ -87,6 +88,10 @@ class ServingCase:
     """Steps that hold prompts decode too, whatever the engine does by itself."""
     equal_lengths: bool = False
     """All requests have prompts and answers of the same length."""
+    least_share: float = 1.0
+    """The shortest answer's share of the longest."""
+    frontends: int = 1
+    """Routers, each of which sends its requests to one decoding worker after the other."""
     cold_tokens: int | None = None
     """Prompt tokens of a full step, where the run was not warmed up."""
 
@@ -132,6 +137,8 @@ def serving_case(row: ServingRow) -> ServingCase:
         arrival_density=arrival_density(row, _run_as(model)),
         mixes_prefill=setting.mixes_prefill,
         equal_lengths=not draws_lengths(row, _run_as(model)),
+        least_share=least_share(row, _run_as(model)),
+        frontends=row.frontends or 1,
         cold_tokens=setting.cold_tokens,
     )
 

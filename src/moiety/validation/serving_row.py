@@ -100,6 +100,8 @@ class ServingRow(Degrees):
     concurrency: Degree | None = None
     draft_tokens: Annotated[int, Field(ge=0, le=64)] | None = None
     """Tokens that are guessed for each sequence and checked in a step (speculative decoding)."""
+    frontends: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    """Routers before the decoding workers, each of which sends its requests to one after the other."""
     prefill: Workers | None = None
     decode: Workers | None = None
 
@@ -139,6 +141,8 @@ class Deployment(Row):
     prefill: Workers | None = None
     decode: Workers
     draft_tokens: int
+    frontends: Degree = 1
+    """Routers before the decoding workers."""
 
     @property
     def num_gpus(self) -> int:

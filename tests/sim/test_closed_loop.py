@@ -1,0 +1,109 @@
+"""Runs of a closed loop through workers for prompts and others that decode, in cases with a known outcome."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moiety.sim.closed_loop import REQUESTS_IN_FLIGHT, PlayedRun, TwoStageRun, played
+
+RUN = TwoStageRun(
+    concurrency=64,
+    prompt_groups=4,
+    alone_s=0.0,
+    beside_s=0.0,
+    share_s=0.0,
+    handed_over_s=0.0,
+    workers=1,
+    slots=64,
+    token_s=((1.0, 0.01), (64.0, 0.01)),
+    output_tokens=1000,
+    least_share=1.0,
+)
+ANSWER_S = 10.0
+
+
+def _wait_s(run: PlayedRun) -> float:
+    return float(run.waits_s.mean())
+
+
+def test_a_request_alone_waits_for_nothing() -> None:
+    alone = played(replace(RUN, concurrency=1, alone_s=0.2, beside_s=0.9, share_s=0.1, handed_over_s=0.05))
+    assert alone.first_token_s(0.0) == pytest.approx(0.25)
+    assert not alone.waits_s.any()
+
+
+@pytest.mark.parametrize("concurrency", [96, 128, 4096])
+def test_where_slots_are_full_littles_law_gives_the_wait(concurrency: int) -> None:
+    run = replace(RUN, concurrency=concurrency, slots=concurrency / 2 if concurrency == 128 else concurrency * 2 / 3)
+    rounds = concurrency * REQUESTS_IN_FLIGHT / run.slots
+    # as many requests as there are slots find one at once: those that a run begins with
+    expected = (concurrency / run.slots - 1) * ANSWER_S
+    assert (1 - 1.5 / rounds) * expected <= _wait_s(played(run)) <= expected
+
+
+def test_prompts_that_all_come_at_once_wait_for_half_of_the_others_and_only_then() -> None:
+    run = replace(RUN, alone_s=0.1, beside_s=0.1, share_s=0.1, output_tokens=10**6)
+    others_s = 0.1 * 64 / 4 / 2 / REQUESTS_IN_FLIGHT
+    assert played(run).first_token_s(0.0) == pytest.approx(0.1 + others_s, rel=0.1)
+
+
+def test_prompts_are_the_narrow_place_where_their_workers_cannot_keep_up() -> None:
+    run = replace(RUN, alone_s=2.0, beside_s=2.0, share_s=2.0)
+    # 64 in flight, 2 prompts a second: 32 s from one prompt of a slot's request to the next, 10 s of which it decodes
+    assert played(run).first_token_s(0.0) == pytest.approx(22.0, rel=0.15)
+
+
+def test_a_prompt_takes_longer_beside_others() -> None:
+    run = replace(RUN, concurrency=4, alone_s=0.1, beside_s=0.4, share_s=0.4)
+    assert 0.1 < played(run).first_token_s(0.0) < 0.4
+    assert played(replace(run, concurrency=1)).first_token_s(0.0) == pytest.approx(0.1)
+
+
+def test_answers_that_end_in_another_order_leave_a_router_behind_and_many_routers_more_so() -> None:
+    run = replace(RUN, concurrency=60, workers=15, slots=4, least_share=0.8)
+    one, many = (_wait_s(played(replace(run, frontends=count))) / ANSWER_S for count in (1, 10))
+    assert 0.005 < one < 0.06
+    assert 0.08 < many < 0.25
+    assert _wait_s(played(replace(run, workers=1, slots=60, frontends=10))) == 0
+
+
+def test_what_requests_take_longer_is_hidden_behind_their_wait_for_a_slot() -> None:
+    full, free = replace(RUN, concurrency=128, least_share=0.8), replace(RUN, least_share=0.8)
+    for run in (full, free, replace(full, concurrency=80)):
+        longer = played(replace(run, handed_over_s=2.0))
+        assert played(run).first_token_s(2.0) == pytest.approx(longer.first_token_s(0.0), rel=0.1)
+    assert played(full).first_token_s(2.0) < played(full).first_token_s(0.0) + 0.3
+    assert played(free).first_token_s(2.0) == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("slots", [70, 128])
+def test_bundles_of_requests_see_what_each_of_them_would(slots: int) -> None:
+    """Ten times the requests, slots and workers for prompts; ten times as many sequences decode as slowly."""
+    small = replace(
+        RUN,
+        concurrency=128,
+        alone_s=0.2,
+        beside_s=0.3,
+        share_s=0.25,
+        slots=slots,
+        token_s=((1.0, 0.005), (128.0, 0.02)),
+        least_share=0.8,
+    )
+    large = replace(
+        small,
+        concurrency=1280,
+        prompt_groups=40,
+        slots=10 * slots,
+        token_s=tuple((10 * sequences, seconds) for sequences, seconds in small.token_s),
+    )
+    assert played(large).first_token_s(0.1) == pytest.approx(played(small).first_token_s(0.1), rel=0.1)
+
+
+def test_runs_come_out_the_same_every_time() -> None:
+    run = replace(RUN, concurrency=40, slots=30, least_share=0.8, frontends=3)
+    again = played.__wrapped__(run)
+    assert played(run).ready_s == again.ready_s
+    assert np.array_equal(played(run).waits_s, again.waits_s)
