@@ -42,7 +42,7 @@ class EngineRelease(EngineOverheads):
     keeps_whole: bool
     """A sequence starts only where the cache holds it to its last token; otherwise some are thrown out of it."""
     interference: Factor
-    """Share of the prompts' computation that is added to the time per output token."""
+    """What those that wait see of the computation of others' prompts, as a share: before a first token and after it."""
     unshared_prefill: Factor
     """Share of that which attention groups without a prompt of their own see where others of their worker compute one.
 

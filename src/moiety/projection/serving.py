@@ -97,7 +97,7 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
         + concurrency * release.concurrency_overhead_s
         + slowdown * own_s
         + release.wait * (pool.admission_steps(load.running) * step_s + queue_wait_s(busy, own_s))
-        + prompts_ahead(pool, load.running) * prompt_s
+        + release.interference * prompts_ahead(pool, load.running) * prompt_s
         + cold_s(pool, load.running)
         + (load.offered / load.running - 1) * work.output_tokens * tpot_s
     )

@@ -236,7 +236,7 @@ class Law:
             * np.where(rows.groups > 1, self._of(c, "data_parallel_slowdown"), 1)
             * own
             + self._of(c, "wait") * (rows.admission_steps * tpot + busy / (2 * (1 - busy)) * own)
-            + ahead * prompt
+            + ahead * prompt * self._of(c, "interference")
             + np.where(rows.cold, cold, 0.0)
             + (rows.offered / rows.running - 1) * rows.output_tokens * tpot
         )
