@@ -69,6 +69,15 @@ def test_a_full_cache_preempts_the_youngest_and_still_finishes() -> None:
     assert outcome.finished == 12
 
 
+@given(prompt=st.integers(1, 1000), output=st.integers(2, 800), most=st.floats(1, 30), chunk=st.integers(10, 20_000))
+def test_a_cache_never_holds_more_token_steps_than_it_has(prompt: int, output: int, most: float, chunk: int) -> None:
+    held = max(most * (prompt + output), prompt + output + 1)
+    engine = _engine(step_s=lambda *_: 1.0, cache_tokens=held, chunk_tokens=chunk)
+    outcome = simulate_serving(engine, together(prompt, output, count=60), concurrency=40)
+    # a sequence that makes its k-th token has k more than its prompt in the cache, through a step of a second
+    assert 60 * (output - 1) * (prompt + output / 2) <= held * outcome.elapsed_s
+
+
 def test_arrivals_faster_than_service_queue_up_and_miss_the_objective() -> None:
     wanted = Objective(ttft_s=0.5, tpot_s=0.05)
     slow = simulate_serving(_engine(max_sequences=4), poisson(1.0, 200, 20, count=200), objective=wanted)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from moiety.sim.histogram import Histogram
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from moiety.sim.arrivals import Arrival
 
@@ -191,16 +191,18 @@ class _Run:
         self._order += 1
         heapq.heappush(self._prefilled, (ready, self._order, request))
 
-    def _fits(self, request: _Request) -> bool:
-        held = self._cached + self._count * self._step + request.input_tokens + request.emitted + self._count + 1
-        alone = self._count == 0
-        return alone or (held <= self._engine.cache_tokens and self._count < self._engine.max_sequences)
+    def _fits(self, request: _Request, taken: Sequence[_Request] = ()) -> bool:
+        """Return whether there is room for a request beside those that run and those that a step has taken up."""
+        count = self._count + len(taken)
+        held = self._cached + self._count * self._step + count + 1
+        held += sum(each.input_tokens + each.emitted for each in (*taken, request))
+        return count == 0 or (held <= self._engine.cache_tokens and count < self._engine.max_sequences)
 
     def _chunk(self) -> None:
         """Run a step with as many waiting prompt tokens as fit, beside the decoding sequences or before them."""
         budget, taken, done = self._engine.chunk_tokens, 0, list[_Request]()
         for request in self._waiting:
-            if budget == taken or not self._fits(request) or len(done) + self._count >= self._engine.max_sequences:
+            if budget == taken or not self._fits(request, done):
                 break
             part = min(request.left, budget - taken)
             request.left -= part
@@ -272,9 +274,14 @@ class _Run:
 
     def _retire(self) -> None:
         """Take out the sequences that have all their tokens."""
-        while self._running and (self._running[0][0] <= self._step or not self._running[0][2].running):
-            _, _, request = heapq.heappop(self._running)
-            if request.running:
+        while self._running:
+            finish, _, request = self._running[0]
+            # one that was thrown out ends later than it would have, if it runs at all
+            stale = not request.running or finish != request.finish
+            if not stale and finish > self._step:
+                break
+            heapq.heappop(self._running)
+            if not stale:
                 self._remove(request)
                 self._finish(request)
         while self._youngest and not self._youngest[-1].running:
