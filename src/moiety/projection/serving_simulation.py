@@ -19,10 +19,14 @@ _UNLIMITED = 2**30
 
 
 class StepTable:
-    """A pool's step times at rounded sizes (within 3 %), each computed once."""
+    """A pool's step times at rounded sizes (within 3 %), each computed once.
 
-    def __init__(self, pool: ServingPool) -> None:
+    `decodes`: there are sequences that wait while prompts are computed.
+    """
+
+    def __init__(self, pool: ServingPool, *, decodes: bool = True) -> None:
         self._pool = pool
+        self._decodes = decodes
         self._known: dict[tuple[int, int, int], float] = {}
 
     def __call__(self, prefill_tokens: int, sequences: int, context_tokens: int) -> float:
@@ -35,11 +39,13 @@ class StepTable:
     def _step_s(self, prefill_tokens: int, sequences: int, context_tokens: int) -> float:
         """Return the seconds of a step, in which each sequence advances by one token.
 
-        A chunk beside decoding sequences costs them its measured interference.
+        A chunk costs the sequences that wait for it its measured interference, whether it is beside them in a step or
+        has one of its own.
         """
         pool = self._pool
         if not sequences:
-            return pool.step_s(prefill_tokens, 0, 0)
+            waited = self._decodes and not pool.release.mixes_prefill
+            return (pool.release.interference if waited else 1.0) * pool.step_s(prefill_tokens, 0, 0)
         decode_s = pool.step_s(0, sequences, context_tokens)
         token_s = decode_s / tokens_per_step(pool.draft_tokens, pool.acceptance)
         if not prefill_tokens:
@@ -70,7 +76,7 @@ def serving_engine(
     if prefill is not None:
         share = prefill.num_groups / pool.num_groups
         workers = max(round(share), 1)
-        table, slower = StepTable(prefill), workers / share
+        table, slower = StepTable(prefill, decodes=False), workers / share
         if apart is not None:
             overhead_s += apart.request_s(prefill.strategy.attn_dp)
         stage = PrefillStage(
