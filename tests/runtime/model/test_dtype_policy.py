@@ -22,6 +22,7 @@ POLICIES = {
     "rows in fp8": DtypePolicy(dispatch="fp8"),
     "weights in fp8": DtypePolicy(weights="fp8", experts="fp8"),
     "sums in fp32, cache in fp16": DtypePolicy(combine="fp32", kv_cache="fp16"),
+    "fp16, rows in bf16": DtypePolicy(weights="fp16", experts="fp16", activations="fp16"),
     "fp32, cache in fp8": DtypePolicy(
         weights="fp32", experts="fp32", activations="fp32", dispatch="fp32", combine="fp32", kv_cache="fp8"
     ),

@@ -90,10 +90,12 @@ class WireFormat:
         return wire
 
     def unpack(self, wire: torch.Tensor) -> Rows:
-        """Return the rows of [rows, row_bytes] bytes: views of them, but for hidden states in FP8."""
+        """Return the rows of [rows, row_bytes] bytes: views of them, but for hidden states in another format."""
         hidden, scales, keys, weights, slots = self._views(wire)
         if self.dtype == FP8:
             hidden = dequantized(hidden, scales, self.computed)
+        elif self.dtype != self.computed:
+            hidden = hidden.to(self.computed)
         return Rows(hidden, keys, slots, weights)
 
     def encoded(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
