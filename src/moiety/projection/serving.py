@@ -144,7 +144,7 @@ def filled_prompt_s(pool: ServingPool, load: GroupLoad) -> float:
     Prompts that are not cut wait for whole steps, with all that these decode.
     """
     work, mixes = pool.workload, pool.release.mixes_prefill
-    tokens = _filled_tokens(pool, load.running)
+    tokens = filled_tokens(pool, load.running)
     step_s = pool.step_s(tokens, load.sequences if mixes else 0, work.decode_context_tokens)
     whole = not mixes or takes_whole_prompts(pool.release.engine)
     return (step_s if whole else step_s - load.decode_s) * work.input_tokens / tokens
@@ -174,10 +174,10 @@ def prompts_behind(pool: ServingPool, sequences: float) -> float:
 
 def _prompts_a_step(pool: ServingPool, sequences: float) -> float:
     """Return how many prompts a step takes where those of all sequences wait; one that takes several steps is one."""
-    return max(_filled_tokens(pool, sequences) / pool.workload.input_tokens, 1.0)
+    return max(filled_tokens(pool, sequences) / pool.workload.input_tokens, 1.0)
 
 
-def _filled_tokens(pool: ServingPool, sequences: float) -> int:
+def filled_tokens(pool: ServingPool, sequences: float) -> int:
     """Return the prompt tokens of a step where those of all sequences wait."""
     return min(round(max(sequences, 1.0) * pool.workload.input_tokens), pool.step_tokens)
 

@@ -7,7 +7,6 @@ bundles.
 
 from __future__ import annotations
 
-import bisect
 import heapq
 import math
 import random
@@ -145,7 +144,8 @@ class _Play:
         self._order = 0
         self._ready_s = 0.0
         self._waits_s = list[float]()
-        self._sequences, self._seconds = zip(*run.token_s, strict=True)
+        counts, seconds = zip(*run.token_s, strict=True)
+        self._token_s = np.interp(np.arange(run.concurrency + 1), counts, seconds).tolist()
         self._longest = run.output_tokens * 2 / (1 + run.least_share)
 
     @property
@@ -211,7 +211,7 @@ class _Play:
     def _advance(self, worker: _Worker, now: float) -> None:
         """Count the tokens that the worker's sequences were given until now."""
         if worker.ends:
-            worker.tokens += (now - worker.counted_s) / self._token_s(len(worker.ends))
+            worker.tokens += (now - worker.counted_s) / self._token_s[len(worker.ends)]
         worker.counted_s = now
 
     def _await_end(self, number: int, now: float) -> None:
@@ -219,15 +219,7 @@ class _Play:
         worker.changes += 1
         if worker.ends:
             left = max(worker.ends[0] - worker.tokens, 0.0)
-            self._push(now + left * self._token_s(len(worker.ends)), number, worker.changes)
-
-    def _token_s(self, sequences: int) -> float:
-        counts, seconds = self._sequences, self._seconds
-        at = min(bisect.bisect_left(counts, sequences), len(counts) - 1)
-        if at == 0 or sequences >= counts[at]:
-            return seconds[at]
-        share = (sequences - counts[at - 1]) / (counts[at] - counts[at - 1])
-        return seconds[at - 1] + share * (seconds[at] - seconds[at - 1])
+            self._push(now + left * self._token_s[len(worker.ends)], number, worker.changes)
 
     def _push(self, at_s: float, worker: int, changes: int | None) -> None:
         self._order += 1

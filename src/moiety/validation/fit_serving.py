@@ -28,7 +28,6 @@ from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_constants import (
     FAMILIES,
-    mixes_prefill,
     release_group,
     serving_family,
     start_constants,
@@ -116,7 +115,7 @@ def as_rows(known: Sequence[Known]) -> Rows:
         concurrency=np.array([float(each.case.concurrency) for each in known]),
         output_tokens=np.array([float(each.case.output_tokens) for each in known]),
         groups=np.array([float(each.case.decode.strategy.attn_dp) for each in known]),
-        mixes=np.array([each.case.mixes_prefill or mixes_prefill(each.case.engine) for each in known]),
+        mixes=np.array([each.mixes for each in terms]),
         whole_prompts=np.array([takes_whole_prompts(each.case.engine) for each in known]),
         tpot_s=np.array([(each.tpot_ms or np.nan) / 1e3 for each in measured]),
         ttft_s=np.array(

@@ -20,7 +20,7 @@ from moiety.graph.op import AttentionCore, Collective, Gemm
 from moiety.model.feed_forward import MoeFeedForward
 from moiety.plan import Schedule
 from moiety.projection.admission import CHUNK_TOKENS
-from moiety.projection.serving import starts_cold
+from moiety.projection.serving import filled_tokens, starts_cold
 from moiety.projection.serving_pool import num_kernels
 
 if TYPE_CHECKING:
@@ -77,6 +77,8 @@ class RowTerms:
     """Steps with prompts replay captured graphs."""
     admission_steps: float
     """Steps until a mean prompt is taken up."""
+    mixes: bool
+    """Steps that hold prompts decode too."""
     equal_lengths: bool
     """All requests have prompts and answers of the same length."""
     cold: bool
@@ -91,7 +93,7 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
     running = min(offered, pool.capacity())
     sequences, context = math.ceil(running - 1e-9), work.decode_context_tokens
     chunk = CHUNK_TOKENS if offline else min(work.input_tokens, pool.step_tokens)
-    filled = min(round(max(running, 1.0) * work.input_tokens), pool.step_tokens)
+    filled = filled_tokens(pool, running)
     beside = sequences if pool.release.mixes_prefill else 0
     blocks = Counter(pool.model.layer_blocks)
     return RowTerms(
@@ -105,6 +107,7 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
         mixtures=sum(n for b, n in blocks.items() if pool.model.blocks[b].moe is not None),
         captured_prompts=pool.captured_prompts,
         admission_steps=pool.admission_steps(running),
+        mixes=pool.release.mixes_prefill,
         equal_lengths=pool.equal_lengths,
         cold=starts_cold(pool, running),
         fp4_experts=pool.options.dtypes.experts == "fp4",

@@ -22,7 +22,6 @@ from moiety.validation.published_names import device_name, engine_name, model_na
 from moiety.validation.published_settings import (
     NOT_PUBLISHED,
     arrival_density,
-    draws_lengths,
     has_published_lengths,
     least_share,
     mean_tokens,
@@ -86,14 +85,17 @@ class ServingCase:
     """Prompts that come while a mean one does, over those that come on average."""
     mixes_prefill: bool = False
     """Steps that hold prompts decode too, whatever the engine does by itself."""
-    equal_lengths: bool = False
-    """All requests have prompts and answers of the same length."""
     least_share: float = 1.0
-    """The shortest answer's share of the longest."""
+    """The shortest prompt's and answer's share of the longest."""
     frontends: int = 1
     """Routers, each of which sends its requests to one decoding worker after the other."""
     cold_tokens: int | None = None
     """Prompt tokens of a full step, where the run was not warmed up."""
+
+    @property
+    def equal_lengths(self) -> bool:
+        """Whether all requests have prompts and answers of the same length."""
+        return self.least_share == 1
 
 
 def serving_case(row: ServingRow) -> ServingCase:
@@ -136,7 +138,6 @@ def serving_case(row: ServingRow) -> ServingCase:
         one_prompt_a_step=setting.one_prompt_a_step,
         arrival_density=arrival_density(row, _run_as(model)),
         mixes_prefill=setting.mixes_prefill,
-        equal_lengths=not draws_lengths(row, _run_as(model)),
         least_share=least_share(row, _run_as(model)),
         frontends=row.frontends or 1,
         cold_tokens=setting.cold_tokens,
