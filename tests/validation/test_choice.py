@@ -53,6 +53,12 @@ def test_the_deployment_that_is_predicted_to_serve_most_for_each_gpu_is_chosen()
     assert choice.share_near_best == 0.5
 
 
+def test_what_was_measured_does_not_choose_between_equal_predictions() -> None:
+    choice = plan_choice([run(1, 16, predicted_s=8, measured_s=10), run(2, 16, predicted_s=4, measured_s=4)])
+    assert choice is not None
+    assert choice.mean_loss == pytest.approx(10 / (4 * 2) - 1)
+
+
 @pytest.mark.parametrize(("swapped", "reached"), [(False, 1.0), (True, 0.8)])
 def test_ranks_are_those_of_throughput_for_each_gpu_whatever_the_load(swapped: bool, reached: float) -> None:
     times = {(1, 16): 10, (2, 16): 4, (1, 32): 11, (2, 32): 6}

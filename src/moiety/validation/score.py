@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from moiety.validation.noise import attainable_spearman, repeat_spread
@@ -154,7 +155,7 @@ def plan_choice(rows: Sequence[Compared]) -> PlanChoice | None:
     losses = list[float]()
     for found in groups.values():
         if len(found) > 1:
-            chosen = max(found.values())
+            chosen = max(found.values(), key=itemgetter(0))
             losses.append(max(measured for _, measured in found.values()) / chosen[1] - 1)
     if not losses:
         return None
