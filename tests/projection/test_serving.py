@@ -164,7 +164,7 @@ def test_prompts_that_wait_together_fill_steps(pools: tuple[ServingPool, Serving
 def test_answers_of_one_length_keep_prompts_together(pools: tuple[ServingPool, ServingPool]) -> None:
     drawn = pools[1]
     release = drawn.release.model_copy(update={"convoy": 9.0})
-    drawn, equal = (replace(drawn, release=release, equal_lengths=each) for each in (False, True))
+    drawn, equal = (replace(drawn, release=release, least_share=share) for share in (0.8, 1.0))
     added_s = [aggregated_latency(equal, n).ttft_s - aggregated_latency(drawn, n).ttft_s for n in (2, 10, 64, 128)]
     prompt_s = [filled_prompt_s(drawn, group_load(drawn, n)) for n in (2, 10, 64, 128)]
     # two workers: one sequence each waits for nobody, five for two others, and more for no more than four; all of them
@@ -191,7 +191,7 @@ def test_in_lockstep_closed_form_and_simulation_agree(isl: int, osl: int, concur
     simulated = simulated_closed_loop(pool, concurrency, requests_per_sequence=10)
     assert closed.ttft_s == pytest.approx(simulated.ttft.mean, rel=0.05)
     assert closed.tpot_s == pytest.approx(simulated.tpot.mean, rel=0.05)
-    drawn = aggregated_latency(replace(pool, equal_lengths=False), concurrency)
+    drawn = aggregated_latency(replace(pool, least_share=0.8), concurrency)
     assert abs(drawn.ttft_s / simulated.ttft.mean - 1) > 0.3
 
 

@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moiety.sim.closed_loop import REQUESTS_IN_FLIGHT, PlayedRun, TwoStageRun, played
+from moiety.sim.closed_loop import PlayedRun, TwoStageRun, played
 
 RUN = TwoStageRun(
     concurrency=64,
+    waves=10,
     prompt_groups=4,
     alone_s=0.0,
     beside_s=0.0,
@@ -38,15 +39,16 @@ def test_a_request_alone_waits_for_nothing() -> None:
 @pytest.mark.parametrize("concurrency", [96, 128, 4096])
 def test_where_slots_are_full_littles_law_gives_the_wait(concurrency: int) -> None:
     run = replace(RUN, concurrency=concurrency, slots=concurrency / 2 if concurrency == 128 else concurrency * 2 / 3)
-    rounds = concurrency * REQUESTS_IN_FLIGHT / run.slots
+    rounds = concurrency * run.waves / run.slots
     # as many requests as there are slots find one at once: those that a run begins with
     expected = (concurrency / run.slots - 1) * ANSWER_S
     assert (1 - 1.5 / rounds) * expected <= _wait_s(played(run)) <= expected
 
 
-def test_prompts_that_all_come_at_once_wait_for_half_of_the_others_and_only_then() -> None:
-    run = replace(RUN, alone_s=0.1, beside_s=0.1, share_s=0.1, output_tokens=10**6)
-    others_s = 0.1 * 64 / 4 / 2 / REQUESTS_IN_FLIGHT
+@pytest.mark.parametrize("waves", [1, 2, 10])
+def test_prompts_that_all_come_at_once_wait_for_half_of_the_others_and_only_then(waves: int) -> None:
+    run = replace(RUN, waves=waves, alone_s=0.1, beside_s=0.1, share_s=0.1, output_tokens=10**6)
+    others_s = 0.1 * 64 / 4 / 2 / waves
     assert played(run).first_token_s(0.0) == pytest.approx(0.1 + others_s, rel=0.1)
 
 

@@ -319,8 +319,8 @@ def test_lengths_that_runs_drew_below_their_label_are_the_mean_ones() -> None:
     assert (_case(osl=512).input_tokens, _case(osl=512).output_tokens) == (1024, 512)
     assert _case(exact_lengths=True).input_tokens == 1024, "offline runs have all tokens that they state"
     of_others = _case(model="Qwen/Qwen3-32B", moe_tp=1)
-    assert (of_others.input_tokens, of_others.equal_lengths) == (1024, True)
-    assert [_case(osl=osl).equal_lengths for osl in (1024, 8192, 512)] == [False, False, True]
+    assert (of_others.input_tokens, of_others.least_share) == (1024, 1.0)
+    assert [_case(osl=osl).least_share for osl in (1024, 8192, 512)] == [0.8, 0.8, 1.0]
 
 
 def test_prompts_of_drawn_lengths_come_in_waves_that_spread() -> None:
@@ -328,7 +328,10 @@ def test_prompts_of_drawn_lengths_come_in_waves_that_spread() -> None:
         sum(1 / (2 / 9 * wave**0.5) for wave in range(1, 10)) / 9,  # lengths from .8 to 1, ten requests a place
         1.0,
     ]
-    assert [_case(exact_lengths=each).arrival_density for each in (False, True)] == pytest.approx(drawn)
+    cases = [_case(exact_lengths=each) for each in (False, True)]
+    pools = [ServingPredictor().pool(case, case.decode) for case in cases]
+    assert [pool.arrival_density for pool in pools] == pytest.approx(drawn)
+    assert [replace(pools[0], waves=waves).arrival_density for waves in (None, 1)] == [1.0, 1.0], "no later wave counts"
 
 
 def test_an_aggregated_release_that_always_guessed_is_read_so() -> None:

@@ -60,8 +60,10 @@ def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> 
     alone_s, beside_s = prefill.prompt_alone_s(chunk) * chunks, prefill.step_s(chunk, 0, 0) * chunks
     filled_s = prefill.step_s(PROMPT_TOKENS, 0, 0) * work.input_tokens / PROMPT_TOKENS
     groups = decode.strategy.attn_dp
+    assert decode.waves is not None, "a run that is played has an end"
     run = TwoStageRun(
         concurrency=concurrency,
+        waves=decode.waves,
         prompt_groups=prefill.num_groups,
         alone_s=alone_s,
         beside_s=beside_s,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 from moiety.calibration.serving import MEMORY_SHARE, RESERVE_BYTES
@@ -52,12 +54,10 @@ class ServingPool:
     """Steps that hold prompts replay captured graphs, as those do that decode."""
     step_tokens: int = CHUNK_TOKENS
     """Prompt tokens that a step of an attention group takes at the most."""
-    arrival_density: float = 1.0
-    """Prompts that come while a mean one does, over those that come on average: runs begin with all of them at once."""
-    equal_lengths: bool = False
-    """All requests have prompts and answers of the same length."""
+    waves: int | None = None
+    """Requests of a run, over those in flight: it begins with as many at once. None: it has no end."""
     least_share: float = 1.0
-    """The shortest answer's share of the longest."""
+    """The shortest prompt's and answer's share of the longest; in between they are drawn uniformly."""
     frontends: int = 1
     """Routers, each of which sends its requests to one worker after the other."""
     cold_tokens: int | None = None
@@ -67,6 +67,23 @@ class ServingPool:
     def num_groups(self) -> int:
         """Attention groups of all workers: each has requests of its own."""
         return self.num_workers * self.strategy.attn_dp
+
+    @property
+    def equal_lengths(self) -> bool:
+        """Whether all requests have prompts and answers of the same length."""
+        return self.least_share == 1
+
+    @property
+    def arrival_density(self) -> float:
+        """Prompts that come while a mean one of drawn length does, over those that come on average.
+
+        All requests of the first wave begin together. The j-th after it to come in one place does when j answers of
+        drawn lengths have ended: a width of sqrt(j) times that of one, of which the mean is 1.
+        """
+        if self.equal_lengths or self.waves is None or self.waves == 1:
+            return 1.0
+        width = (1 - self.least_share) / ((1 + self.least_share) / 2)
+        return fmean(max(1 / (width * math.sqrt(wave)), 1.0) for wave in range(1, self.waves))
 
     @property
     def in_lockstep(self) -> bool:

@@ -21,8 +21,6 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-REQUESTS_IN_FLIGHT = 10
-"""Requests of a run, for each that is in flight: what the benchmark whose scripts are published sends."""
 _FOLLOWED = 256
 """Requests in flight that are followed one by one; more of them go in as many bundles, or down to a quarter fewer."""
 _REPEATS = 16
@@ -34,6 +32,8 @@ class TwoStageRun:
     """A run: the requests in flight, what a prompt takes, and what the decoding workers hold. Times in seconds."""
 
     concurrency: int
+    waves: int
+    """Requests of the run, over those in flight."""
     prompt_groups: int
     """Prompts that are computed at a time, in all workers that compute them; they have one queue."""
     alone_s: float
@@ -135,7 +135,7 @@ class _Play:
     def __init__(self, run: TwoStageRun, seed: int, size: float = 1.0) -> None:
         self._run, self._size = run, size
         self._draws = draws = random.Random(seed)  # noqa: S311 - a simulation, no secret
-        self._left = self._requests = run.concurrency * REQUESTS_IN_FLIGHT
+        self._left = self._requests = run.concurrency * run.waves
         self._groups_as_one = 1 if size == 1 else run.prompt_groups
         self._free = [0.0] * (run.prompt_groups // self._groups_as_one)
         self._workers = [_Worker() for _ in range(run.workers)]

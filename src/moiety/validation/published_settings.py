@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from functools import cache
-from statistics import fmean
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -97,16 +96,6 @@ class DrawnLengths(Record):
     waves: Annotated[int, Field(ge=2, le=1000)]
     """Requests of a run, over those in flight (`--num-prompts` over `--max-concurrency`)."""
 
-    @property
-    def arrival_density(self) -> float:
-        """Prompts that come while a mean one of a wave after the first does, over those that come on average.
-
-        All begin together. The j-th to come in one place does when j answers of drawn lengths have ended: a width of
-        sqrt(j) times that of one, of which the mean is 1.
-        """
-        width = (1 - self.least_share) / ((1 + self.least_share) / 2)
-        return fmean(max(1 / (width * math.sqrt(wave)), 1.0) for wave in range(1, self.waves))
-
     def holds(self, row: ServingRow, model: str) -> bool:
         """Return whether the lengths of a row were drawn so."""
         return not row.exact_lengths and model in self.models and (row.isl, row.osl) in self.labels
@@ -150,9 +139,9 @@ def draws_lengths(row: ServingRow, model: str) -> bool:
     return _published().drawn.holds(row, model)
 
 
-def arrival_density(row: ServingRow, model: str) -> float:
-    """Return how much denser than on average prompts come in a row's run: 1 where that is not known."""
-    return _published().drawn.arrival_density if draws_lengths(row, model) else 1.0
+def published_waves() -> int:
+    """Return the requests of a run over those in flight, as the benchmark has them; runs of others are taken alike."""
+    return _published().drawn.waves
 
 
 def has_published_lengths(row: ServingRow) -> bool:

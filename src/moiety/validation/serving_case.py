@@ -21,11 +21,11 @@ from moiety.validation.deployments import TWINS, completed
 from moiety.validation.published_names import device_name, engine_name, model_name, weight_format
 from moiety.validation.published_settings import (
     NOT_PUBLISHED,
-    arrival_density,
     has_published_lengths,
     least_share,
     mean_tokens,
     published_setting,
+    published_waves,
 )
 from moiety.validation.skipped import SkippedRow
 
@@ -81,8 +81,8 @@ class ServingCase:
     """Steps that hold prompts replay captured graphs."""
     one_prompt_a_step: bool = False
     """A step has room for the tokens of one prompt."""
-    arrival_density: float = 1.0
-    """Prompts that come while a mean one does, over those that come on average."""
+    waves: int | None = None
+    """Requests of the run, over those in flight."""
     mixes_prefill: bool = False
     """Steps that hold prompts decode too, whatever the engine does by itself."""
     least_share: float = 1.0
@@ -91,11 +91,6 @@ class ServingCase:
     """Routers, each of which sends its requests to one decoding worker after the other."""
     cold_tokens: int | None = None
     """Prompt tokens of a full step, where the run was not warmed up."""
-
-    @property
-    def equal_lengths(self) -> bool:
-        """Whether all requests have prompts and answers of the same length."""
-        return self.least_share == 1
 
 
 def serving_case(row: ServingRow) -> ServingCase:
@@ -136,7 +131,7 @@ def serving_case(row: ServingRow) -> ServingCase:
         admission=setting.admission,
         captured_prompts=setting.captured_prompts,
         one_prompt_a_step=setting.one_prompt_a_step,
-        arrival_density=arrival_density(row, _run_as(model)),
+        waves=published_waves(),
         mixes_prefill=setting.mixes_prefill,
         least_share=least_share(row, _run_as(model)),
         frontends=row.frontends or 1,
