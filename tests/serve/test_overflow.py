@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,13 +10,14 @@ import pytest
 pytest.importorskip("fastapi", reason="serving is an extra")
 
 from tests.runtime.checkpoints import OVERFLOWING, save_overflowing
-from tests.serve.servers import planned, served
+from tests.serve.servers import awaited, planned, served
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 OTHERS = {"prompt": [[5, 9, 11], [100, 2, 50, 4]], "max_tokens": 12, "return_token_ids": True}
 POISON = [3, OVERFLOWING, *range(1, 20)]
+WINDOW_S = 0.25
 
 
 @pytest.mark.parametrize(("strategy", "ranks", "temperature"), [("tp1_dp1", 1, 0.0), ("tp2", 2, 1.0)])
@@ -44,3 +46,26 @@ def test_a_request_whose_logits_are_not_finite_is_refused(
             assert told(prompt=[[1] * 30, *OTHERS["prompt"]])[1:] == expected  # type: ignore[misc]
         assert [each["pid"] for each in server.ranks()] == pids
         assert server.epoch() == 1
+
+
+def test_a_token_that_was_refused_is_no_token_served(tmp_path: Path) -> None:
+    checkpoint = save_overflowing(tmp_path / "qwen3")
+    formats = ("--set", "dtypes.activations=fp16", "--set", "dtypes.kv_cache=fp16")
+    plan = planned(tmp_path / "plan", checkpoint, "local:1", "tp1_dp1", *formats)
+    with served(plan, checkpoint, "--window", str(WINDOW_S)) as server:
+
+        def demand() -> float:
+            return server.metric("moiety_demand_tokens_per_second")
+
+        assert len(server.complete([5, 9, 11], 12)) == 12
+        awaited(lambda: demand() > 0)
+        assert server.metric("moiety_generation_tokens_total") == 12
+        awaited(lambda: demand() == 0)
+        with server.client as client:
+            body = {"prompt": POISON, "max_tokens": 1}
+            assert [client.post("/v1/completions", json=body).status_code for _ in range(3)] == [500] * 3
+        until_s, seen = time.monotonic() + 3 * WINDOW_S, set[float]()
+        while time.monotonic() < until_s:
+            seen.add(demand())
+        assert seen == {0.0}
+        assert server.metric("moiety_generation_tokens_total") == 12

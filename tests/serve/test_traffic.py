@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from moiety.serve.journal import Drawing, Entry
+from moiety.serve.scheduler import Scheduler
 from moiety.serve.traffic import Traffic, Users
 
 
@@ -16,7 +17,6 @@ def test_a_meeting_of_the_ranks_is_no_part_of_the_time_per_token() -> None:
     def took(now_s: float) -> None:
         entry.accept(3, now_s)
         users.got(entry, now_s)
-        traffic.served(1)
 
     users.ready(0.0)
     for each in (1.0, 1.5, 2.0):
@@ -30,3 +30,28 @@ def test_a_meeting_of_the_ranks_is_no_part_of_the_time_per_token() -> None:
     assert found is not None
     assert found.tpot_s == pytest.approx(0.25)
     assert found.served_tokens_per_s * found.tpot_s == pytest.approx(1.0), "one sequence is in flight"
+
+
+def test_what_is_computed_anew_is_served_once() -> None:
+    users = Users()
+    traffic = Traffic(users)
+    entry = Entry(tuple(range(40)), 3, Drawing(), frozenset(), None, lambda: None)
+    scheduler = Scheduler(num_slots=1, prefill_chunk=16, max_waiting=0)
+    scheduler.begin([None])
+    traffic.begin(0.0)
+    scheduler.admit([entry])
+    computed, has_met_anew = 0, False
+    while not entry.is_over:
+        step = scheduler.next_step()
+        assert step is not None
+        rows = step.order.groups[0]
+        computed += sum(len(each.token_ids) for each in rows)
+        for each in scheduler.accept(step, [[7 for row in rows if row.emits]], 1.0):
+            users.got(each, 1.0)
+        if len(entry.accepted) == 2 and not has_met_anew:
+            scheduler.begin([None])
+            has_met_anew = True
+    assert computed == 40 + 1 + 42, "the prompt, a token, and all of it again for the last one"
+    found = traffic.metrics(1.0, 2.0)
+    assert found is not None
+    assert found.served_tokens_per_s == 3 / 2

@@ -194,7 +194,6 @@ class Controller:
         elif isinstance(event, crew_events.Said):
             answer = StepAnswer.model_validate(event.payload)
             strategy = crew.plan.pools[0].strategy
-            self._traffic.served(len(answer.tokens) / strategy.tp)
             if event.generation == self._state.epoch:
                 self._time(event.rank, answer, crew.plan, homes, now_s)
             self._count(answer, strategy, now_s)

@@ -24,6 +24,8 @@ class Users:
         """Of those that wait now."""
         self.refused_tokens = 0.0
         """Of those that were refused since the server began."""
+        self.served_tokens = 0
+        """Tokens that sequences got since the server began: each once, whatever ranks compute anew or cannot give."""
         self.gaps: tuple[float, int] = (0.0, 0)
         """Seconds from one token of a sequence to the next while ranks take steps, and how many such gaps, since the
         server began."""
@@ -46,6 +48,7 @@ class Users:
 
     def got(self, entry: Entry, now_s: float) -> None:
         """Hear of a sequence that has just got a token; learn from it where that was its last."""
+        self.served_tokens += 1
         if len(entry.accepted) > 1:
             seconds, number = self.gaps
             self.gaps = seconds + min(entry.gap_s, now_s - self._ready_s), number + 1
@@ -66,22 +69,18 @@ class Traffic:
         self._users = users
         self._since_s: float | None = None
         """When the window began; None while no steps are taken."""
-        self._tokens = 0.0
+        self._served_before = 0
         self._refused_before = 0.0
         self._gaps_before: tuple[float, int] = (0.0, 0)
 
     def begin(self, now_s: float) -> None:
         """Begin a window: ranks take steps."""
-        self._since_s, self._tokens = now_s, 0.0
+        self._since_s, self._served_before = now_s, self._users.served_tokens
         self._refused_before, self._gaps_before = self._users.refused_tokens, self._users.gaps
 
     def pause(self) -> None:
         """Give the window up: ranks meet, and take no steps."""
         self._since_s = None
-
-    def served(self, tokens: float) -> None:
-        """Count tokens of a step."""
-        self._tokens += tokens
 
     def metrics(self, window_s: float, now_s: float) -> RequestMetrics | None:
         """Return what users saw in a window, if one is over; the next one begins then.
@@ -94,13 +93,14 @@ class Traffic:
         elapsed_s = now_s - self._since_s
         outside = (self._users.refused_tokens - self._refused_before) / elapsed_s * RETRY_AFTER_S
         backlog = self._users.waiting_tokens + outside
-        found = RequestMetrics(now_s, self._tokens / elapsed_s, self._tpot_s(backlog), backlog)
+        served = self._users.served_tokens - self._served_before
+        found = RequestMetrics(now_s, served / elapsed_s, self._tpot_s(served + backlog), backlog)
         self.begin(now_s)
         return found
 
-    def _tpot_s(self, backlog: float) -> float | None:
+    def _tpot_s(self, asked_for: float) -> float | None:
         """Return the mean time per token; 0 where nobody asked for any, so that nobody was kept waiting."""
         seconds, number = (now - before for now, before in zip(self._users.gaps, self._gaps_before, strict=True))
         if number:
             return seconds / number
-        return None if self._tokens or backlog else 0.0
+        return None if asked_for else 0.0
