@@ -49,6 +49,7 @@ def _case(**changes: object) -> ServingCase:
         ({"tp": 1, "attention_dp": 8, "moe_tp": 1, "moe_ep": 8}, "ep8_tp1", 1),
         ({"attention_dp": None, "moe_tp": None, "moe_ep": None}, "tp8", 1),
         ({"tp": 64, "num_gpus": 64, "moe_tp": 8, "moe_ep": 8}, "tp8_dp1_ep8", 1),
+        ({"tp": 1, "attention_dp": 64, "num_gpus": 64, "moe_tp": 8, "moe_ep": 8}, "ep8_tp1", 1),
         ({"tp": 72, "num_gpus": 72, "moe_tp": 72, "system": "gb200", "precision": "fp4"}, "ep72_tp1", 1),
         ({"tp": 4, "attention_dp": 4, "num_gpus": 16, "moe_tp": 1, "moe_ep": 16}, "tp4_dp1_ep4", 1),
         ({"model": "openai/gpt-oss-120b"}, "tp8", 1),
@@ -103,6 +104,26 @@ def test_who_routes_requests_and_how_many_sequences_run_is_read_there_too() -> N
     )
     assert stated.decode.max_sequences == 4, "of two that were published one does not speculate"
     assert (stated.draft_tokens, stated.frontends) == (0, 1)
+
+
+def test_a_label_that_counts_gpus_twice_is_found_where_it_was_published() -> None:
+    label: dict[str, Any] = {"backend": "trtllm", "precision": "fp4", "isl": 8192, "concurrency": 32}
+    label |= {"backend_version": "1.2.0rc6.post3"}
+    twice, once = (
+        {"tp": 16, "moe_tp": 4, "moe_ep": 4, "num_gpus": 16},
+        {"tp": 4, "moe_tp": 1, "moe_ep": 4, "num_gpus": 4},
+    )
+    cases = [_case(**label | degrees) for degrees in (twice, once)]
+    assert cases[0] == cases[1]
+    assert cases[0].draft_tokens == 3
+
+
+def test_a_label_of_workers_apart_with_such_degrees_counts_them_once() -> None:
+    label = {"tp": 16, "attention_dp": 1, "moe_tp": 4, "moe_ep": 4, "workers": 1}
+    stated = _published(prefill=NARROW | {"workers": 1}, decode=label, draft_tokens=0)
+    assert stated.decode.strategy.num_gpus == 16
+    found = _published(osl=8192, concurrency=3072, precision="fp4", prefill=NARROW, decode=label | {"workers": None})
+    assert found.decode.strategy.num_gpus == 16, "published with as many"
 
 
 def test_published_deployments_name_workers_and_loads() -> None:

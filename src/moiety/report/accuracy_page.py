@@ -85,10 +85,11 @@ _KNOWN = """## What no law here explains
 - gpt-oss with some hundred sequences of short prompts at a time on Hopper (offline runs): a token of an answer takes
   twice as long there as one of a prompt. On Blackwell it does not.
 - Llama-4-Maverick in FP4 (offline runs) is faster than its kernels in the serving rows let expect.
-- `moe_tp = moe_ep = n` on n x n GPUs is read as n GPUs, and so is `tp = attention_dp = n` with `moe_ep` n x n; a `tp`
-  that divides neither heads nor experts, or leaves a rank less than a block of scales, as that many GPUs with
-  data-parallel attention: the rows agree with rows that say so. Where a label leaves no room for one sequence beside
-  the weights, more memory was had than is stated, and the cache is taken to have no end.
+- `moe_tp = moe_ep = n` on n x n GPUs of an aggregated row is read as n GPUs, before anything else is, and so is
+  `tp = attention_dp = n` with `moe_ep` n x n; a `tp` that divides neither heads nor experts, or leaves a rank less than
+  a block of scales, as that many GPUs with data-parallel attention: the rows agree with rows that say so. Where a label
+  leaves no room for one sequence beside the weights, more memory was had than is stated, and the cache is taken to have
+  no end.
 - How many requests a run had, and how many came at once, is not stated. Both make most of the time to first token
   at high concurrency; the constants `burst` and `burst_growth` are what a mean run of an engine's releases did. The one
   benchmark whose scripts are published sent ten times as many requests as were in flight: 0.05 of a batch to wait for,

@@ -100,7 +100,7 @@ def serving_case(row: ServingRow) -> ServingCase:
             raise SkippedRow(f"{name} is not stated")
     engine = engine_name(row.backend)
     model = row_model(row.model)
-    row = completed(row, model.name)
+    row = completed(row.counted_once(), model.name)
     dtypes = row_dtypes(row, model)
     setting = NOT_PUBLISHED
     if row.mode == "agg":
@@ -216,24 +216,14 @@ def row_dtypes(row: ServingRow, model: Model) -> DtypePolicy:
 def _worker(model: Model, stated: Degrees, num_gpus: int | None) -> WorkerCase:
     """Return a worker's strategy and how many such workers `num_gpus` hold.
 
-    What is not stated is 1, or follows from the other mesh. Two kinds of label cannot be meant as they stand:
-
-    - moe_tp = moe_ep = n on n x n GPUs counts the worker's n GPUs twice, and so does tp = attention_dp = n with
-      moe_ep = n x n;
-    - a tp that does not divide the model's heads or experts is the number of GPUs of a worker whose attention is data
-      parallel, the only way in which it can use so many.
+    What is not stated is 1, or follows from the other mesh. A tp that does not divide the model's heads or experts
+    cannot be meant as it stands: it is the number of GPUs of a worker whose attention is data parallel, the only way in
+    which it can use so many.
     """
     tp, pp, attn_dp = stated.tp or 1, stated.pp or 1, stated.attention_dp or 1
     moe_tp, moe_ep = stated.moe_tp or 1, stated.moe_ep or 1
     if model.moe is None:
         strategy = Strategy(tp=tp, pp=pp, etp=tp)
-    elif moe_tp == moe_ep > 1 and tp * attn_dp == moe_tp * moe_ep:
-        tp, attn_dp = (moe_tp, 1) if attn_dp == 1 else (1, moe_tp)
-        strategy = Strategy(tp=tp, pp=pp, attn_dp=attn_dp, ep=moe_ep)
-        num_gpus = None
-    elif tp == attn_dp > 1 and moe_ep == tp * attn_dp:
-        strategy = Strategy(tp=tp, pp=pp, ep=tp)
-        num_gpus = None
     else:
         experts = moe_tp * moe_ep
         if experts > tp * attn_dp and experts % tp == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -109,6 +109,23 @@ class ServingRow(Degrees):
     @classmethod
     def _is_a_format(cls, value: str | None) -> str | None:
         return (weight_format(value) or value) if value is not None else None
+
+    def counted_once(self) -> Self:
+        """Return the row with the GPUs of its worker counted once.
+
+        Of an aggregated row moe_tp = moe_ep = n on n x n GPUs counts the worker's n GPUs twice, and so does
+        tp = attention_dp = n with moe_ep = n x n; `num_gpus` is then as large. A disaggregated row with such degrees
+        has the right GPUs: what it states of the decoding worker's experts is the prefill worker's.
+        """
+        tp, attn_dp, moe_tp, moe_ep = (each or 1 for each in (self.tp, self.attention_dp, self.moe_tp, self.moe_ep))
+        if self.mode == "agg" and moe_tp == moe_ep > 1 and tp * attn_dp == moe_tp * moe_ep:
+            tp, attn_dp = (moe_ep, 1) if attn_dp == 1 else (1, moe_ep)
+        elif self.mode == "agg" and tp == attn_dp > 1 and moe_ep == tp * attn_dp:
+            attn_dp = 1
+        else:
+            return self
+        degrees = {"tp": tp, "attention_dp": attn_dp, "moe_tp": 1, "moe_ep": tp * attn_dp}
+        return self.model_copy(update=degrees | {"num_gpus": None})
 
     @model_validator(mode="before")
     @classmethod
