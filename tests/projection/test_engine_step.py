@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from moiety.calibration.engine_memory import EngineMemory
 from moiety.calibration.engines import engine_calibration
 from moiety.calibration.serving_catalog import load_serving
 from moiety.cluster.catalog import load_cluster
@@ -38,7 +39,7 @@ def test_planning_and_validating_time_a_decode_step_alike(engine: str) -> None:
         timing="estimated",
     )
     release = load_serving().family("hopper").newest_release(engine)
-    validated = ServingPool(MODEL, CLUSTER, STRATEGY, OPTIONS, 1, calibration, release, LOAD)
+    validated = ServingPool(MODEL, CLUSTER, STRATEGY, OPTIONS, 1, calibration, release, LOAD, EngineMemory(1.0, 0))
     assert planned.tpot_s == pytest.approx(validated.step_s(0, 32, LOAD.decode_context_tokens), rel=1e-9)
 
 

@@ -408,3 +408,21 @@ def test_a_precision_stands_for_formats(precision: str | None, model: str, forma
 def test_what_cannot_be_read_has_a_reason(changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(SkippedRow, match=reason):
         _case(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "share"),
+    [
+        ({}, 0.82),
+        ({"tp": 4, "num_gpus": 4, "moe_tp": 4}, 0.95),
+        ({"precision": "fp4"}, 0.85),
+        ({"backend": "trtllm", "backend_version": "1.2.0rc6.post2"}, 0.8),
+        ({"backend": "trtllm", "tp": 4, "num_gpus": 4, "moe_tp": 4, "isl": 8192}, 0.75),
+        ({"backend": "vllm"}, None),
+        ({"system": "gb200"}, None),
+        ({"exact_lengths": True}, None),
+        ({"model": "Qwen/Qwen3-32B", "system": "h100_sxm", "backend": "trtllm", "moe_tp": None}, 0.8),
+    ],
+)
+def test_the_share_of_memory_is_what_published_scripts_set(changes: dict[str, Any], share: float | None) -> None:
+    assert _case(**changes).memory_share == share

@@ -6,12 +6,15 @@ from typing import TYPE_CHECKING
 
 from moiety.calibration.calibration import EngineConstants
 from moiety.calibration.catalog import calibration_for, load_calibration
-from moiety.calibration.serving import MEMORY_SHARE, RESERVE_BYTES
+from moiety.calibration.engine_memory import engine_memory
 from moiety.calibration.serving_catalog import load_serving
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration, Engine
     from moiety.calibration.serving import ServingFamily
+
+_NODE_GPUS = 8
+"""GPUs of a worker that an engine's default is taken for: what it sets apart grows a little with them."""
 
 
 def family_calibration(family: ServingFamily) -> Calibration:
@@ -44,9 +47,10 @@ def engine_calibration(
     known_here = architecture in family.architectures
     if given is None:
         kernels = (family_calibration(family) if known_here else kernels).model_copy(update={"name": serving.name})
+    room = engine_memory(engine, "", memory_bytes, _NODE_GPUS).cache_bytes(memory_bytes, 0)
     overheads = EngineConstants(
         **release.overheads(),
-        reserve_bytes=round(RESERVE_BYTES + (1 - MEMORY_SHARE) * memory_bytes),
+        reserve_bytes=round(memory_bytes - room),
     )
     if not known_here:
         overheads = overheads.model_copy(update={"basis": "assumed"})

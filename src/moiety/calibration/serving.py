@@ -19,10 +19,6 @@ from moiety.calibration.calibration import (
 )
 from moiety.records import Record
 
-MEMORY_SHARE = 0.95
-"""Of a device's memory that engines fill (vLLM, SGLang and TensorRT-LLM: 0.90 to 0.95 of what is free)."""
-RESERVE_BYTES = 3_000_000_000
-"""Context, captured graphs and activations of a rank."""
 _NUMBERS = re.compile(r"(?:.*:)?v?([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
 """A release, or the tag of an image that holds it: `lmsysorg/sglang:v0.5.9-cu130`."""
 

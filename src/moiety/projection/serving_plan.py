@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moiety.calibration.engine_memory import EngineMemory
 from moiety.calibration.engines import family_calibration
 from moiety.calibration.scheduling import keeps_all_tokens, keeps_whole, mixes_prefill
 from moiety.calibration.serving import EngineRelease
@@ -44,6 +45,7 @@ def _pool(plan: Plan, pool: Pool, calibration: Calibration) -> ServingPool:
     """Return a pool with the constants that were measured for its engine on such devices, else with the plan's own."""
     architecture = plan.cluster.device.architecture
     family = load_serving().family(architecture)
+    reserve = calibration.engines[plan.engine].reserve_bytes
     measured = architecture in family.architectures and any(each.engine == plan.engine for each in family.releases)
     if measured and plan.calibration is None:
         calibration, release = family_calibration(family), family.newest_release(plan.engine)
@@ -58,6 +60,7 @@ def _pool(plan: Plan, pool: Pool, calibration: Calibration) -> ServingPool:
         calibration=calibration,
         release=release,
         workload=plan.workload,
+        memory=EngineMemory(1.0, reserve),
     )
 
 

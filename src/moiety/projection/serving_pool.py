@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from moiety.calibration.serving import MEMORY_SHARE, RESERVE_BYTES
 from moiety.cost.memory import cache_bytes, layer_weight_bytes
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
@@ -22,6 +21,7 @@ from moiety.projection.step import time_step
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
+    from moiety.calibration.engine_memory import EngineMemory
     from moiety.calibration.serving import EngineRelease
     from moiety.cluster.cluster import Cluster
     from moiety.graph.graph import Graph
@@ -43,6 +43,7 @@ class ServingPool:
     calibration: Calibration
     release: EngineRelease
     workload: Workload
+    memory: EngineMemory
     draft_tokens: int = 0
     """Guesses that a decode step checks for each sequence; layers of their own make them one after the other."""
     acceptance: float = 0.0
@@ -181,8 +182,7 @@ class ServingPool:
         weights = sum(sum(layer_weight_bytes(graph.layers[block])) * count for block, count in layers.items())
         element = BYTES_PER_ELEMENT[self.options.dtypes.activations]
         weights += int(2 * self.model.vocab_size * self.model.hidden_size * element / self.strategy.tp)
-        memory = self.cluster.device.memory_bytes
-        free = memory * MEMORY_SHARE - weights / self.strategy.pp - RESERVE_BYTES
+        free = self.memory.cache_bytes(self.cluster.device.memory_bytes, weights / self.strategy.pp)
         whole = self.release.keeps_all_tokens
         each = cache_bytes(graph, range(self.model.num_layers), context, 1, keeps_all=whole) / self.strategy.pp
         slots = float("inf") if self.max_sequences is None else float(self.max_sequences)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moiety.calibration.engine_memory import engine_memory
 from moiety.calibration.engines import family_calibration
 from moiety.calibration.expert_kernels import has_contiguous_experts, with_contiguous_experts
 from moiety.calibration.serving_catalog import load_serving
@@ -75,5 +76,12 @@ class ServingPredictor:
                 input_tokens=case.input_tokens,
                 output_tokens=case.output_tokens,
                 concurrency=case.concurrency,
+            ),
+            memory=engine_memory(
+                case.engine,
+                case.version,
+                case.cluster.device.memory_bytes,
+                worker.strategy.num_gpus,
+                case.memory_share,
             ),
         )

@@ -25,8 +25,8 @@ GENERATOR = "aiconfigurator-settings-2026-01"
 Steps = Annotated[int, Field(ge=0, le=100_000)]
 
 
-class RunSetting(Record):
-    """What some runs were started with; of what is not named, all values were run so."""
+class Runs(Record):
+    """Some runs; of what is not named, they had all values."""
 
     models: tuple[str, ...] = ()
     systems: tuple[str, ...] = ()
@@ -44,6 +44,27 @@ class RunSetting(Record):
     """Releases of the engine as rows state them, null of those that state none."""
     since: str | None = None
     """First release of the engine."""
+
+    def holds(self, row: ServingRow, model: str, engine: Engine, strategy: Strategy) -> bool:
+        """Return whether a row is one of them; others, which have exactly the lengths that they state, are none."""
+        system, since = device_name(row.system), release_number(self.since or "")
+        return (
+            not row.exact_lengths
+            and (model in self.models and system in self.systems and engine == self.backend)
+            and (not self.precisions or row.precision in self.precisions)
+            and (not self.lengths or (row.isl, row.osl) in self.lengths)
+            and (not self.tp or strategy.tp in self.tp)
+            and (not self.ep or strategy.ep in self.ep)
+            and (not self.releases or row.backend_version in self.releases)
+            and (self.data_parallel is None or self.data_parallel == (strategy.attn_dp > 1))
+            and self.from_concurrency <= (row.concurrency or 1) <= (self.to_concurrency or math.inf)
+            and (since is None or (release_number(row.backend_version or "") or ()) >= since)
+        )
+
+
+class RunSetting(Runs):
+    """What some runs were started with."""
+
     poll_steps: Annotated[int, Field(ge=1, le=100_000)] = 1
     balance_steps: Steps = 0
     batch_wait_steps: Steps = 0
@@ -65,20 +86,11 @@ class RunSetting(Record):
         """When prompts are taken up."""
         return Admission(self.poll_steps, self.balance_steps, self.batch_wait_steps)
 
-    def holds(self, row: ServingRow, model: str, engine: Engine, strategy: Strategy) -> bool:
-        """Return whether a row was run so."""
-        system, since = device_name(row.system), release_number(self.since or "")
-        return (
-            (model in self.models and system in self.systems and engine == self.backend)
-            and (not self.precisions or row.precision in self.precisions)
-            and (not self.lengths or (row.isl, row.osl) in self.lengths)
-            and (not self.tp or strategy.tp in self.tp)
-            and (not self.ep or strategy.ep in self.ep)
-            and (not self.releases or row.backend_version in self.releases)
-            and (self.data_parallel is None or self.data_parallel == (strategy.attn_dp > 1))
-            and self.from_concurrency <= (row.concurrency or 1) <= (self.to_concurrency or math.inf)
-            and (since is None or (release_number(row.backend_version or "") or ()) >= since)
-        )
+
+class MemorySetting(Runs):
+    """The share of memory that some runs were started with, as their engine takes it."""
+
+    share: Annotated[float, Field(gt=0, le=1)]
 
 
 NOT_PUBLISHED = RunSetting()
@@ -102,9 +114,10 @@ class DrawnLengths(Record):
 
 
 class RunSettings(Record):
-    """A catalogue of settings; the first that holds counts."""
+    """A catalogue of settings; of each kind the first that holds counts."""
 
     source: str
+    memory: tuple[MemorySetting, ...] = ()
     settings: tuple[RunSetting, ...]
 
 
@@ -118,6 +131,12 @@ def published_setting(row: ServingRow, model: str, engine: Engine, strategy: Str
     """Return what the workers of an aggregated row were set to, as far as it was published."""
     settings = (*_published().settings, *_generated().settings)
     return next((each for each in settings if each.holds(row, model, engine, strategy)), NOT_PUBLISHED)
+
+
+def published_memory_share(row: ServingRow, model: str, engine: Engine, strategy: Strategy) -> float | None:
+    """Return the share of memory that the workers of an aggregated row were set to take; None: the engine's default."""
+    memory = (*_published().memory, *_generated().memory)
+    return next((each.share for each in memory if each.holds(row, model, engine, strategy)), None)
 
 
 def mean_tokens(row: ServingRow, model: str) -> tuple[int, int]:

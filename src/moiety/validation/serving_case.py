@@ -24,6 +24,7 @@ from moiety.validation.published_settings import (
     has_published_lengths,
     least_share,
     mean_tokens,
+    published_memory_share,
     published_setting,
     published_waves,
 )
@@ -91,6 +92,8 @@ class ServingCase:
     """Routers, each of which sends its requests to one decoding worker after the other."""
     cold_tokens: int | None = None
     """Prompt tokens of a full step, where the run was not warmed up."""
+    memory_share: float | None = None
+    """Share of the memory that the engine was set to take; None: its default."""
 
 
 def serving_case(row: ServingRow) -> ServingCase:
@@ -102,10 +105,11 @@ def serving_case(row: ServingRow) -> ServingCase:
     model = row_model(row.model)
     row = completed(row.counted_once(), model.name)
     dtypes = row_dtypes(row, model)
-    setting = NOT_PUBLISHED
+    setting, memory_share = NOT_PUBLISHED, None
     if row.mode == "agg":
         prefill = decode = _worker(model, row, row.num_gpus)
         setting = published_setting(row, _run_as(model), engine, decode.strategy)
+        memory_share = published_memory_share(row, _run_as(model), engine, decode.strategy)
         dtypes = dtypes.model_copy(update={"kv_cache": setting.kv_cache or dtypes.kv_cache})
     else:
         if row.prefill is None or row.decode is None:
@@ -136,6 +140,7 @@ def serving_case(row: ServingRow) -> ServingCase:
         least_share=least_share(row, _run_as(model)),
         frontends=row.frontends or 1,
         cold_tokens=setting.cold_tokens,
+        memory_share=memory_share,
     )
 
 
