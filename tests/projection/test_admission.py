@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moiety.projection.admission import AT_EVERY_STEP, Admission
+from moiety.projection.admission import AT_EVERY_STEP, Admission, thrown_out
+from moiety.sim.arrivals import Arrival
+from moiety.sim.serving import ServingEngine, simulate_serving
 
 groups, arrivals, steps = st.integers(1, 256), st.floats(1e-6, 10), st.integers(1, 200)
 
@@ -61,3 +65,27 @@ def test_a_batch_s_first_prompt_waits_all_the_time_and_later_ones_half(
     waited = Admission(batch_wait_steps=steps).wait_steps(groups, arrivals) - 0.5
     assert steps / 2 - 1e-9 <= waited <= steps + 1e-9
     assert Admission(batch_wait_steps=steps).wait_steps(groups, 1e-12) == pytest.approx(0.5 + steps)
+
+
+@given(st.floats(0, 20), st.integers(1, 100_000), st.integers(1, 100_000))
+def test_who_is_thrown_out_waits_no_longer_than_all_wait(wait: float, prompt: int, output: int) -> None:
+    out = thrown_out(wait, prompt, output)
+    assert 0 <= out <= wait
+    assert out <= thrown_out(wait, prompt, output + 1)
+    assert out <= thrown_out(wait + 0.1, prompt, output)
+
+
+@pytest.mark.parametrize("crowding", [1.2, 1.5])
+@pytest.mark.parametrize(("prompt", "output"), [(4000, 500), (2000, 2000), (1000, 2000), (1000, 4000), (500, 4000)])
+def test_waits_before_and_after_the_first_token_are_those_of_steps_played_one_by_one(
+    prompt: int, output: int, crowding: float
+) -> None:
+    draws = random.Random(1)  # noqa: S311 - lengths, no secret
+    spread = [[draws.uniform(0.9, 1.1) for _ in range(2)] for _ in range(480)]
+    requests = [Arrival(0.0, round(prompt * one), round(output * other)) for one, other in spread]
+    held = 48 / crowding * (prompt + output / 2)
+    engine = ServingEngine(step_s=lambda *_: 1.0, chunk_tokens=2**30, mixes_prefill=True, cache_tokens=held)
+    played = simulate_serving(engine, requests, concurrency=48)
+    after = thrown_out(crowding - 1, prompt, output)
+    assert crowding - 1 - after == pytest.approx(played.ttft.mean / output, abs=0.08)
+    assert after == pytest.approx(played.tpot.mean - 1, abs=0.08)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from moiety.calibration.engine_memory import EngineMemory
 from moiety.calibration.serving import PREFILL_APART
 from moiety.projection.serving import (
     aggregated_latency,
@@ -135,6 +136,24 @@ def test_an_engine_that_keeps_whole_sequences_free_holds_fewer(pools: tuple[Serv
         replace(pools[1], release=pools[1].release.model_copy(update={"keeps_whole": each})) for each in (True, False)
     )
     assert few.capacity() == many.capacity(work.input_tokens + work.output_tokens) < many.capacity()
+
+
+def test_what_a_sequence_waits_out_of_the_cache_is_no_wait_for_its_first_token(
+    pools: tuple[ServingPool, ServingPool],
+) -> None:
+    pool = replace(pools[1], memory=EngineMemory(0.9, 0.0))
+    work = pool.workload.model_copy(update={"input_tokens": 100, "output_tokens": 10_000})
+    crowded = round(1.5 * replace(pool, workload=work).capacity() * pool.num_groups)
+    foreseen, not_foreseen = (
+        aggregated_latency(
+            replace(pool, workload=work, release=pool.release.model_copy(update={"engine": engine})), crowded
+        )
+        for engine in ("sglang", "vllm")
+    )
+    assert not_foreseen.ttft_s < foreseen.ttft_s
+    assert not_foreseen.tpot_s > foreseen.tpot_s
+    waits = [each.ttft_s + 10_000 * each.tpot_s for each in (foreseen, not_foreseen)]
+    assert waits[1] == pytest.approx(waits[0], rel=1e-9)
 
 
 def test_steps_of_prompts_that_are_captured_lose_their_launches(pools: tuple[ServingPool, ServingPool]) -> None:

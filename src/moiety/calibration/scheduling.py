@@ -32,6 +32,14 @@ def keeps_whole(engine: str) -> bool:
     return engine == "tensorrt-llm"
 
 
+def foresees_growth(engine: str) -> bool:
+    """Return whether an engine holds back prompts for what running sequences will still grow by.
+
+    vLLM takes up a prompt that fits now; SGLang (`new_token_ratio`) and TensorRT-LLM count answers to come.
+    """
+    return engine != "vllm"
+
+
 def quantizes_cache(engine: str) -> bool:
     """Return whether an engine's cache has the format of quantized weights: TensorRT-LLM's, as checkpoints tell it.
 

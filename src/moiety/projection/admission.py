@@ -40,5 +40,16 @@ class Admission:
         return period * (1 + left) / 2 + self.batch_wait_steps * (1 + others / 2) / (1 + others)
 
 
+def thrown_out(wait: float, prompt_tokens: int, output_tokens: int) -> float:
+    """Return how much of a `wait` for room in the cache comes after the first token, both in answers' times.
+
+    Where prompts are taken up as soon as they fit, sequences outgrow the cache together: the youngest are thrown out,
+    and wait before any new prompt. At most sqrt(1 + answer / (3 prompt)) - 1 answers' times, for those that are out
+    hold back new prompts; less where few wait at all. Both shapes are those of the steps played one by one.
+    """
+    most = math.sqrt(1 + output_tokens / (3 * prompt_tokens)) - 1
+    return wait / (1 + wait / most) if most > 0 else 0.0
+
+
 AT_EVERY_STEP = Admission()
 """Prompts are taken up before the next step."""

@@ -69,11 +69,12 @@ class GroupLoad:
 def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     """Return the latencies of workers that run prompts and output tokens on the same GPUs.
 
-    TPOT: a decode step, and the group's share of the prompts that are computed meanwhile. TTFT: the engine's own share;
+    TPOT: a decode step, the group's share of the prompts that are computed meanwhile, and the time in which a sequence
+    has been thrown out of the cache. TTFT: the engine's own share;
     the prompt's chunks; the wait to be taken up (half the running step, where the engine does so at every one) and for
     the prompts ahead (M/D/1 at the share of the time that chunks take); the prompts that come together, at a run's
     start and where all answers are equally long, which fill the steps that compute them; kernels that a run without
-    warm-up has made; and, where the cache is full, a running request's whole time.
+    warm-up has made; and, where the cache is full, a running request's whole time, as far as it is not waited later.
 
     In lockstep all prompts are computed one step after the other: what a request waits for comes before its first
     token or after it, and only the latter is in its time per output token; nothing else waits in a queue.
@@ -89,6 +90,7 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
         stalled_s = others * share * load.added_s * _seen(pool, share)
     tpot_s = load.token_s + release.interference * stalled_s
     step_s = tpot_s - load.token_s + load.decode_s
+    out = pool.thrown_out(load.offered, load.running)
     own_s = load.prefill_s * load.chunks
     busy = 0.0 if pool.in_lockstep else min(share * load.added_s / tpot_s, _FULL)
     slowdown = release.prefill_slowdown * (release.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
@@ -99,9 +101,9 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
         + release.wait * (pool.admission_steps(load.running) * step_s + queue_wait_s(busy, own_s))
         + release.interference * prompts_ahead(pool, load.running) * prompt_s
         + cold_s(pool, load.running)
-        + (load.offered / load.running - 1) * work.output_tokens * tpot_s
+        + (load.offered / load.running - 1 - out) * work.output_tokens * tpot_s
     )
-    return ServingLatency(ttft_s, tpot_s, load.decode_s, own_s, load.running)
+    return ServingLatency(ttft_s, (1 + out) * tpot_s, load.decode_s, own_s, load.running)
 
 
 def offline_sequences(pool: ServingPool, num_requests: int | None = None) -> float:

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from moiety.calibration.scheduling import foresees_growth
 from moiety.cost.memory import cache_bytes, layer_weight_bytes
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
 from moiety.graph.op import Collective
 from moiety.plan import Schedule
-from moiety.projection.admission import AT_EVERY_STEP, CHUNK_TOKENS, Admission
+from moiety.projection.admission import AT_EVERY_STEP, CHUNK_TOKENS, Admission, thrown_out
 from moiety.projection.load import LoadClass
 from moiety.projection.scenario import Scenario
 from moiety.projection.speculation import tokens_per_step
@@ -188,6 +189,12 @@ class ServingPool:
         slots = float("inf") if self.max_sequences is None else float(self.max_sequences)
         # a run that was measured did fit: where not one sequence would, more memory was had than is known
         return slots if each == 0 or free < each else min(free / each, slots)
+
+    def thrown_out(self, offered: float, running: float) -> float:
+        """Return the answers' times that a mean sequence waits after its first token, its cache given to others."""
+        if foresees_growth(self.release.engine) or running == self.max_sequences:
+            return 0.0
+        return thrown_out(offered / running - 1, self.workload.input_tokens, self.workload.output_tokens)
 
 
 def num_kernels(graph: Graph) -> int:

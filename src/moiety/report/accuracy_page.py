@@ -97,6 +97,9 @@ _KNOWN = """## What no law here explains
   0.5.8 ran in 0.79 of the memory (by default 0.835, which leaves three times as many tokens beside the weights),
   gpt-oss-120b on one H200 under TensorRT-LLM held half of the sequences that the share of its scripts holds. Neither
   says how it was set.
+- vLLM takes up prompts that fit, and throws sequences out that outgrow the cache together: short prompts with long
+  answers wait after their first token (`thrown_out`, held to the steps played one by one). SGLang foresees part of that
+  growth, and is taken to foresee it all.
 - How many requests a run had, and how many came at once, is not stated. Both make most of the time to first token
   at high concurrency; the constants `burst` and `burst_growth` are what a mean run of an engine's releases did. The one
   benchmark whose scripts are published sent ten times as many requests as were in flight: 0.05 of a batch to wait for,

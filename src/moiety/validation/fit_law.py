@@ -141,6 +141,8 @@ class Rows:
     release: NDArray[np.intp]
     offered: NDArray[np.float64]
     running: NDArray[np.float64]
+    thrown_out: NDArray[np.float64]
+    """Answers' times that a mean sequence waits after its first token."""
     chunks: NDArray[np.float64]
     filled_chunks: NDArray[np.float64]
     mixtures: NDArray[np.float64]
@@ -238,9 +240,9 @@ class Law:
             + self._of(c, "wait") * (rows.admission_steps * tpot + busy / (2 * (1 - busy)) * own)
             + ahead * prompt * self._of(c, "interference")
             + np.where(rows.cold, cold, 0.0)
-            + (rows.offered / rows.running - 1) * rows.output_tokens * tpot
+            + (rows.offered / rows.running - 1 - rows.thrown_out) * rows.output_tokens * tpot
         )
-        return tpot, ttft
+        return (1 + rows.thrown_out) * tpot, ttft
 
     def _of(self, c: NDArray[np.float64], name: str) -> NDArray[np.float64]:
         """Return an engine's constant for each row, times what its group of releases differs by."""

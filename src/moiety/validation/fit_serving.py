@@ -104,6 +104,7 @@ def as_rows(known: Sequence[Known]) -> Rows:
         release=np.array([release_group(each.case.engine, each.case.version) for each in known]),
         offered=np.array([each.offered for each in terms]),
         running=np.array([each.running for each in terms]),
+        thrown_out=np.array([each.thrown_out for each in terms]),
         chunks=np.array([each.chunks for each in terms]),
         filled_chunks=np.array([each.filled_chunks for each in terms]),
         mixtures=np.array([float(each.mixtures) for each in terms]),

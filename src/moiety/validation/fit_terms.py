@@ -69,6 +69,8 @@ class RowTerms:
     """The same filled with the prompts of all sequences, as far as there is room."""
     offered: float
     running: float
+    thrown_out: float
+    """Answers' times that a mean sequence waits after its first token."""
     chunks: float
     filled_chunks: float
     """Such steps that a prompt takes."""
@@ -102,6 +104,7 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
         filled=_step(pool, filled, beside, context),
         offered=offered,
         running=running,
+        thrown_out=pool.thrown_out(offered, running) if computes_prompts else 0.0,
         chunks=work.input_tokens / chunk if computes_prompts else 0.0,
         filled_chunks=work.input_tokens / filled if computes_prompts else 0.0,
         mixtures=sum(n for b, n in blocks.items() if pool.model.blocks[b].moe is not None),
