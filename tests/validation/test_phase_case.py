@@ -42,6 +42,15 @@ def test_longer_prompts_are_slower() -> None:
     assert _predicted(isl=8192)["input_tok_s_per_gpu"] < even
 
 
+def test_the_format_of_attention_is_that_of_its_cache_not_of_its_projections() -> None:
+    assert _predicted(precision="bf16 attn + fp8 moe") == _predicted(precision="fp8")
+    decode = {"phase": "decode", "batch": "256 req/GPU"}
+    wide, narrow = (
+        _predicted(**decode, precision=f"{each} attn + fp8 moe")["output_tok_s_per_gpu"] for each in ("bf16", "fp8")
+    )
+    assert narrow > wide
+
+
 def test_ranks_that_do_not_divide_the_experts_hold_copies() -> None:
     decode = {"phase": "decode", "batch": "64 req/GPU", "n_gpus": 24, "parallel": {"ep": 24}}
     assert _predicted(**decode)["output_tok_s_per_gpu"] > 0

@@ -114,9 +114,15 @@ def _calibration(engine: Engine, cluster: Cluster) -> Calibration:
 
 
 def _formats(row: SystemRow) -> DtypePolicy:
-    """Return the formats of weights and rows; the cache is in BF16 unless all of the row is narrower."""
+    """Return the formats of weights, rows and cache.
+
+    What is stated of attention is the format of its core and of the cache that it reads, not of its projections
+    (lm-sys, 2025-09-25, GB200 part II: "FP8 precision for KV cache in attention", "BF16 for attention and FP8 for
+    GEMM").
+    """
     stated = (row.precision or "").lower()
     experts: Dtype = "fp4" if "fp4" in stated else "fp8" if "fp8" in stated else "bf16"
-    dense: Dtype = "fp8" if "fp8" in stated and "bf16 attn" not in stated else "bf16"
+    dense: Dtype = "fp8" if "fp8" in stated else "bf16"
     sent: Dtype = "bf16" if experts == "bf16" else "fp8"
-    return DtypePolicy(weights=dense, experts=experts, dispatch=sent)
+    cache: Dtype = "fp8" if "fp8 attn" in stated else "bf16"
+    return DtypePolicy(weights=dense, experts=experts, dispatch=sent, kv_cache=cache)
