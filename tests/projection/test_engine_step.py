@@ -8,12 +8,16 @@ from moiety.calibration.engine_memory import EngineMemory
 from moiety.calibration.engines import engine_calibration
 from moiety.calibration.serving_catalog import load_serving
 from moiety.cluster.catalog import load_cluster
+from moiety.cost.price import Pricer
+from moiety.graph.feed_forward import moves_tokens, of_shared_experts
 from moiety.model.catalog import load_catalog_model
 from moiety.plan import Options, Schedule
 from moiety.projection.engine_step import engine_step_s
+from moiety.projection.load import LoadClass
 from moiety.projection.phase import PoolCase, phase_outcome
 from moiety.projection.scenario import Scenario
 from moiety.projection.serving_pool import ServingPool
+from moiety.projection.step import StepOutcome, time_step
 from moiety.strategy.strategy import Strategy
 from moiety.workload.workload import Workload
 
@@ -41,6 +45,30 @@ def test_planning_and_validating_time_a_decode_step_alike(engine: str) -> None:
     release = load_serving().family("hopper").newest_release(engine)
     validated = ServingPool(MODEL, CLUSTER, STRATEGY, OPTIONS, 1, calibration, release, LOAD, EngineMemory(1.0, 0))
     assert planned.tpot_s == pytest.approx(validated.step_s(0, 32, LOAD.decode_context_tokens), rel=1e-9)
+
+
+def test_sglang_computes_shared_experts_before_tokens_leave_and_others_meanwhile() -> None:
+    model = load_catalog_model("deepseek-v3")
+    calibration = engine_calibration("sglang", "hopper", CLUSTER.device.memory_bytes)
+    calibration = engine_calibration("vllm", "hopper", CLUSTER.device.memory_bytes, calibration)
+    schedule = Schedule(
+        num_microbatches=1, prefill_tokens=4096, prompt_tokens=4096, decode_sequences=0, context_tokens=0
+    )
+    classes = [LoadClass("all", 8, (1.0,) * model.num_layers)]
+    took = dict[str, StepOutcome]()
+    for engine in ("sglang", "vllm"):
+        scenario = Scenario(model, CLUSTER, LOAD, engine, calibration)
+        took[engine] = time_step(scenario, STRATEGY, schedule, OPTIONS, None, timing="estimated", classes=classes)
+    graph, hidden = took["vllm"].graph, 0.0
+    priced = Pricer(graph, CLUSTER, calibration).priced_graph(1.0)
+    for block in model.layer_blocks:
+        moving, shared = (
+            sum(each.seconds for each in priced.layers[block] if belongs(each.op))
+            for belongs in (moves_tokens, of_shared_experts)
+        )
+        hidden += min(moving, shared)
+    assert hidden > 0.01 * took["vllm"].step_s
+    assert took["sglang"].step_s - took["vllm"].step_s == pytest.approx(hidden, rel=1e-6)
 
 
 def test_every_overhead_is_added_where_it_arises() -> None:

@@ -40,6 +40,15 @@ def foresees_growth(engine: str) -> bool:
     return engine != "vllm"
 
 
+def hides_shared_experts(engine: str) -> bool:
+    """Return whether an engine computes shared experts while tokens are on their way to the routed ones.
+
+    SGLang computes them before (`forward_deepep` and `forward_normal` of its MoE layers); TensorRT-LLM on a stream of
+    their own (`maybe_execute_in_parallel`), vLLM while an exchange runs (`FusedMoEModularKernel`).
+    """
+    return engine != "sglang"
+
+
 def quantizes_cache(engine: str) -> bool:
     """Return whether an engine's cache has the format of quantized weights: TensorRT-LLM's, as checkpoints tell it.
 

@@ -96,6 +96,21 @@ def _activation(
     return [Op(name, MemoryPass(moved, experts=experts), (after,), Tensor(name, (int(rows), width), act))]
 
 
+def moves_tokens(op: Op) -> bool:
+    """Return whether an op takes tokens to the ranks of their routed experts."""
+    return op.name in {"dispatch", "token_all_gather"}
+
+
+def of_shared_experts(op: Op) -> bool:
+    """Return whether an op is part of a layer's shared experts."""
+    return op.name.startswith("shared_")
+
+
+def starts_shared_experts(op: Op) -> bool:
+    """Return whether an op is the first of a layer's shared experts."""
+    return of_shared_experts(op) and op.inputs == ("post_norm",)
+
+
 def expert_rows(part: MoeFeedForward, layout: Layout) -> float:
     """Return the rows that one GPU's experts get of a micro-batch when experts are loaded equally."""
     return layout.stage_tokens * part.top_k / layout.strategy.ep

@@ -6,7 +6,9 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from moiety.calibration.scheduling import hides_shared_experts
 from moiety.cost.price import Pricer
+from moiety.graph.feed_forward import moves_tokens, starts_shared_experts
 from moiety.graph.graph import build_step_graph
 from moiety.projection.coverage import coverage
 from moiety.projection.fold import fold, layer_passes
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from moiety.cost.price import OpPrice, PricedGraph
     from moiety.graph.graph import Graph
+    from moiety.graph.op import Op
     from moiety.placement.placement import Placement
     from moiety.plan import Options, Schedule
     from moiety.projection.coverage import Coverage
@@ -86,6 +89,8 @@ def time_graph(
     classes: list[LoadClass] | None = None,
 ) -> StepOutcome:
     """Return the outcome of the step whose work is known already."""
+    if not hides_shared_experts(scenario.engine):
+        graph = _shared_experts_alone(graph)
     strategy, schedule = graph.layout.strategy, graph.layout.schedule
     traffic = placement.traffic if placement is not None else None
     pricer = Pricer(graph, scenario.cluster, scenario.calibration, first_rank, traffic, scenario.op_times)
@@ -121,6 +126,15 @@ def time_graph(
         timeline=timeline,
         coverage=coverage(graph, tuple(priced.values())) if scenario.calibration.tables else None,
     )
+
+
+def _shared_experts_alone(graph: Graph) -> Graph:
+    """Return the graph with no shared experts computed while tokens are on their way to the routed ones."""
+    layers: list[tuple[Op, ...]] = []
+    for ops in graph.layers:
+        moving = tuple(op.name for op in ops if moves_tokens(op))
+        layers.append(tuple(replace(op, inputs=op.inputs + moving) if starts_shared_experts(op) else op for op in ops))
+    return replace(graph, layers=tuple(layers))
 
 
 def _levelled(busiest: LoadClass, layer_blocks: tuple[int, ...]) -> LoadClass:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from moiety.projection.serving import MOST_BURST
-from moiety.validation.fit_terms import COLLECTIVE, FIXED, FORMATS, GROUPED, LINES, group_size
+from moiety.validation.fit_terms import BESIDE, COLLECTIVE, FIXED, FORMATS, GROUPED, LINES, MOVING, group_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -166,11 +166,13 @@ class Rows:
 class Steps:
     """The terms of a step of every row: `row` [terms] says whose, `count` how often, `kind` which of `table`.
 
-    `table` is that of `StepTerms` without the counts, every different term once.
+    `part` and `stream` are those of `StepTerms`; `table` is the rest of it, every different term once.
     """
 
     row: NDArray[np.intp]
     count: NDArray[np.float64]
+    part: NDArray[np.intp]
+    stream: NDArray[np.intp]
     kind: NDArray[np.intp]
     table: NDArray[np.float64]
     kernels: NDArray[np.float64]
@@ -181,10 +183,12 @@ def steps_of(rows: Sequence[RowTerms], which: Literal["decode", "chunk", "filled
     steps: list[StepTerms] = [getattr(row, which) for row in rows]
     sizes = [len(step.terms) for step in steps]
     terms = np.concatenate([step.terms for step in steps])
-    table, kind = np.unique(terms[:, 1:], axis=0, return_inverse=True)
+    table, kind = np.unique(terms[:, 3:], axis=0, return_inverse=True)
     return Steps(
         row=np.repeat(np.arange(len(steps)), sizes),
         count=terms[:, 0],
+        part=terms[:, 1].astype(np.intp),
+        stream=terms[:, 2].astype(np.intp),
         kind=kind.reshape(-1),
         table=table,
         kernels=np.array([step.kernels for step in steps], dtype=np.float64),
@@ -275,9 +279,14 @@ class Law:
         in_one_shot = (group_size(first[links]) / 2 - 1) * wire
         second_shot = np.minimum(c[self._index["second_start"]] * start, np.maximum(in_one_shot, 0.0))
         seconds[links] = start + wire + np.where(form[links] > 0, second_shot, 0.0)
-        return np.asarray(
-            np.bincount(steps.row, steps.count * seconds[steps.kind], minlength=len(steps.kernels)), dtype=np.float64
+        spent, num_rows, num_parts = steps.count * seconds[steps.kind], len(steps.kernels), steps.part.max() + 1
+        parts = steps.row * num_parts + steps.part
+        moving, beside = (
+            np.bincount(parts, spent * (steps.stream == stream), minlength=num_rows * num_parts).reshape(num_rows, -1)
+            for stream in (MOVING, BESIDE)
         )
+        hidden = np.minimum(moving, beside).sum(axis=1)
+        return np.asarray(np.bincount(steps.row, spent, minlength=num_rows) - hidden, dtype=np.float64)
 
     def _format_shares(
         self,

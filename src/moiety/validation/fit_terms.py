@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moiety.calibration.catalog import load_calibration
+from moiety.calibration.scheduling import hides_shared_experts
 from moiety.cost.collective import collective_transfer, fan_out
 from moiety.cost.expert_exchange import exchange_transfer
 from moiety.cost.price import distinct_groups
 from moiety.cost.roofline import padded_rows, product_seconds, roofline_kind
 from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.graph.feed_forward import moves_tokens, of_shared_experts
 from moiety.graph.graph import build_step_graph
 from moiety.graph.op import AttentionCore, Collective, Gemm
 from moiety.model.feed_forward import MoeFeedForward
@@ -48,11 +50,18 @@ FORMATS: tuple[Dtype, ...] = ("fp8", "fp4", "mxfp4")
 COLLECTIVE, FIXED = len(LINES), len(LINES) + 1
 """Kinds of term beyond the rooflines: transfers inside a domain of links, and seconds that no constant changes."""
 GROUPED = {"grouped_gemm_decode", "grouped_gemm_prefill"}
+MOVING, BESIDE = 1, 2
+"""Streams of terms: tokens on their way to the experts, and the shared experts that are computed meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepTerms:
-    """One step. `terms` [terms][count, kind, format + 1, compute or latency weight, memory or wire seconds]."""
+    """One step, as `terms` [terms][columns].
+
+    The columns: count, part, stream, kind, format + 1, compute or latency weight, memory or wire seconds. A part is a
+    kind of layers, or what comes before or after them all; what it has on the stream `BESIDE` is computed while what it
+    has on `MOVING` is under way.
+    """
 
     terms: NDArray[np.float64]
     kernels: int
@@ -127,9 +136,9 @@ def _step(pool: ServingPool, prefill_tokens: int, sequences: int, context: int) 
     )
     graph = build_step_graph(pool.model, pool.strategy, schedule, pool.options, training=False)
     terms: list[tuple[float, ...]] = []
-    for ops, count, block in _parts(graph):
+    for part, (ops, count, block) in enumerate(_parts(graph)):
         moe = graph.model.blocks[block].moe if block is not None else None
-        terms += [(count, *_term(op, pool, moe, decode=prefill_tokens == 0)) for op in ops]
+        terms += [(count, part, _stream(op, pool), *_term(op, pool, moe, decode=prefill_tokens == 0)) for op in ops]
     return StepTerms(np.array(terms, dtype=np.float64), num_kernels(graph))
 
 
@@ -138,6 +147,12 @@ def _parts(graph: Graph) -> Iterable[tuple[Sequence[Op], int, int | None]]:
         yield graph.layers[block], count, block
     yield graph.embedding, 1, None
     yield graph.head, 1, None
+
+
+def _stream(op: Op, pool: ServingPool) -> int:
+    if not hides_shared_experts(pool.release.engine):
+        return 0
+    return MOVING if moves_tokens(op) else BESIDE if of_shared_experts(op) else 0
 
 
 def _term(op: Op, pool: ServingPool, moe: object, *, decode: bool) -> tuple[float, ...]:
