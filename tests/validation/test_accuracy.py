@@ -11,11 +11,13 @@ from moiety.validation.compare import compare_rows
 from moiety.validation.facts import catalog_facts
 from moiety.validation.fit_law import Law, prior
 from moiety.validation.fit_serving import as_rows, fit_serving, held_out, known_rows
+from moiety.validation.phase_case import PHASES, predict_phase
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.score import Score, metric_scores, plan_choice
 from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_constants import start_constants
 from moiety.validation.serving_row import ServingRow
+from moiety.validation.system_row import SystemRow
 
 ROUNDING = 1e-3
 """What the catalogue's constants lose by having four digits, and the planner's loads by theirs."""
@@ -95,6 +97,28 @@ def test_the_law_that_is_fitted_is_the_law_that_predicts(facts: list[ServingRow]
             latency = predictor.predict(row.case)
             assert latency.tpot_s == pytest.approx(float(period), rel=ROUNDING), row.row.id
             assert latency.ttft_s == pytest.approx(float(first), rel=ROUNDING), row.row.id
+
+
+def test_the_law_that_is_fitted_is_the_law_that_predicts_a_phase_by_itself() -> None:
+    start, (logs, _), sides = start_constants(), prior(), set[str]()
+    for row in (each.row for each in catalog_facts().rows):
+        known = known_rows([row]) if isinstance(row, SystemRow) and row.phase in PHASES else []
+        if not known:
+            continue
+        side = "input" if row.phase == "prefill" else "output"
+        measured, predicted = row.metrics, predict_phase(row, start)
+        rate = measured[f"{side}_tok_s_per_gpu"] / predicted[f"{side}_tok_s_per_gpu"]
+        step_s, _ = Law(as_rows(known)).predict(logs)
+        assert known[0].row.measured.tpot_ms * rate == pytest.approx(1e3 * float(step_s[0]), rel=ROUNDING), row.id
+        sides.add(side)
+    assert sides == {"input", "output"}
+
+
+def test_of_kernels_alone_no_engine_s_constants_are_fitted() -> None:
+    rows = [each.row for each in catalog_facts().rows if isinstance(each.row, SystemRow)]
+    own = [row for row in rows if row.phase in PHASES and "profile-data" in row.source]
+    assert own
+    assert known_rows(own) == []
 
 
 def test_a_fit_is_nearer_than_where_it_started(facts: list[ServingRow]) -> None:

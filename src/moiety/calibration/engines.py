@@ -11,7 +11,7 @@ from moiety.calibration.serving_catalog import load_serving
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration, Engine
-    from moiety.calibration.serving import ServingFamily
+    from moiety.calibration.serving import ServingConstants, ServingFamily
 
 _NODE_GPUS = 8
 """GPUs of a worker that an engine's default is taken for: what it sets apart grows a little with them."""
@@ -30,9 +30,13 @@ def family_calibration(family: ServingFamily) -> Calibration:
 
 
 def engine_calibration(
-    engine: Engine, architecture: str, memory_bytes: float, given: Calibration | None = None
+    engine: Engine,
+    architecture: str,
+    memory_bytes: float,
+    given: Calibration | None = None,
+    serving: ServingConstants | None = None,
 ) -> Calibration:
-    """Return the constants for an engine on devices of an architecture with so much memory.
+    """Return the constants for an engine on devices of an architecture with so much memory; `serving`: the catalogue's.
 
     Kernels are those that the engine's overheads were fitted with, in its newest releases; on devices without serving
     runs the catalogue's for them, and what the engine adds is then assumed. `given` are constants of the user's own:
@@ -41,7 +45,7 @@ def engine_calibration(
     kernels = given or calibration_for(architecture)
     if engine in kernels.engines:
         return kernels
-    serving = load_serving()
+    serving = serving or load_serving()
     family = serving.family(architecture)
     release = family.newest_release(engine)
     known_here = architecture in family.architectures

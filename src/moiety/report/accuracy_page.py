@@ -34,11 +34,11 @@ moiety validate ROWS.jsonl ... --page docs/accuracy.md --left-out left-out.txt
 ```
 
 from rows in the format below; nobody edits the figures. The serving constants are fitted on the serving rows that ran
-without speculation and on the offline runs (of rows with prefill apart, the time per output token only), those of
-deployments with prefill apart on their times to first token, given the others, those of collectives, kernels,
-power and training on all of theirs: what they are worth on others stands under "rows that the fit did not see". The
-catalogue keeps some of the rows of every kind that is predicted (`moiety validate` without a file), and a test fails
-when a change makes their errors worse by more than two points.
+without speculation, on the offline runs (of rows with prefill apart, the time per output token only) and on prefill and
+decode measured by themselves, those of deployments with prefill apart on their times to first token, given the others,
+those of collectives, kernels, power and training on all of theirs: what they are worth on others stands under "rows
+that the fit did not see". The catalogue keeps some of the rows of every kind that is predicted (`moiety validate`
+without a file), and a test fails when a change makes their errors worse by more than two points.
 
 "At best" is the rank correlation that a law without error would reach in the same groups: rows that were measured again
 (all that is stated the same, the result not) scatter, and values closer together than that have no order to predict
@@ -137,7 +137,8 @@ _KNOWN = """## What no law here explains
   measured to be about what the kernels lose that run beside transfers, so both are left out: planned with overlap, the
   same phases would come out a third to a half too fast. How uneven real prompts leave the experts' load after EPLB is
   not stated either, and is taken to be even: of the one pair of rows that tells, that with random experts was a fifth
-  faster, which the law does not explain.
+  faster, which the law does not explain. None states its engine's release, and all stand for the newest; by their dates
+  SGLang's had one before 0.5.7, whose runs of other models had slower kernels.
 - An MLPerf summary states neither how the model is divided nor how long requests are, and they are not guessed.
 - Fused mixture layers (DeepGEMM's MegaMoE) hide their transfers on Blackwell and not on Hopper: one exponent each.
 - Small collectives on `h100_dgx` and, less so, on apex's H100 take longer than elsewhere and no longer for a megabyte:

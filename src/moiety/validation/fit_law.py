@@ -141,12 +141,15 @@ class Rows:
     release: NDArray[np.intp]
     offered: NDArray[np.float64]
     running: NDArray[np.float64]
+    sequences: NDArray[np.float64]
     thrown_out: NDArray[np.float64]
     """Answers' times that a mean sequence waits after its first token."""
     chunks: NDArray[np.float64]
     filled_chunks: NDArray[np.float64]
     mixtures: NDArray[np.float64]
     captured_prompts: NDArray[np.bool_]
+    prompts_alone: NDArray[np.bool_]
+    """Prompts by themselves: what stands for a step that decodes is one of theirs."""
     admission_steps: NDArray[np.float64]
     equal_lengths: NDArray[np.bool_]
     cold: NDArray[np.bool_]
@@ -208,11 +211,12 @@ class Law:
         rows, c = self._rows, np.exp(logs)
         slow = self._of(c, "kernel_slowdown")
         fixed = self._of(c, "step_overhead_s") + rows.mixtures * self._of(c, "moe_layer_gap_s")
-        each = self._of(c, "sequence_overhead_s") * np.ceil(rows.running - 1e-9)
-        gap = self._of(c, "op_gap_s")
+        each = self._of(c, "sequence_overhead_s") * rows.sequences
+        gap, eager_gap = self._of(c, "op_gap_s"), self._of(c, "eager_gap_s")
         decode_kernels, chunk_kernels, filled_kernels = self._step_kernels(c)
-        decode = decode_kernels * slow + fixed + gap * rows.decode.kernels + each
-        eager = np.where(rows.captured_prompts, gap, self._of(c, "eager_gap_s")) * rows.chunk.kernels
+        gaps = np.where(rows.prompts_alone, eager_gap, gap) * rows.decode.kernels
+        decode = decode_kernels * slow + fixed + gaps + each
+        eager = np.where(rows.captured_prompts, gap, eager_gap) * rows.chunk.kernels
         beside = fixed + eager + np.where(rows.mixes, each, 0.0)
         chunk, filled = chunk_kernels * slow + beside, filled_kernels * slow + beside
         added = np.where(rows.mixes, chunk - decode, chunk)

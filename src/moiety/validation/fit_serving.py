@@ -1,16 +1,16 @@
 """The serving constants from measured runs: per family of devices, per engine, per group of its releases.
 
 Serving rows that ran without speculation are fitted, and offline runs; of disaggregated ones the time per output token,
-for prompts are computed elsewhere there. The constants are those of `fit_law.py`: per family of devices what its
-kernels and links reach, per engine what it adds, per group of releases a few of these again, held near the engine's;
-`fit_families.py` fits them.
+for prompts are computed elsewhere there; and the steps of prefill and decode that were measured by themselves. The
+constants are those of `fit_law.py`: per family of devices what its kernels and links reach, per engine what it adds,
+per group of releases a few of these again, held near the engine's; `fit_families.py` fits them.
 Rows that ran with speculation decide one more, the share of right guesses.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,10 +20,11 @@ from moiety.calibration.serving import PREFILL_APART, ServingConstants, ServingF
 from moiety.calibration.serving_catalog import DEFAULT_SERVING
 from moiety.validation.fit_acceptance import with_acceptance
 from moiety.validation.fit_families import fit_families
-from moiety.validation.fit_law import ENGINES, Law, Rows, steps_of
-from moiety.validation.fit_terms import row_terms
+from moiety.validation.fit_law import ENGINES, RELEASES, Law, Rows, steps_of
+from moiety.validation.fit_terms import phase_terms, row_terms
 from moiety.validation.fitting import Fitting, Split, each_value, fold_of
 from moiety.validation.offline_case import as_closed_loop
+from moiety.validation.phase_case import PHASES, as_steps, phase_case
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_constants import (
@@ -34,6 +35,7 @@ from moiety.validation.serving_constants import (
 )
 from moiety.validation.serving_row import ServingRow
 from moiety.validation.skipped import SkippedRow
+from moiety.validation.system_row import SystemRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +43,6 @@ if TYPE_CHECKING:
     from moiety.validation.fit_families import Logs
     from moiety.validation.fit_terms import RowTerms
     from moiety.validation.serving_case import ServingCase
-    from moiety.validation.system_row import SystemRow
 
 _LEAST_ROWS = 12
 """Rows that a group of releases needs for constants of its own in the catalogue."""
@@ -72,14 +73,33 @@ def known_rows(rows: Sequence[ServingRow | SystemRow]) -> list[Known]:
     start, found = ServingPredictor(start_constants()), list[Known]()
     for row in rows:
         try:
-            loop = row if isinstance(row, ServingRow) else as_closed_loop(row)
-            case = serving_case(loop)
+            if isinstance(row, SystemRow) and row.phase in PHASES:
+                found.append(_known_phase(row, start))
+            else:
+                found.append(_known_requests(row, start))
         except SkippedRow:
             continue
-        pool, apart = start.pool(case, case.decode), case.disaggregated
-        terms = row_terms(pool, case.concurrency, computes_prompts=not apart, offline=loop is not row)
-        found.append(Known(loop, case, terms))
     return found
+
+
+def _known_requests(row: ServingRow | SystemRow, start: ServingPredictor) -> Known:
+    """Return a row of whole requests; raise SkippedRow where it cannot be predicted."""
+    loop = row if isinstance(row, ServingRow) else as_closed_loop(row)
+    case = serving_case(loop)
+    pool, apart = start.pool(case, case.decode), case.disaggregated
+    return Known(loop, case, row_terms(pool, case.concurrency, computes_prompts=not apart, offline=loop is not row))
+
+
+def _known_phase(row: SystemRow, start: ServingPredictor) -> Known:
+    """Return a row of a phase by itself; raise SkippedRow where it cannot be predicted.
+
+    Its release is not stated: it stands for the newest, as it is predicted.
+    """
+    case, schedule = phase_case(row)
+    if case.engine not in ENGINES:
+        raise SkippedRow("of the kernels alone no engine's constants can be told")
+    case = replace(case, version=RELEASES[case.engine][-1])
+    return Known(as_steps(row), case, phase_terms(start.pool(case, case.decode), schedule))
 
 
 def fit_serving(rows: Sequence[Known]) -> Logs:
@@ -104,11 +124,13 @@ def as_rows(known: Sequence[Known]) -> Rows:
         release=np.array([release_group(each.case.engine, each.case.version) for each in known]),
         offered=np.array([each.offered for each in terms]),
         running=np.array([each.running for each in terms]),
+        sequences=np.array([float(each.sequences) for each in terms]),
         thrown_out=np.array([each.thrown_out for each in terms]),
         chunks=np.array([each.chunks for each in terms]),
         filled_chunks=np.array([each.filled_chunks for each in terms]),
         mixtures=np.array([float(each.mixtures) for each in terms]),
         captured_prompts=np.array([each.captured_prompts for each in terms]),
+        prompts_alone=np.array([each.prompts_alone for each in terms]),
         admission_steps=np.array([each.admission_steps for each in terms]),
         equal_lengths=np.array([each.equal_lengths for each in terms]),
         cold=np.array([each.cold for each in terms]),
@@ -134,13 +156,15 @@ def held_out(row: ServingRow) -> bool:
 
 def serving_errors(fitted: Logs, rows: Sequence[Known]) -> dict[str, list[float]]:
     """Return the relative errors of the latencies of `rows` under fitted constants."""
-    found: dict[str, list[float]] = {"TPOT": [], "TTFT": []}
+    found: dict[str, list[float]] = {"TPOT": [], "TTFT": [], "steps of prompts alone": []}
     for family, logs in fitted.items():
         own = [each for each in rows if each.family == family and not each.case.draft_tokens]
         if own:
             table = as_rows(own)
             period, first = Law(table).predict(logs)
-            for name, ratio in (("TPOT", period / table.tpot_s), ("TTFT", first / table.ttft_s)):
+            steps, alone = period / table.tpot_s, table.prompts_alone
+            of_steps = ("TPOT", steps[~alone]), ("steps of prompts alone", steps[alone])
+            for name, ratio in (*of_steps, ("TTFT", first / table.ttft_s)):
                 found[name] += (ratio[~np.isnan(ratio)] - 1).tolist()
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -72,12 +72,15 @@ class RowTerms:
     """A row: the steps of its decoding workers, and the numbers of the law that the steps go into."""
 
     decode: StepTerms
+    """A step without prompts; of prompts measured by themselves, one of theirs."""
     chunk: StepTerms
     """A step that holds a chunk of a prompt: beside the decoding ones, or alone, as the engine does it."""
     filled: StepTerms
     """The same filled with the prompts of all sequences, as far as there is room."""
     offered: float
     running: float
+    sequences: int
+    """Sequences that such a step decodes, whole."""
     thrown_out: float
     """Answers' times that a mean sequence waits after its first token."""
     chunks: float
@@ -95,6 +98,8 @@ class RowTerms:
     cold: bool
     """The prompts that the run starts with fill a step for the first time."""
     fp4_experts: bool
+    prompts_alone: bool = False
+    """Prompts were measured by themselves: no step decodes."""
 
 
 def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = True, offline: bool = False) -> RowTerms:
@@ -113,6 +118,7 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
         filled=_step(pool, filled, beside, context),
         offered=offered,
         running=running,
+        sequences=sequences,
         thrown_out=pool.thrown_out(offered, running) if computes_prompts else 0.0,
         chunks=work.input_tokens / chunk if computes_prompts else 0.0,
         filled_chunks=work.input_tokens / filled if computes_prompts else 0.0,
@@ -124,6 +130,14 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
         cold=starts_cold(pool, running),
         fp4_experts=pool.options.dtypes.experts == "fp4",
     )
+
+
+def phase_terms(pool: ServingPool, schedule: Schedule) -> RowTerms:
+    """Return the terms of a phase that was measured by itself, one such step after the other."""
+    step = _step(pool, schedule.prefill_tokens, schedule.decode_sequences, schedule.context_tokens)
+    load = row_terms(pool, pool.num_groups, computes_prompts=False)
+    prompts_alone = schedule.decode_sequences == 0
+    return replace(load, decode=step, sequences=schedule.decode_sequences, prompts_alone=prompts_alone)
 
 
 def _step(pool: ServingPool, prefill_tokens: int, sequences: int, context: int) -> StepTerms:

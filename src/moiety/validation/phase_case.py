@@ -14,16 +14,18 @@ from moiety.projection.load import LoadClass
 from moiety.projection.scenario import Scenario
 from moiety.projection.step import time_step
 from moiety.strategy.strategy import Strategy
-from moiety.validation.serving_case import row_cluster, row_model
+from moiety.validation.serving_case import ServingCase, WorkerCase, row_cluster, row_model
 from moiety.validation.skipped import SkippedRow
+from moiety.validation.stated import deployment, metric
 from moiety.validation.transfer_case import row_device
-from moiety.workload.workload import Workload
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration, Engine
+    from moiety.calibration.serving import ServingConstants
     from moiety.cluster.cluster import Cluster
     from moiety.dtypes import Dtype
     from moiety.model.model import Model
+    from moiety.validation.serving_row import ServingRow
     from moiety.validation.system_row import SystemRow
 
 PHASES = ("prefill", "decode")
@@ -32,36 +34,73 @@ _ENGINES: dict[str, Engine] = {"profile-data": "moiety", "vllm-project": "vllm",
 _PER_GPU = re.compile(r"(\d+) (tok|req)/GPU")
 
 
-def predict_phase(row: SystemRow) -> dict[str, float]:
+def predict_phase(row: SystemRow, serving: ServingConstants | None = None) -> dict[str, float]:
     """Return tokens a second of a phase; raise SkippedRow with the reason where they cannot be told.
 
-    Every rank has as many expert slots, the last of them second copies where the experts do not divide, and as much
-    work: how uneven real prompts leave it after balancing (EPLB) is not stated.
+    Engines have the constants of their newest releases in `serving`; None: the catalogue's. Every rank has as many
+    expert slots, the last of them second copies where the experts do not divide, and as much work: how uneven real
+    prompts leave it after balancing (EPLB) is not stated.
 
     Micro-batches that overlap are not timed as such: what they hide was measured to be about what the kernels lose that
     run beside transfers, so that a step takes what its parts take one after the other.
     """
+    case, schedule = phase_case(row)
+    strategy, cluster = case.decode.strategy, case.cluster
+    scenario = Scenario(case.model, cluster, case.workload, case.engine, _calibration(case.engine, cluster, serving))
+    classes = [LoadClass("all", strategy.ep, (1.0,) * len(case.model.layers))]
+    outcome = time_step(scenario, strategy, schedule, case.options, None, timing="folded", classes=classes)
+    step_s = engine_step_s(scenario.overheads, outcome.graph, outcome.step_s, schedule.decode_sequences)
+    return _rates(case, schedule, step_s)
+
+
+def as_steps(row: SystemRow) -> ServingRow:
+    """Return a phase that was measured as a serving row whose time per output token is that of one of its steps."""
+    case, schedule = phase_case(row)
+    of_a_second = _rates(case, schedule, 1.0)
+    found = [of_a_second[name] / metric(row, name) for name in of_a_second if metric(row, name)]
+    if row.kind != "e2e" or row.tier != "A" or not found:
+        raise SkippedRow("it is no phase that was measured")
+    lengths, named = (case.input_tokens, case.output_tokens), row.model_copy(update={"model": case.model.name})
+    steps = deployment(named, case.engine, case.concurrency, *lengths)
+    return steps.model_copy(update={"measured": steps.measured.model_copy(update={"tpot_ms": 1e3 * found[0]})})
+
+
+def phase_case(row: SystemRow) -> tuple[ServingCase, Schedule]:
+    """Return the deployment of a phase, whose other one runs elsewhere, and what each GPU computes in a step."""
     if "average" in row.notes:
         raise SkippedRow("an average over a day of production, of which the load is not stated")
     model, cluster = _model(row), row_cluster(row_device(row).name, row.n_gpus or 1)
     ranks = row.degree("ep") or 0
     if ranks < 2 or ranks != row.n_gpus or model.moe is None:  # noqa: PLR2004 - one rank divides nothing
         raise SkippedRow("the ranks of a phase are not stated as expert ranks with data-parallel attention")
-    strategy = Strategy(attn_dp=ranks, ep=ranks)
-    schedule, engine = _schedule(row), _engine(row)
-    scenario = Scenario(model, cluster, _workload(row), engine, _calibration(engine, cluster))
-    classes = [LoadClass("all", ranks, (1.0,) * len(model.layers))]
+    schedule, workers = _schedule(row), WorkerCase(Strategy(attn_dp=ranks, ep=ranks), 1)
     options = Options(
         two_batch_overlap=False,
         fused_kernels=False,
         redundant_experts=-model.moe.num_experts % ranks,
         dtypes=_formats(row),
     )
-    outcome = time_step(scenario, strategy, schedule, options, None, timing="folded", classes=classes)
-    step_s = engine_step_s(scenario.overheads, outcome.graph, outcome.step_s, schedule.decode_sequences)
-    each = schedule.tokens_per_step / step_s
-    side = "input" if row.phase == "prefill" else "output"
-    node = min(cluster.gpus_per_node, ranks)
+    case = ServingCase(
+        model=model,
+        cluster=cluster,
+        engine=_engine(row),
+        version="",
+        options=options,
+        input_tokens=round(row.isl or 1),
+        output_tokens=max(round(row.osl or 1), 1),
+        concurrency=ranks * max(schedule.decode_sequences, 1),
+        prefill=workers,
+        decode=workers,
+        disaggregated=True,
+    )
+    return case, schedule
+
+
+def _rates(case: ServingCase, schedule: Schedule, step_s: float) -> dict[str, float]:
+    """Return tokens a second of steps that take so long, by what they are counted for."""
+    each, ranks = schedule.tokens_per_step / step_s, case.decode.strategy.attn_dp
+    side = "input" if schedule.prefill_tokens else "output"
+    node = min(case.cluster.gpus_per_node, ranks)
     return {
         f"{side}_tok_s_per_gpu": each,
         f"{side}_tok_s_per_node": each * node,
@@ -89,16 +128,6 @@ def _schedule(row: SystemRow) -> Schedule:
     return Schedule(num_microbatches=1, **counts)
 
 
-def _workload(row: SystemRow) -> Workload:
-    return Workload(
-        name="measured",
-        kind="mixed",
-        input_tokens=round(row.isl or 1),
-        output_tokens=max(round(row.osl or 1), 1),
-        concurrency=1,
-    )
-
-
 def _engine(row: SystemRow) -> Engine:
     for name, engine in _ENGINES.items():
         if name in row.source:
@@ -106,11 +135,11 @@ def _engine(row: SystemRow) -> Engine:
     raise SkippedRow("the engine is not stated")
 
 
-def _calibration(engine: Engine, cluster: Cluster) -> Calibration:
+def _calibration(engine: Engine, cluster: Cluster, serving: ServingConstants | None) -> Calibration:
     device = cluster.device
     if engine == "moiety":
         return calibration_for(device.architecture)
-    return engine_calibration(engine, device.architecture, device.memory_bytes)
+    return engine_calibration(engine, device.architecture, device.memory_bytes, serving=serving)
 
 
 def _formats(row: SystemRow) -> DtypePolicy:

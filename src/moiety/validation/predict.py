@@ -12,7 +12,6 @@ from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.serving import aggregated_latency
 from moiety.projection.serving_apart import apart_parts, disaggregated_latency
 from moiety.projection.serving_pool import ServingPool
-from moiety.workload.workload import Workload
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
@@ -70,13 +69,7 @@ class ServingPredictor:
             acceptance=self._constants.draft_acceptance,
             calibration=calibration,
             release=release,
-            workload=Workload(
-                name="measured",
-                kind="mixed",
-                input_tokens=case.input_tokens,
-                output_tokens=case.output_tokens,
-                concurrency=case.concurrency,
-            ),
+            workload=case.workload,
             memory=engine_memory(
                 case.engine,
                 case.version,

@@ -29,6 +29,7 @@ from moiety.validation.published_settings import (
     published_waves,
 )
 from moiety.validation.skipped import SkippedRow
+from moiety.workload.workload import Workload
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Engine
@@ -94,6 +95,17 @@ class ServingCase:
     """Prompt tokens of a full step, where the run was not warmed up."""
     memory_share: float | None = None
     """Share of the memory that the engine was set to take; None: its default."""
+
+    @property
+    def workload(self) -> Workload:
+        """The requests: of the mean lengths, so many in flight."""
+        return Workload(
+            name="measured",
+            kind="mixed",
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            concurrency=self.concurrency,
+        )
 
 
 def serving_case(row: ServingRow) -> ServingCase:
