@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pytest
@@ -17,7 +18,11 @@ from moiety.validation.rows import ReadRows, rows_of_text
 
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in catalog_text("measurements", FACTS, ".jsonl").splitlines()]
 GOOD = ROWS[0]
-ODD: tuple[Any, ...] = (None, math.nan, "nan", "", "x", -1, 0, 1, 3, 1e30, True, [1], {}, {"tp": "x", "ep": "y"})
+MANY_DIGITS = "9" * 5000
+ODD: tuple[Any, ...] = (
+    *(None, math.nan, math.inf, "nan", "", "x", -1, 0, 0.5, 1, 3, 1e30, True, [1], MANY_DIGITS),
+    *({}, {"tp": "x", "ep": "y"}, {"ep": math.nan}, {"ep": math.inf}, {"tp": 1, "pp": 8, "ep": 8, "vp": 1e308}),
+)
 FIELDS = sorted({field for row in ROWS for field in row})
 
 
@@ -36,8 +41,46 @@ def test_an_odd_field_stops_nothing(row: dict[str, Any], changes: dict[str, Any]
     found = compare_rows(read.rows)
     assert len(found) + len(read.malformed) == 2
     assert found[-1].predicted
-    assert all(each.skipped or each.predicted or each.measured == {} for each in found)
+    assert all(each.skipped or each.predicted for each in found)
     assert all(0 < value < math.inf for each in found for value in each.predicted.values())
+
+
+def _kernel(pattern: str) -> dict[str, Any]:
+    return next(row for row in ROWS if row.get("kind") == "kernel" and pattern in row["model"])
+
+
+@given(
+    st.sampled_from([row for row in ROWS if "kind" in row]),
+    st.sampled_from(("model", "batch", "hardware", "precision", "notes")),
+    st.sampled_from((MANY_DIGITS, "9" * 11, "0", "1")),
+)
+def test_odd_sizes_in_the_words_of_a_row_stop_nothing(row: dict[str, Any], field: str, size: str) -> None:
+    read = _read(row | {field: re.sub(r"\d+", size, str(row.get(field)))}, GOOD)
+    found = compare_rows(read.rows)
+    assert len(found) + len(read.malformed) == 2
+    assert all(0 < value < math.inf for each in found for value in each.predicted.values())
+
+
+@given(st.sampled_from([row for row in ROWS if row.get("metrics")]), st.data(), st.sampled_from((-5, 0, 1e-300, 1e308)))
+def test_odd_measurements_stop_nothing_and_are_compared_with_nothing(
+    row: dict[str, Any], data: st.DataObject, value: float
+) -> None:
+    name = data.draw(st.sampled_from(sorted(row["metrics"])))
+    found = compare_rows(_read(row | {"metrics": row["metrics"] | {name: value}}, GOOD).rows)
+    assert len(found) == 2
+    assert all(math.isfinite(error) and error > -1 for each in found for error in each.error.values())
+
+
+@pytest.mark.parametrize("field", ["num_gpus", "isl", "osl", "concurrency", "draft_tokens", "frontends", "tp"])
+def test_true_is_no_number(field: str) -> None:
+    (malformed,) = _read(GOOD | {field: True}).malformed
+    assert malformed.reason == f"{field} = True: must be a number, not true or false"
+
+
+def test_a_key_that_stands_twice_is_named() -> None:
+    line = json.dumps(GOOD)[:-1] + ', "isl": 7}'
+    (malformed,) = rows_of_text(line.encode(), "rows").malformed
+    assert malformed.reason == "isl: the key is there twice in one object; keep one"
 
 
 ENERGY = next(row for row in ROWS if row.get("kind") == "energy")
@@ -49,7 +92,10 @@ PHASE = next(row for row in ROWS if row.get("phase") == "decode")
     [
         (ENERGY | {"batch": 0}, "the batch is not stated as a number"),
         (PHASE | {"parallel": {"ep": "32/72"}}, "parallel.ep = '32/72' is no number of ranks"),
-        (ENERGY | {"parallel": {"attn_tp": 10**9}}, "what it states cannot be planned: tp: "),
+        (ENERGY | {"parallel": {"attn_tp": 10**9}}, "parallel.attn_tp = 1000000000 is no number of ranks"),
+        (PHASE | {"parallel": {"ep": math.inf}}, "parallel.ep = inf is no number of ranks"),
+        (_kernel("dense GEMM") | {"model": "dense GEMM M0 N0 K0"}, "the sizes that it states come to no work"),
+        (GOOD | {"measured": {}}, "neither ttft_ms nor tpot_ms was measured"),
     ],
 )
 def test_what_a_system_row_does_not_state_has_a_reason(row: dict[str, Any], reason: str) -> None:

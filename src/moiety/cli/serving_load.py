@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moiety.errors import InputError
 from moiety.files import read_text
+from moiety.json_object import unique_keys
 from moiety.records import broken_rule
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _read(path: str) -> list[Arrival]:
             continue
         source = f"{path}:{number}"
         try:
-            row = _Line.model_validate(json.loads(line))
+            row = _Line.model_validate(json.loads(line, object_pairs_hook=unique_keys))
         except ValidationError as error:
             first = broken_rule(error)
             raise InputError(first.rule, source=source, field=first.field) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -70,6 +71,8 @@ def _serving(row: ServingRow, line: int, predictor: ServingPredictor) -> Compare
         "phase": row.mode,
         "precision": row.precision or "not stated",
     }
+    if not measured:
+        return Compared(row.id, line, group, measured, skipped="neither ttft_ms nor tpot_ms was measured")
     try:
         case = serving_case(row)
         latency = predictor.predict(case)
@@ -87,7 +90,9 @@ def _system(row: SystemRow, line: int) -> Compared:
         predicted = predict_system(row)
     except (SkippedRow, InputError, ValidationError) as reason:
         return Compared(row.id, line, group, measured, skipped=_why(reason))
-    kept = {name: value for name, value in predicted.items() if measured.get(name)}
+    if not all(0 < value < math.inf for value in predicted.values()):
+        return Compared(row.id, line, group, measured, skipped="the sizes that it states come to no work")
+    kept = {name: value for name, value in predicted.items() if row.metric(name)}
     if not kept:
         return Compared(row.id, line, group, measured, skipped="none of its metrics is predicted")
     return Compared(row.id, line, group, {name: measured[name] for name in kept}, kept)

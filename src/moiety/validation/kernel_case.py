@@ -222,6 +222,8 @@ def _limits(row: SystemRow, match: re.Match[str]) -> tuple[Kernel, ...]:
 def _sequences(row: SystemRow, tokens: int) -> int:
     """Return the sequences of a batch that is stated by their number, or by the tokens of all."""
     counted = _TOKENS.match(row.batch or "")
+    if not tokens:
+        raise SkippedRow("the length of the sequences is not stated")
     return int(counted[1]) // tokens if counted else batch(row)
 
 

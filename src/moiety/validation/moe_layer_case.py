@@ -100,7 +100,8 @@ def _products(layer: _Layer) -> float:
     device, moe, gpus = layer.cluster.device, layer.moe, layer.cluster.num_gpus
     peaks = {**device.peak_flops_per_s, layer.weights: device.peak("fp8")}
     at_fp8 = device.model_copy(update={"peak_flops_per_s": peaks})
-    touched = moe.num_experts / gpus * -math.expm1(layer.tokens * gpus * math.log1p(-moe.top_k / moe.num_experts))
+    idle = math.log1p(-moe.top_k / moe.num_experts) if moe.top_k < moe.num_experts else -math.inf
+    touched = moe.num_experts / gpus * -math.expm1(layer.tokens * gpus * idle)
     width, hidden = moe.expert_intermediate_size, layer.hidden_size
     works = (
         Gemm(layer.rows, 2 * width, hidden, layer.weights, "bf16", touched, experts=True),

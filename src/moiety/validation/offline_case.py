@@ -53,8 +53,8 @@ def predict_offline(row: SystemRow) -> dict[str, float]:
 
 def as_closed_loop(row: SystemRow) -> ServingRow:
     """Return an offline row as a closed loop of the sequences that run at a time, with the time per token measured."""
-    rate = row.metrics.get("output_tok_s_total")
-    if row.kind != "e2e" or row.tier != "A" or not isinstance(rate, float):
+    rate = row.metric("output_tok_s_total")
+    if row.kind != "e2e" or row.tier != "A" or not rate:
         raise SkippedRow("it is no offline run")
     case, requests = _offline_case(row)
     pool = ServingPredictor(load_serving()).pool(case, case.decode)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from moiety.errors import InputError
 from moiety.files import read_bytes
+from moiety.json_object import unique_keys
 from moiety.records import broken_rule
 from moiety.validation.serving_row import ServingRow
 from moiety.validation.system_row import SystemRow
@@ -76,7 +77,7 @@ def _row(line: bytes) -> ServingRow | SystemRow:
     if len(line) > _LONGEST_LINE:
         raise InputError(f"is longer than {_LONGEST_LINE:,} bytes")
     try:
-        document: object = json.loads(line)
+        document: object = json.loads(line, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError):
         raise InputError("is no JSON") from None
     if not isinstance(document, dict):

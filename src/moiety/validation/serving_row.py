@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from moiety.validation.published_names import weight_format
 
-Degree = Annotated[int, Field(gt=0, le=1_048_576)]
-Milliseconds = Annotated[float, Field(gt=0, le=1e9)]
-Tokens = Annotated[int, Field(gt=0, le=100_000_000)]
+
+def _is_a_number(value: object) -> object:
+    if isinstance(value, bool):
+        msg = "must be a number, not true or false"
+        raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueError only
+    return value
+
+
+Number = BeforeValidator(_is_a_number)
+"""Of a field that takes numbers: true is not 1."""
+MOST_RANKS = 1_048_576
+Degree = Annotated[int, Field(gt=0, le=MOST_RANKS), Number]
+Milliseconds = Annotated[float, Field(gt=0, le=1e9), Number]
+Tokens = Annotated[int, Field(gt=0, le=100_000_000), Number]
 _NOT_STATED = {"", "n/a", "na", "nan", "none", "null", "unknown"}
 """What tools write where a field has no value."""
 _MODES = {"aggregated": "agg", "disaggregated": "disagg"}
@@ -45,14 +56,6 @@ class Degrees(Row):
     attention_dp: Degree | None = None
     moe_tp: Degree | None = None
     moe_ep: Degree | None = None
-
-    @field_validator("tp", "pp", "attention_dp", "moe_tp", "moe_ep", mode="before")
-    @classmethod
-    def _is_a_number(cls, value: object) -> object:
-        if isinstance(value, bool):
-            msg = "must be a number of ranks, not true or false"
-            raise ValueError(msg)  # noqa: TRY004 - pydantic reports ValueError only
-        return value
 
     @property
     def worker_gpus(self) -> int:
@@ -98,9 +101,9 @@ class ServingRow(Degrees):
     exact_lengths: bool = False
     """Every request has all tokens stated, also where published runs of these lengths drew them."""
     concurrency: Degree | None = None
-    draft_tokens: Annotated[int, Field(ge=0, le=64)] | None = None
+    draft_tokens: Annotated[int, Field(ge=0, le=64), Number] | None = None
     """Tokens that are guessed for each sequence and checked in a step (speculative decoding)."""
-    frontends: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    frontends: Annotated[int, Field(ge=1, le=10_000), Number] | None = None
     """Routers before the decoding workers, each of which sends its requests to one after the other."""
     prefill: Workers | None = None
     decode: Workers | None = None

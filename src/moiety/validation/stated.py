@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 def metric(row: SystemRow, name: str) -> float:
     """Return a measured number; 0 where it was not measured."""
-    value = row.metrics.get(name)
-    return value if isinstance(value, float) else 0.0
+    return row.metric(name) or 0.0
 
 
 def batch(row: SystemRow) -> int:

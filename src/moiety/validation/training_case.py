@@ -127,7 +127,7 @@ def _microbatches(row: SystemRow, num_groups: int) -> tuple[int, int]:
     else:
         raise SkippedRow("the global batch is not stated")
     size = int(microbatch[1]) if microbatch else 1
-    count, rest = divmod(sequences, size * num_groups)
+    count, rest = divmod(sequences, size * num_groups) if size else (0, 0)
     if rest or not count:
         raise SkippedRow("the global batch does not divide over the data-parallel groups")
     return size, count

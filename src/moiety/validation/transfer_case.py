@@ -92,8 +92,8 @@ def benchmark(row: SystemRow) -> str:
 
 def library_case(row: SystemRow) -> tuple[CollectiveProtocols, float, int, float]:
     """Return protocols, bytes of the full tensor, GPUs and bytes a second of a link."""
-    size, gpus, device = row.metrics.get("bytes"), row.n_gpus or 0, row_device(row)
-    if not isinstance(size, float) or gpus < 2:  # noqa: PLR2004 - one GPU has nobody to talk to
+    size, gpus, device = row.metric("bytes"), row.n_gpus or 0, row_device(row)
+    if size is None or gpus < 2:  # noqa: PLR2004 - one GPU has nobody to talk to
         raise SkippedRow("bytes or the number of GPUs is not stated")
     cluster = row_cluster(device.name, gpus)
     if gpus > cluster.tiers[0].num_gpus:
