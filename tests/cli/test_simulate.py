@@ -119,6 +119,8 @@ def test_tables_show_what_was_asked(small_folder: Path, work: Path) -> None:
         (("--scale", "8,12"), ("--scale", "12", "16")),
         (("--scale", ",".join(str(8 * n) for n in range(1, 40))), ("--scale", "at most 32")),
         (("--trace", "file/t.json"), ("file", "cannot be written")),
+        (("--trace", ""), ("--trace", "must name a file")),
+        (("--trace", "."), ("--trace", "must name a file, not a folder")),
     ],
 )
 def test_questions_that_make_no_sense(

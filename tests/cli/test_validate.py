@@ -89,3 +89,28 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert (code, out) == (2, "")
     assert "holds no row of measurements; line 1: is no JSON object" in err
     assert _run(capsys, str(tmp_path / "none.jsonl"))[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--plot", "p.svg", "--page", "."), ("--page", "must name a file, not a folder")),
+        (("--plot", "p.svg", "--page", "rows.jsonl/p.md"), ("rows.jsonl", "there is a file of that name")),
+        (("--plot", ""), ("--plot", "must name a file")),
+        (("--plot", "p", "--page", "./p"), ("--page", "is the file of --plot too", "name two files")),
+        (("--left-out", "rows.jsonl"), ("--left-out", "stands in a page", "--page")),
+    ],
+)
+def test_files_that_could_not_be_written_are_named_before_the_work(
+    arguments: tuple[str, ...],
+    words: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.jsonl").write_text(ROWS[0], encoding="utf-8")
+    code, out, err = _run(capsys, "rows.jsonl", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert all(word in err for word in words), err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
+from moiety.cli.target import checked_target
 from moiety.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -183,8 +184,8 @@ def _check_files(out: str | None, to: str, picture: str | None, layer: int | Non
     if picture is not None and not picture.endswith(".svg"):
         raise InputError("must end in .svg", field="--picture", value=picture)
     for option, name in (("--out", out), ("--picture", picture)):
-        if name is not None and (Path(name).name in {"", ".."} or name.endswith("/")):
-            raise InputError("must name a file", field=option, value=name)
+        if name is not None:
+            checked_target(option, name)
     if out is not None and picture is not None and Path(out).resolve() == Path(picture).resolve():
         raise InputError("is the file of --out too", field="--picture", value=picture, remedy="name two files")
 

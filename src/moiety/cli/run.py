@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +15,7 @@ from moiety.cli.rank_options import (  # typer reads them when the program runs
     RankOutputOption,  # noqa: TC001
     TransportOption,  # noqa: TC001
 )
+from moiety.cli.target import checked_target
 from moiety.errors import InputError
 
 if TYPE_CHECKING:
@@ -100,24 +100,13 @@ def run(
         raise InputError(
             "says where --bench writes", field="--calibration-out", value=calibration_out, remedy="add --bench"
         )
-    _check_target("--trace", trace)
-    _check_target("--calibration-out", calibration_out)
+    for option, file in (("--trace", trace), ("--calibration-out", calibration_out)):
+        if file is not None:
+            checked_target(option, file)
     output = Output(json, quiet)
     prepared, reports = run_ranks(lambda world: prepare(wish, world), output, rank_output)
     if prepared is not None:
         _show(prepared, reports, output, trace, calibration_out)
-
-
-def _check_target(option: str, file: str | None) -> None:
-    """Raise InputError where a file has no place to go: it is written when everything else is done."""
-    if file is None:
-        return
-    path = Path(file)
-    if path.is_dir():
-        raise InputError("is a folder, not a file", field=option, value=file, remedy=f"e.g. {option} file.json")
-    nearest = next(each for each in path.absolute().parents if each.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"nothing can be written to {nearest}", field=option, value=file)
 
 
 def _show(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
+from moiety.cli.target import checked_target
 from moiety.errors import InputError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def simulate(
     parse_failures(fail or (), loaded.cluster)
     load = ServingLoad(requests or 0, concurrency, rate, arrivals, prefix_hits)
     check_load(load)
-    target = Path(trace) if trace is not None else path.parent / f"{loaded.name}_trace.json"
+    target = checked_target("--trace", trace if trace is not None else str(path.parent / f"{loaded.name}_trace.json"))
     evaluation = evaluate(loaded, calibration)
     case = WhatIf(evaluation.plan, calibration, output)
     answers = Answers(

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
+from moiety.cli.target import checked_target
+from moiety.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,22 +49,26 @@ def validate(
     output = Output(json, quiet)
     files = [read_rows(Path(each)) for each in data] if data else [catalog_facts()]
     refuse_empty(files)
+    if left_out is not None and page is None:
+        raise InputError("stands in a page", field="--left-out", value=left_out, remedy="name one with --page")
     lines = read_text(left_out).splitlines() if left_out is not None else []
+    drawn = checked_target("--plot", plot) if plot is not None else None
+    written = checked_target("--page", page) if page is not None else None
+    if drawn is not None and written is not None and drawn.resolve() == written.resolve():
+        raise InputError("is the file of --plot too", field="--page", value=page, remedy="name two files")
     for file in files:
         for each in file.malformed:
             output.complain(f"{file.source}:{each.line}: {each.reason}")
     with output.progress("rows") as moved:
         compared = compare_rows([row for file in files for row in file.rows], moved)
-    if plot is not None:
+    if drawn is not None:
         from moiety.report.accuracy_plot import accuracy_svg
 
-        target = Path(plot)
-        write_all(target.parent, {target.name: accuracy_svg(compared)})
-    if page is not None:
+        write_all(drawn.parent, {drawn.name: accuracy_svg(compared)})
+    if written is not None:
         from moiety.report.accuracy_page import accuracy_page
 
-        target = Path(page)
-        write_all(target.parent, {target.name: accuracy_page(compared, lines)})
+        write_all(written.parent, {written.name: accuracy_page(compared, lines)})
     output.document(lambda: json_text(document(files, compared)))
     if output.shows_tables:
         from moiety.cli.validate_tables import validation_sections
