@@ -45,6 +45,9 @@ class DerivedRecord(Record):
         return record
 
 
+_NO_OBJECT = frozenset({"model_type", "model_attributes_type", "dict_type"})
+
+
 class BrokenRule(NamedTuple):
     """The first rule that an input breaks."""
 
@@ -66,7 +69,8 @@ def broken_rule(error: ValidationError) -> BrokenRule:
     """Return the first rule that a record found broken, in the words of a message."""
     first, *others = error.errors(include_url=False)
     field = ".".join(str(part) for part in first["loc"]) or None
-    return BrokenRule(first["msg"].removeprefix("Value error, "), field, first["input"], len(others))
+    rule = "must be an object" if first["type"] in _NO_OBJECT else first["msg"].removeprefix("Value error, ")
+    return BrokenRule(rule, field, first["input"], len(others))
 
 
 def _as_json(value: object) -> str:

@@ -106,12 +106,14 @@ def test_tables_show_what_was_asked(small_folder: Path, work: Path) -> None:
     [
         (("--fail", "gpu:8"), ("--fail", "gpu:8")),
         (("--fail", "gpu:-1"), ("--fail", "gpu:-1")),
+        (("--fail", "gpu:1\n"), ("--fail", "is not a failure")),
         (("--fail", "everything"), ("--fail", "everything")),
         (("--fail", "link:nvlnk"), ("did you mean 'nvlink'",)),
         (("--fail", "link:nvlink:0"), ("--fail", "above 0")),
         (("--fail", "link:nvlink:1.2.3"), ("--fail",)),
         (("--gpus", "0"), ("--gpus",)),
         (("--gpus", "12"), ("--gpus", "12", "16")),
+        (("--gpus", "1"), ("--gpus = 1: ", "does not fit 1 GPUs")),
         (("--gpus", "99999999999999999999"), ("--gpus",)),
         (("--scale", "8,nan"), ("--scale", "8,nan")),
         (("--scale", ""), ("--scale",)),
@@ -201,9 +203,15 @@ def test_a_trace_of_requests_is_served_in_its_order(small_folder: Path, work: Pa
         (("--rate", "3"), "add --requests"),
         (("--requests", "9", "--rate", "3", "--concurrency", "4"), "name one load"),
         (("--requests", "9", "--arrivals", "none.jsonl"), "there is no such file"),
-        (("--requests", "9", "--arrivals", "bad.jsonl"), "bad.jsonl:2: output_tokens"),
+        (("--requests", "9", "--arrivals", "bad.jsonl"), "bad.jsonl:2: output_tokens = 0: "),
         (("--requests", "9", "--arrivals", "torn.jsonl"), "torn.jsonl:1: is no JSON"),
         (("--requests", "9", "--arrivals", "empty.jsonl"), "holds no request"),
+        (("--requests", "9", "--arrivals", "list.jsonl"), "list.jsonl:1: must be an object"),
+        (("--requests", "9", "--arrivals", "twice.jsonl"), "twice.jsonl:1: at_s: the key is there twice"),
+        (
+            ("--requests", "9", "--arrivals", "huge.jsonl"),
+            "huge.jsonl:1: input_tokens + output_tokens = 100000004: is more",
+        ),
     ],
 )
 def test_a_load_that_cannot_be_has_one_message(
@@ -212,6 +220,9 @@ def test_a_load_that_cannot_be_has_one_message(
     good = '{"at_s": 0.0, "input_tokens": 5, "output_tokens": 4}'
     (work / "bad.jsonl").write_text(good + '\n{"at_s": 0.0, "input_tokens": 5, "output_tokens": 0}')
     (work / "torn.jsonl").write_text(good[:20])
+    (work / "list.jsonl").write_text("[]")
+    (work / "twice.jsonl").write_text(good.replace("{", '{"at_s": 1.0, '))
+    (work / "huge.jsonl").write_text(good.replace("5", "100000000"))
     (work / "empty.jsonl").write_text("")
     assert said in refused(moiety("simulate", small_folder, *arguments, "--trace", work / "t.json"))
     assert not (work / "t.json").exists()

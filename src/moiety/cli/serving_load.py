@@ -97,7 +97,8 @@ def serve_load(plan: Plan, calibration: Calibration, load: ServingLoad) -> Serve
         rate, concurrency = work.request_rate_per_s, work.concurrency
     share = None
     if load.arrivals is not None:
-        requests, said = islice(iter(_read(load.arrivals)), 0, load.requests, groups), f"arrivals of {load.arrivals}"
+        came = _read(load.arrivals, engine.cache_tokens)
+        requests, said = islice(iter(came), 0, load.requests, groups), f"arrivals of {load.arrivals}"
     elif rate is not None:
         requests, said = poisson(rate / groups, *lengths, count=count), f"Poisson, {rate:g} requests/s"
     else:
@@ -107,27 +108,38 @@ def serve_load(plan: Plan, calibration: Calibration, load: ServingLoad) -> Serve
     return Served(simulate_serving(engine, requests, concurrency=share, objective=objective), groups, said)
 
 
-def _read(path: str) -> list[Arrival]:
-    """Return the requests of a trace in order of time; raise InputError with the line that is none."""
+def _read(path: str, most_tokens: float) -> list[Arrival]:
+    """Return the requests of a trace in order of time; raise InputError with the line that is none or cannot be one."""
     from moiety.sim.arrivals import trace
 
     rows: list[tuple[float, int, int]] = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
-        source = f"{path}:{number}"
         try:
-            row = _Line.model_validate(json.loads(line, object_pairs_hook=unique_keys))
-        except ValidationError as error:
-            first = broken_rule(error)
-            raise InputError(first.rule, source=source, field=first.field) from None
-        except (ValueError, RecursionError):
-            raise InputError("is no JSON", source=source) from None
+            row = _request(line, most_tokens)
+        except InputError as error:
+            raise error.at(f"{path}:{number}") from None
         rows.append((row.at_s, row.input_tokens, row.output_tokens))
     if not rows:
         remedy = 'a line a request: {"at_s": 0.5, "input_tokens": 100, "output_tokens": 20}'
         raise InputError("holds no request", source=path, remedy=remedy)
     return list(trace(sorted(rows)))
+
+
+def _request(line: str, most_tokens: float) -> _Line:
+    try:
+        row = _Line.model_validate(json.loads(line, object_pairs_hook=unique_keys))
+    except ValidationError as error:
+        first = broken_rule(error)
+        raise InputError(first.rule, field=first.field, value=first.value) from None
+    except (ValueError, RecursionError):
+        raise InputError("is no JSON") from None
+    held = row.input_tokens + row.output_tokens
+    if held > most_tokens:
+        rule = f"is more than the {most_tokens:,.0f} tokens that the cache of an attention group holds"
+        raise InputError(rule, field="input_tokens + output_tokens", value=held)
+    return row
 
 
 def _figures(values: Histogram) -> dict[str, float]:

@@ -106,11 +106,11 @@ class WhatIf:
         """Return the plan made anew on another number of GPUs; raise InputError where that cannot be."""
         try:
             cluster = resized(self.plan.cluster, num_gpus)
+            self._say_what_is_not_known()
+            with self.output.progress(f"planning anew on {num_gpus} GPUs"):
+                return self._anew(cluster)
         except InputError as error:
             raise InputError(error.rule, field="--gpus", value=num_gpus, remedy=error.remedy) from None
-        self._say_what_is_not_known()
-        with self.output.progress(f"planning anew on {num_gpus} GPUs"):
-            return self._anew(cluster)
 
     def _anew(self, cluster: Cluster) -> Plan:
         scenario = replace(scenario_of(self.plan, self.calibration), cluster=cluster)

@@ -83,7 +83,7 @@ def parse_failures(texts: Sequence[str], cluster: Cluster) -> Failures:
     shares: list[tuple[int, float]] = []
     slow: list[tuple[int, float]] = []
     for text in texts:
-        match = _FAILURE.match(text)
+        match = _FAILURE.fullmatch(text)
         if not match:
             raise InputError(
                 "is not a failure",
