@@ -194,7 +194,17 @@ def test_a_trace_of_requests_is_served_in_its_order(small_folder: Path, work: Pa
     (work / "a.jsonl").write_text("\n".join(lines))
     own = simulated(small_folder, "--requests", "10", "--arrivals", "a.jsonl", "--trace", work / "t.json")["serving"]
     assert own["load"] == "arrivals of a.jsonl"
-    assert own["requests_per_group"] == -(-3 // own["num_groups"])
+    assert own["requests_per_group"] * own["num_groups"] == 3
+
+
+def test_no_more_requests_are_in_flight_than_asked_for(small_folder: Path, work: Path) -> None:
+    asked = ("--requests", "6", "--concurrency", "1", "--trace", work / "t.json")
+    one = simulated(small_folder, *asked)["serving"]
+    assert one["load"] == "closed loop, 1 requests in flight"
+    assert (one["num_groups"], one["requests_per_group"]) == (1, 6)
+    assert one["output_tokens_per_s"] == pytest.approx(512 / one["e2e"]["mean_s"], rel=0.05)
+    few = simulated(small_folder, "--requests", "3", "--rate", "9", "--trace", work / "t.json")["serving"]
+    assert few["num_groups"] * few["requests_per_group"] == 3
 
 
 @pytest.mark.parametrize(

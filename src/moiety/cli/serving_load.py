@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from itertools import islice
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -39,7 +38,7 @@ class ServingLoad:
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What the requests of one attention group saw, and how many such groups there are."""
+    """What the requests of one attention group saw, and how many such groups have requests."""
 
     outcome: ServingOutcome
     num_groups: int
@@ -80,25 +79,27 @@ def check_load(load: ServingLoad) -> None:
 
 
 def serve_load(plan: Plan, calibration: Calibration, load: ServingLoad) -> Served:
-    """Return what the requests see of the plan's engine: of one attention group, with its share of them."""
+    """Return what the requests see of the plan's engine: of one attention group, with its share of them.
+
+    Of fewer requests than groups, or fewer in flight, each has a group of its own, and the other groups do nothing.
+    """
     from moiety.projection.serving_plan import serving_pools
     from moiety.projection.serving_simulation import serving_engine
     from moiety.sim.arrivals import poisson, together
     from moiety.sim.serving import Objective, simulate_serving
 
     pools = serving_pools(plan, calibration)
-    groups, work = pools.decode.num_groups, plan.workload
+    work = plan.workload
     engine = serving_engine(pools.decode, pools.prefill, pools.apart, prefix_hit_rate=load.prefix_hits)
-    count = max(load.requests // groups, 1)
     lengths = (work.input_tokens, work.output_tokens)
-    rate = load.rate_per_s if load.concurrency is None and load.rate_per_s else None
-    concurrency = load.concurrency
-    if load.concurrency is load.rate_per_s is load.arrivals is None:
+    rate, concurrency = load.rate_per_s, load.concurrency
+    if rate is concurrency is load.arrivals is None:
         rate, concurrency = work.request_rate_per_s, work.concurrency
-    share = None
-    if load.arrivals is not None:
-        came = _read(load.arrivals, engine.cache_tokens)
-        requests, said = islice(iter(came), 0, load.requests, groups), f"arrivals of {load.arrivals}"
+    came = [] if load.arrivals is None else _read(load.arrivals, engine.cache_tokens)[: load.requests]
+    groups = min(pools.decode.num_groups, len(came) or load.requests, concurrency or load.requests)
+    count, share = load.requests // groups, None
+    if came:
+        requests, said = iter(came[::groups]), f"arrivals of {load.arrivals}"
     elif rate is not None:
         requests, said = poisson(rate / groups, *lengths, count=count), f"Poisson, {rate:g} requests/s"
     else:
