@@ -340,3 +340,28 @@ def test_unfused_kernels_and_plain_attention_only_add_traffic() -> None:
         more, same = traffic(options)
         assert more > fused
         assert same == flops
+
+
+@pytest.mark.parametrize("strategy", ["tp1", "tp2_dp1_ep2", "ep2_tp1"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_norm_behind_a_part_reads_all_that_the_part_made_before_it_is_added(strategy: str, phase: Phase) -> None:
+    plain = small_model(GQA, moe(shared=512), dense_layers=1)
+    blocks = tuple(
+        block.model_copy(update={"num_norms": 4, "norms_behind": ("attention", "feed_forward")})
+        for block in plain.blocks
+    )
+    model = plain.model_copy(update={"blocks": blocks})
+    few, many = (
+        graph_of(each, parse_strategy(strategy, 2 if strategy != "tp1" else 1), phase) for each in (plain, model)
+    )
+    rows = many.layout.tokens * model.hidden_size * BYTES_PER_ELEMENT["bf16"]
+    for before, after in zip(few.layers, many.layers, strict=True):
+        added = {op.name: op for op in after if op not in before}
+        assert added.keys() == {"attn_out_norm", "post_norm", "ffn_out_norm", "residual_add"}
+        (old,) = (op for op in before if op.name == "residual_add")
+        assert added["ffn_out_norm"].inputs == old.inputs[1:], "the sums over ranks are done"
+        assert added["ffn_out_norm"].work.bytes == len(old.inputs) * rows
+        assert added["residual_add"].inputs == ("input", "ffn_out_norm")
+        assert added["attn_out_norm"].inputs == (before[[op.name for op in before].index("post_norm") - 1].name,)
+        assert added["post_norm"].inputs == ("input", "attn_out_norm")
+    assert (phase == "training") == any(op.name == "ffn_out_norm.backward" for ops in many.backward for op in ops)

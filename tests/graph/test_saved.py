@@ -1,4 +1,4 @@
-"""Whose routers are computed in FP32 is what transformers' own modules do, in every architecture that it knows."""
+"""Whose routers and norms are computed in FP32 is what transformers' modules do, in every architecture it knows."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moiety.graph.saved import FP32_HELD_ROUTERS, FP32_ROUTERS
+from moiety.graph.saved import FP32_HELD_ROUTERS, FP32_NORMS, FP32_ROUTERS
 from tests.model.configs import ANY_FAMILY, DENSE, EXPERTS_KEY, OF_TEXT_PART, TOP_K_KEY
 from tests.model.oracle import configuration
 
@@ -16,6 +16,8 @@ overrides = pytest.importorskip("torch.overrides")
 
 NUM_EXPERTS = 6
 """As many as no other product of these models has columns."""
+LAYER_NORMS = {"phimoe"}
+"""Architectures whose norms torch computes as one function."""
 TEXT_PARTS = sorted({OF_TEXT_PART.get(each, each) for each in ANY_FAMILY} - DENSE | {"longcat_flash"})
 FURTHER: dict[str, dict[str, Any]] = {
     "flex_olmo": {"pad_token_id": None},
@@ -26,31 +28,46 @@ FURTHER: dict[str, dict[str, Any]] = {
 }
 
 
-class Routed(overrides.TorchFunctionMode):
-    """Notes of each product with a column an expert whether its input is FP32, and its weight a parameter itself."""
+HIDDEN_SIZE = 64
+
+
+class Noted(overrides.TorchFunctionMode):
+    """Notes in which format a model computes its routers and norms."""
 
     def __init__(self) -> None:
         """Note nothing yet."""
         super().__init__()
-        self.found: set[tuple[bool, bool]] = set()
+        self.routers: set[tuple[bool, bool]] = set()
+        """Of each product with a column an expert: whether its input is FP32, and its weight a parameter itself."""
+        self.norms: set[bool] = set()
+        """Of each product of rows with a vector as wide as the model: whether the rows are FP32."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401 - as torch calls it
         """Call the function, and note it where it is such a product."""
         result = function(*args, **(kwargs or {}))
         if function is torch.nn.functional.linear and result.shape[-1] == NUM_EXPERTS:
-            self.found.add((args[0].dtype == torch.float32, isinstance(args[1], torch.nn.Parameter)))
+            self.routers.add((args[0].dtype == torch.float32, isinstance(args[1], torch.nn.Parameter)))
+        if function in {torch.Tensor.mul, torch.mul}:
+            for vector, rows in (args, args[::-1]):
+                if getattr(vector, "shape", None) == (HIDDEN_SIZE,) and rows.shape[1:][-1:] == (HIDDEN_SIZE,):
+                    self.norms.add(rows.dtype == torch.float32)
         return result
 
 
 @pytest.mark.parametrize("model_type", TEXT_PARTS)
 def test_routers_in_fp32_are_those_of_transformers(model_type: str) -> None:
     in_fp32 = model_type in FP32_ROUTERS
-    assert routed(model_type) == {(in_fp32, not in_fp32 or model_type in FP32_HELD_ROUTERS)}
+    assert noted(model_type).routers == {(in_fp32, not in_fp32 or model_type in FP32_HELD_ROUTERS)}
 
 
-def routed(model_type: str) -> set[tuple[bool, bool]]:
+@pytest.mark.parametrize("model_type", sorted({*TEXT_PARTS, *DENSE} - LAYER_NORMS))
+def test_norms_rounded_after_their_weight_are_those_of_transformers(model_type: str) -> None:
+    assert noted(model_type).norms == {model_type in FP32_NORMS}
+
+
+def noted(model_type: str) -> Noted:
     """Return what is noted of a small BF16 model."""
-    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
+    shape = {"hidden_size": HIDDEN_SIZE, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4}
     widths = dict.fromkeys(("intermediate_size", "moe_intermediate_size", "intermediate_size_mlp"), 32)
     latent = {"q_lora_rank": 32, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
     experts = {EXPERTS_KEY.get(model_type, "num_local_experts"): NUM_EXPERTS, "n_routed_experts": NUM_EXPERTS}
@@ -59,6 +76,6 @@ def routed(model_type: str) -> set[tuple[bool, bool]]:
     config = {**shape, **widths, **latent, **experts, **chosen, "vocab_size": 131, **FURTHER.get(model_type, {})}
     built = configuration({"model_type": model_type, **config})
     model = transformers.AutoModelForCausalLM.from_config(built, dtype=torch.bfloat16).eval()
-    with Routed() as noted, torch.no_grad():
+    with Noted() as found, torch.no_grad():
         model(torch.arange(9)[None], use_cache=False)
-    return noted.found
+    return found

@@ -111,6 +111,19 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
         "MiniMaxM2Config",
         {"head_dim": 16, "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 48},
     ),
+    "afmoe": (
+        "AfmoeConfig",
+        {
+            "head_dim": 16,
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "num_dense_layers": 1,
+            "num_shared_experts": 1,
+            "layer_types": ["full_attention"] * 3,
+        },
+    ),
+    "axk1": ("AXK1Config", _LATENT | {"n_group": 1, "topk_group": 1}),
     "dots1": ("Dots1Config", _SHARED | {"n_routed_experts": 8, "n_group": 1, "topk_group": 1}),
     "ernie4_5_moe": (
         "Ernie4_5_MoeConfig",

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from moiety.model.feed_forward import FeedForward, MoeFeedForward
 
 
-def feed_forward_ops(part: FeedForward, hidden_size: int, layout: Layout, after: str | None) -> list[Op]:
+def feed_forward_ops(
+    part: FeedForward, hidden_size: int, layout: Layout, after: str | None, *, has_norm_behind: bool = False
+) -> list[Op]:
     """Return the ops from the attention's output (op `after`), or the layer's input if none, to the layer's output.
 
     `post_norm` adds the attention's output to the layer's input, in whose place the sum lies to the end.
@@ -34,7 +36,18 @@ def feed_forward_ops(part: FeedForward, hidden_size: int, layout: Layout, after:
         output = Tensor("ffn_out_reduced", (tokens, hidden_size), act)
         ops.append(Op("ffn_all_reduce", Collective("all_reduce", "tp", payload), ends, output))
         ends = ("ffn_all_reduce",)
+    if has_norm_behind:
+        ops.append(norm_behind("ffn_out_norm", ends, hidden_size, layout))
+        ends = ("ffn_out_norm",)
     return [*ops, residual_add(ends, hidden_size, layout)]
+
+
+def norm_behind(name: str, after: tuple[str, ...], hidden_size: int, layout: Layout) -> Op:
+    """Return a norm of what a part made (the sum of what ops `after` put out)."""
+    out = Tensor(
+        name.removesuffix("_norm") + "_normed", (layout.tokens, hidden_size), layout.options.dtypes.activations
+    )
+    return Op(name, MemoryPass((1.0 + len(after)) * out.size_bytes), after, out)
 
 
 def residual_add(after: tuple[str, ...], hidden_size: int, layout: Layout) -> Op:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.attention import attention_ops
-from moiety.graph.feed_forward import feed_forward_ops, residual_add
+from moiety.graph.feed_forward import feed_forward_ops, norm_behind, residual_add
 from moiety.graph.layout import Layout
 from moiety.graph.op import Collective, Gemm, MemoryPass, Op, Tensor
 from moiety.graph.sharding import dense_shard_axis, expert_elements, is_fully_sharded, parameter_gather
@@ -90,11 +90,14 @@ def build_step_graph(
 
 def _layer(model: Model, block: Block, layout: Layout) -> tuple[Op, ...]:
     ops = [] if block.attention is None else attention_ops(block.attention, model.hidden_size, layout)
+    if "attention" in block.norms_behind:
+        ops.append(norm_behind("attn_out_norm", (ops[-1].name,), model.hidden_size, layout))
     if block.feed_forward is None:
         ops.append(residual_add((ops[-1].name,), model.hidden_size, layout))
     else:
         after = ops[-1].name if ops else None
-        ops += feed_forward_ops(block.feed_forward, model.hidden_size, layout, after)
+        behind = "feed_forward" in block.norms_behind
+        ops += feed_forward_ops(block.feed_forward, model.hidden_size, layout, after, has_norm_behind=behind)
     return _with_gathers(ops, block, model.hidden_size, layout)
 
 

@@ -47,7 +47,9 @@ FP32_ROUTERS = frozenset(
 """Architectures whose routers transformers computes in FP32 (`hidden_states.type(torch.float32)` in their modules)."""
 FP32_HELD_ROUTERS = frozenset({"ernie4_5_moe", "hunyuan_v1_moe"})
 """Of these, those whose routers' weights are FP32 whatever the model is: no copy is made of them."""
-_FP32_NORMS = frozenset({"gpt_oss", "flex_olmo"})
+FP32_NORMS = frozenset(
+    {"afmoe", "flex_olmo", "gpt_oss", "nemotron_h", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"}
+)
 """Architectures whose norms are rounded after their weight, not before it (`(self.weight * hidden_states).to(...)`)."""
 CLAMPED_GATES = frozenset({"gpt_oss"})
 """Architectures whose experts clamp their gate (`_apply_gate` of transformers' GptOssExperts): two steps more."""
@@ -81,12 +83,16 @@ def layer_saved(model: Model, block: Block, layout: Layout, load: float = 1.0) -
     if block.attention is not None:
         found += _norm("input_norm", hidden, model, layout)
         found += _attention_saved(block.attention, model, layout)
+    if "attention" in block.norms_behind:
+        found += _norm("attn_out_norm", hidden, model, layout, used_by_product=False)
     if part is not None:
         found += _norm("post_norm", hidden, model, layout)
     if isinstance(part, DenseFeedForward):
         found += _network("dense", layout.tokens, layout.share(part.intermediate_size), layout, gated=part.gated)
     elif part is not None:
         found += _moe_saved(part, model, layout, load)
+    if "feed_forward" in block.norms_behind:
+        found += _norm("ffn_out_norm", hidden, model, layout, used_by_product=False)
     return found
 
 
@@ -125,7 +131,7 @@ def _norm(
     found = [
         Saved(f"{name}.input", shape, _FP32),
         Saved(f"{name}.scale", (*shape[:2], 1), _FP32),
-        Saved(f"{name}.normalized", shape, _FP32 if model.architecture in _FP32_NORMS else act),
+        Saved(f"{name}.normalized", shape, _FP32 if model.architecture in FP32_NORMS else act),
     ]
     return [*found, Saved(f"{name}.output", shape, act)] if used_by_product else found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, computed_field, model_validator
 
@@ -11,6 +11,8 @@ from moiety.dtypes import Dtype
 from moiety.model.attention import Attention, Count
 from moiety.model.feed_forward import FeedForward, MoeFeedForward
 from moiety.records import DerivedRecord, Record
+
+Part = Literal["attention", "feed_forward"]
 
 
 class Block(Record):
@@ -20,6 +22,8 @@ class Block(Record):
     feed_forward: FeedForward | None
     num_norms: int = Field(default=2, ge=0)
     """Norm vectors of `hidden_size` in the layer, those inside the attention excluded."""
+    norms_behind: tuple[Part, ...] = Field(default=(), exclude_if=lambda value: not value)
+    """Parts that one of these norms comes behind, before what the part made is added to its input."""
 
     @model_validator(mode="after")
     def _has_a_part(self) -> Self:

@@ -25,7 +25,7 @@ Recomputed = Literal["nothing", "moe", "layers"]
 
 _CAST_COPIES = 2
 """A narrow operand is written twice, by row for one product and by column for the other (Transformer Engine)."""
-_SEQUENCE_PARALLEL = frozenset({"input_norm", "post_norm", "residual_add"})
+_SEQUENCE_PARALLEL = frozenset({"input_norm", "attn_out_norm", "post_norm", "ffn_out_norm", "residual_add"})
 """Passes that tensor parallelism divides over the tokens (`--sequence-parallel`, Korthikanti et al. 2022)."""
 _FEED_FORWARD = (
     *("post_norm", "router", "dispatch", "expert_", "combine", "shared_", "dense_", "latent_", "ffn_", "residual_add"),

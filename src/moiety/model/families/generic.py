@@ -75,14 +75,16 @@ def generic(config: Config, traits: Traits | None = None) -> list[Block]:
         if config.has(key) and config.values[key] != 0:
             remedy = "plan it as a model of the nearest known architecture, under that model_type"
             raise config.error(f"cannot be planned yet: {kind}", key, remedy=remedy)
-    return [
-        Block(
-            attention=attention,
-            feed_forward=part,
-            num_norms=known.num_norms + (known.moe_norms if isinstance(part, MoeFeedForward) else 0),
-        )
-        for attention, part in zip(_attentions(config, known), _feed_forwards(config, known), strict=True)
-    ]
+    parts = zip(_attentions(config, known), _feed_forwards(config, known), strict=True)
+    return [_block(attention, part, known) for attention, part in parts]
+
+
+def _block(attention: Attention, part: FeedForward, traits: Traits) -> Block:
+    behind = traits.norms_behind
+    if traits.norm_behind_experts and isinstance(part, MoeFeedForward):
+        behind = (*behind, "feed_forward")
+    norms = traits.num_norms + len(behind)
+    return Block(attention=attention, feed_forward=part, num_norms=norms, norms_behind=behind)
 
 
 def described(blocks: list[Block]) -> str:

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from moiety.model.model import Part
+
+_BOTH: tuple[Part, ...] = ("attention", "feed_forward")
+
 
 @dataclass(frozen=True, slots=True)
 class Traits:
@@ -16,9 +20,11 @@ class Traits:
     qk_norm: Literal["none", "head", "full"] = "none"
     """Norms on queries and keys; with "none" those that `use_qk_norm` asks for, one of `head_dim` each."""
     num_norms: int = 2
-    """Norm vectors of a layer: one for each norm, and one more for each that has a bias."""
-    moe_norms: int = 0
-    """Those that only a layer with experts has beside them."""
+    """Norm vectors of a layer without those behind its parts: one for each norm, and one more for each with a bias."""
+    norms_behind: tuple[Part, ...] = ()
+    """Parts of every layer that a norm comes behind."""
+    norm_behind_experts: bool = False
+    """Whether one comes behind a mixture of experts, though behind no dense part."""
     output_gate: bool = False
     sinks: bool = False
     router_bias: bool = False
@@ -31,7 +37,7 @@ class Traits:
 TRAITS: dict[str, Traits] = {
     "afmoe": Traits(
         qk_norm="head",
-        num_norms=4,
+        norms_behind=_BOTH,
         output_gate=True,
         router_bias=True,
         defaults={
@@ -43,7 +49,7 @@ TRAITS: dict[str, Traits] = {
         },
     ),
     "axk1": Traits(
-        moe_norms=1,
+        norm_behind_experts=True,
         defaults={
             "kv_lora_rank": 512,
             "first_k_dense_replace": 1,
@@ -82,7 +88,7 @@ TRAITS: dict[str, Traits] = {
     ),
     "granitemoeshared": Traits(),
     # xAI's, as ported to transformers in hpcai-tech/grok-1
-    "grok-1": Traits(num_norms=4),
+    "grok-1": Traits(norms_behind=_BOTH),
     "hunyuan_v1_moe": Traits(qk_norm="head", defaults={"num_shared_expert": 1}),
     "hy_v3": Traits(
         qk_norm="head",

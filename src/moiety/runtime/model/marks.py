@@ -8,6 +8,8 @@ from moiety.runtime.arena.trace import called
 from moiety.runtime.model.parallel import RowLinear
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import torch
 
     from moiety.runtime.telemetry import Recorder
@@ -20,8 +22,15 @@ _OPS = {
     "self_attn.kv_b_proj": "kv_up_proj",
     "self_attn.o_proj": "o_proj",
     "post_attention_layernorm": "post_norm",
+    "mlp.post_mlp_layernorm": "ffn_out_norm",
 }
 """transformers' module, whose end is that of the graph's op: the last of those that the op stands for."""
+_NORMS_BEHIND = {
+    "post_attention_layernorm": "attn_out_norm",
+    "pre_mlp_layernorm": "post_norm",
+    "post_mlp_layernorm": "ffn_out_norm",
+}
+"""The same of layers that have a norm behind attention too; "post" is behind it there, not before what follows."""
 _FEED_FORWARD = {"gate_proj": None, "up_proj": "gate_up", "down_proj": "down"}
 
 
@@ -43,16 +52,17 @@ class NotedMarks:
 
 def mark_ops(layer: Any, index: int, recorder: Recorder) -> None:  # noqa: ANN401 - transformers' decoder layer
     """Have the modules of a decoder layer tell the recorder when the ops of the graph end."""
+    ops = _OPS | _NORMS_BEHIND if hasattr(layer, "pre_mlp_layernorm") else _OPS
     for path, module in layer.named_modules():
-        name = _op_name(path.replace("mlp.inner.", "mlp."))
+        name = _op_name(path.replace("mlp.inner.", "mlp."), ops)
         if name is not None and not isinstance(module, RowLinear):
             module.register_forward_hook(_hook(recorder, name, index))
     layer.register_forward_hook(_hook(recorder, "residual_add", index))
 
 
-def _op_name(path: str) -> str | None:
-    if path in _OPS:
-        return _OPS[path]
+def _op_name(path: str, ops: Mapping[str, str]) -> str | None:
+    if path in ops:
+        return ops[path]
     if path in {"mlp.gate", "mlp.router"}:
         return "router"
     owner, _, leaf = path.rpartition(".")
