@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from moiety.graph.saved import FP32_HELD_ROUTERS, FP32_NORMS, FP32_ROUTERS
+from moiety.graph.saved import FP32_NORMS, FP32_ROUTERS
+from moiety.model.families.traits import TRAITS, Traits
 from tests.model.configs import ANY_FAMILY, DENSE, EXPERTS_KEY, OF_TEXT_PART, TOP_K_KEY
 from tests.model.oracle import configuration
 
@@ -57,7 +58,7 @@ class Noted(overrides.TorchFunctionMode):
 @pytest.mark.parametrize("model_type", TEXT_PARTS)
 def test_routers_in_fp32_are_those_of_transformers(model_type: str) -> None:
     in_fp32 = model_type in FP32_ROUTERS
-    assert noted(model_type).routers == {(in_fp32, not in_fp32 or model_type in FP32_HELD_ROUTERS)}
+    assert noted(model_type).routers == {(in_fp32, not in_fp32 or TRAITS.get(model_type, Traits()).router_in_fp32)}
 
 
 @pytest.mark.parametrize("model_type", sorted({*TEXT_PARTS, *DENSE} - LAYER_NORMS))

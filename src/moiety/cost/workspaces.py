@@ -13,7 +13,7 @@ from moiety.cost.expansion import Expansion
 from moiety.cost.few_rows import are_few, room_items
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.op import AttentionCore, Gemm
-from moiety.graph.saved import CLAMPED_GATES, FP32_HELD_ROUTERS, FP32_ROUTERS
+from moiety.graph.saved import CLAMPED_GATES, FP32_ROUTERS
 from moiety.model.attention import GroupedQueryAttention, MultiHeadLatentAttention
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ class Workspaces(NamedTuple):
             # two factors and their product, before there is a result
             yield "product", int(read + work.m * work.k * self._element_bytes) - there
         elif isinstance(work, Gemm) and op.name == "router" and model.architecture in FP32_ROUTERS:
-            # its operands in FP32
-            rows = work.m if model.architecture in FP32_HELD_ROUTERS else work.n + work.m
+            # its operands in FP32, as far as they are not that already
+            rows = work.m + sum(each.shape[0] for each in op.weights if each.dtype != "fp32")
             yield "operands", 0 if self._element_bytes == _FP32 else int(_FP32 * rows * work.k)
         elif isinstance(work, AttentionCore) and attention is not None and not schedule.prefill_tokens:
             yield from self._of_attention(attention, there)

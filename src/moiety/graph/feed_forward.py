@@ -141,7 +141,8 @@ def _moe(part: MoeFeedForward, hidden_size: int, layout: Layout) -> list[Op]:
     tokens = layout.tokens
     router = Gemm(tokens, part.num_experts, hidden_size, dtypes.activations, dtypes.critical)
     logits = Tensor("router_logits", (tokens, part.num_experts), dtypes.critical)
-    weight = (Tensor("router.weight", (part.num_experts, hidden_size), dtypes.activations),)
+    held = "fp32" if part.router_in_fp32 else dtypes.activations
+    weight = (Tensor("router.weight", (part.num_experts, hidden_size), held),)
     ops = [Op("router", router, ("post_norm",), logits, weight)]
     row, rows_from, arrive = part.row_size(hidden_size), "post_norm", "router"
     if part.latent_size is not None:

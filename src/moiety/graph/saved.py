@@ -45,8 +45,6 @@ FP32_ROUTERS = frozenset(
     }
 )
 """Architectures whose routers transformers computes in FP32 (`hidden_states.type(torch.float32)` in their modules)."""
-FP32_HELD_ROUTERS = frozenset({"ernie4_5_moe", "hunyuan_v1_moe"})
-"""Of these, those whose routers' weights are FP32 whatever the model is: no copy is made of them."""
 FP32_NORMS = frozenset(
     {"afmoe", "flex_olmo", "gpt_oss", "nemotron_h", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next"}
 )
@@ -227,7 +225,7 @@ def _router_saved(part: MoeFeedForward, model: Model, layout: Layout) -> list[Sa
     ]
     if model.architecture in FP32_ROUTERS and _activation_bytes(layout) != _FP32:
         found.append(Saved("router.input", (tokens, model.hidden_size), _FP32))
-        if model.architecture not in FP32_HELD_ROUTERS:
+        if not part.router_in_fp32:  # else it is FP32 itself
             found.append(Saved("router.weight", (experts, model.hidden_size), _FP32))
     if part.num_groups > 1:
         found.append(Saved("router.groups", (tokens, 2 * part.num_groups + part.top_k_groups), _INDEX))

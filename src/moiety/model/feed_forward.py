@@ -50,6 +50,8 @@ class MoeFeedForward(Record):
     """Each projection of the shared experts has a bias (`mlp_bias` of DeepSeek-V2), and those of the latent."""
     router_bias: bool = False
     """The router has a trained bias parameter (gpt-oss); DeepSeek's correction bias is a buffer, not a parameter."""
+    router_in_fp32: bool = Field(default=False, exclude_if=lambda value: not value)
+    """The router's weight is FP32 whatever the others are (ERNIE 4.5, Hunyuan)."""
     expert_bias: bool = False
     """Every expert projection has a bias (gpt-oss)."""
     gated: bool = True

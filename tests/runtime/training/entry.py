@@ -106,7 +106,9 @@ def _saved(place: Place, number: int, plan: Plan, folder: Path, rows: list[Row],
         gradients = [local(each.grad) for each in rank.parameters() if each.grad is not None]
         kept = storage_bytes([*gradients, *rank.counts.values()])
         counts = {layer: each.tolist() for layer, each in rank.counts.items()}
-        return {**saved, "peak": found.peak_bytes, "left": found.left_bytes, "kept": kept, "counts": counts}
+        held = {**rank.weight_bytes(), "gradients": storage_bytes(gradients), "optimizer_state": rank.optimizer_bytes()}
+        step = {"peak": found.peak_bytes, "left": found.left_bytes, "kept": kept, "counts": counts}
+        return {**saved, **step, "held": held}
 
 
 def _box(piece: Piece, tensor: Any) -> tuple[Any, ...]:  # noqa: ANN401 - a gradient may be missing

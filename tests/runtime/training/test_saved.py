@@ -15,7 +15,7 @@ from moiety.placement.load import loads_of_counts
 from moiety.plan import MemoryPlan, Plan
 from moiety.runtime.seat import seat_of
 from tests.ranks import run_ranks
-from tests.runtime.checkpoints import save_checkpoint
+from tests.runtime.checkpoints import reference_model, save_checkpoint
 from tests.runtime.training.entry import saved_cases
 from tests.runtime.training.test_equality import DIVISIONS, divided
 from tests.scenarios import CALIBRATION
@@ -159,6 +159,16 @@ def test_the_plan_says_what_a_step_takes_at_most(case: Case, found: Found) -> No
     graph, memory, _, ranks = found[case]
     mean = sum(rank["peak"] for rank in ranks) / len(ranks)
     assert max(step_peaks(graph, memory).values()) == pytest.approx(mean, rel=PEAK_TOLERANCE)
+
+
+@pytest.mark.parametrize("case", [each for each in CASES if each[-1] == "one rank"], ids=" ".join)
+def test_the_plan_says_what_a_rank_holds_but_for_vectors(case: Case, top: Path, found: Found) -> None:
+    _, memory, _, (rank,) = found[case]
+    parameters = reference_model(top / f"{case[0]}-{case[1]}").parameters()
+    vectors = sum(each.numel() for each in parameters if each.numel() == max(each.shape))
+    for kind, most in {"dense_weights": 4, "expert_weights": 0, "gradients": 4, "optimizer_state": 12}.items():
+        beyond = rank["held"][kind] - memory.bytes_by_kind[kind]
+        assert 0 <= beyond <= most * vectors, kind
 
 
 @pytest.mark.parametrize("case", UNEVEN, ids=" ".join)

@@ -150,11 +150,11 @@ def _feed_forwards(config: Config, traits: Traits) -> list[FeedForward]:
         gated = config.text("hidden_act") not in _UNGATED
         width = config.integer("intermediate_size")
         return [DenseFeedForward(intermediate_size=width, bias=bias, gated=gated)] * layers
-    mixture = _mixture(config, router_bias=traits.router_bias, shared_bias=bias)
+    mixture = _mixture(config, traits, shared_bias=bias)
     return feed_forwards(config, _sparse(config), mixture, dense_bias=bias)
 
 
-def _mixture(config: Config, *, router_bias: bool, shared_bias: bool) -> MoeFeedForward:
+def _mixture(config: Config, traits: Traits, *, shared_bias: bool) -> MoeFeedForward:
     width = config.integer(*_EXPERT_WIDTH_KEYS)
     each = config.integer(*_SHARED_WIDTH_KEYS, minimum=0, default=width)
     number = config.integer(*_SHARED_NUMBER_KEYS, minimum=0, maximum=MAX_EXPERTS, default=0)
@@ -169,7 +169,8 @@ def _mixture(config: Config, *, router_bias: bool, shared_bias: bool) -> MoeFeed
         ),
         shared_intermediate_size=number * each,
         shared_bias=shared_bias,
-        router_bias=router_bias,
+        router_bias=traits.router_bias,
+        router_in_fp32=traits.router_in_fp32,
     )
 
 

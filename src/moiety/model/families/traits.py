@@ -28,6 +28,7 @@ class Traits:
     output_gate: bool = False
     sinks: bool = False
     router_bias: bool = False
+    router_in_fp32: bool = False
     output_bias: bool = True
     """Whether the bias that the file asks for is on the output projection too."""
     defaults: Mapping[str, object] = field(default_factory=dict[str, object])
@@ -63,7 +64,9 @@ TRAITS: dict[str, Traits] = {
     "bailing_moe_v2": Traits(qk_norm="head", defaults={"num_shared_experts": 1}),
     "dots1": Traits(qk_norm="head", defaults={"num_key_value_heads": 32}),
     "ernie4_5_moe": Traits(
-        router_bias=True, defaults={"num_key_value_heads": 4, "moe_layer_start_index": 1, "moe_num_shared_experts": 2}
+        router_bias=True,
+        router_in_fp32=True,
+        defaults={"num_key_value_heads": 4, "moe_layer_start_index": 1, "moe_num_shared_experts": 2},
     ),
     "exaone_moe": Traits(
         qk_norm="head",
@@ -89,7 +92,7 @@ TRAITS: dict[str, Traits] = {
     "granitemoeshared": Traits(),
     # xAI's, as ported to transformers in hpcai-tech/grok-1
     "grok-1": Traits(norms_behind=_BOTH),
-    "hunyuan_v1_moe": Traits(qk_norm="head", defaults={"num_shared_expert": 1}),
+    "hunyuan_v1_moe": Traits(qk_norm="head", router_in_fp32=True, defaults={"num_shared_expert": 1}),
     "hy_v3": Traits(
         qk_norm="head",
         defaults={

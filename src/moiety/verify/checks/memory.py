@@ -20,7 +20,9 @@ from moiety.verify.findings import Finding, judged
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moiety.plan import Arena, MemoryPlan, Pool
+    from moiety.dtypes import Dtype
+    from moiety.model.model import Block
+    from moiety.plan import Arena, DtypePolicy, MemoryPlan, Pool
     from moiety.verify.inspection import Inspection
 
 _TOLERANCE = 0.01
@@ -179,6 +181,11 @@ def _clashes(packed: Arena) -> int:
     )
 
 
+def _router_dtype(block: Block, dtypes: DtypePolicy) -> Dtype:
+    """Return the format that a layer's router stays in: that of the activations, or FP32 where it always is."""
+    return "fp32" if block.moe is not None and block.moe.router_in_fp32 else dtypes.activations
+
+
 def _expected_parts(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> dict[str, tuple[float, float]]:
     """Return (bytes, relative tolerance) by kind for the stage of the memory plan."""
     plan, strategy = inspection.plan, pool.strategy
@@ -188,10 +195,9 @@ def _expected_parts(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
         model.blocks[model.layer_blocks[i]]
         for i in held_layers(model.num_layers, strategy.pp, plan.options.virtual_stages)[memory.stage]
     ]
-    # a router stays in the format of the activations
     each = [
         dense_weights(block, hidden, strategy.tp) * BYTES_PER_ELEMENT[dtypes.weights]
-        + router_weights(block, hidden) * BYTES_PER_ELEMENT[dtypes.activations]
+        + router_weights(block, hidden) * BYTES_PER_ELEMENT[_router_dtype(block, dtypes)]
         for block in blocks
     ]
     dense_shards, expert_shards = _shards(inspection, pool)
