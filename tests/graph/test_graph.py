@@ -11,7 +11,7 @@ from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.graph.op import AttentionCore, Collective, Gemm, Op
 from moiety.graph.sharding import is_sharding
-from moiety.graph.training import dense_parameters
+from moiety.graph.training import routed_parameters
 from moiety.model.attention import SparseIndexer
 from moiety.model.catalog import catalog_models, load_catalog_model
 from moiety.model.feed_forward import MoeFeedForward
@@ -34,7 +34,7 @@ from tests.scenarios import (
 
 if TYPE_CHECKING:
     from moiety.graph.graph import Graph
-    from moiety.model.model import Model
+    from moiety.model.model import Block, Model
 
 STRATEGIES = ["tp1", "ep4_tp1", "ep4_tp2", "tp4_dp1_ep4", "tp4_dp2_ep2", "tp2_dp4_ep1", "tp1_dp4_ep2_pp2"]
 PHASES: list[Phase] = ["prefill", "decode", "mixed", "training"]
@@ -55,6 +55,11 @@ def layer_gemm_flops(graph: Graph, *, replicated: tuple[str, ...] = ()) -> float
                 copies = strategy.attn_dp if op.name in replicated else strategy.gpus_per_stage
                 total += op.flops * copies
     return total
+
+
+def dense_parameters(block: Block, hidden_size: int) -> int:
+    """Return the parameters of a layer that every attention group needs: all but the routed experts."""
+    return block.num_parameters(hidden_size) - routed_parameters(block, hidden_size)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

@@ -42,11 +42,6 @@ def routed_parameters(block: Block, hidden_size: int) -> int:
     return 0 if moe is None else moe.num_experts * moe.expert_parameters(hidden_size)
 
 
-def dense_parameters(block: Block, hidden_size: int) -> int:
-    """Return the parameters of a layer that every attention group needs: all but the routed experts."""
-    return block.num_parameters(hidden_size) - routed_parameters(block, hidden_size)
-
-
 def held_dense_parameters(ops: Sequence[Op], block: Block, hidden_size: int) -> int:
     """Return the dense parameters of a layer on one GPU, from its forward ops: tensor parallelism divides not all."""
     held = {

@@ -23,7 +23,6 @@ class Traffic:
 
     def __init__(self, shares: Loads, conditions: Conditions, window_s: float, seed: int) -> None:
         self._conditions = conditions
-        self._window_s = window_s
         self._rng = np.random.default_rng(seed)
         self._morning = shares
         self._noon = self._rng.permuted(shares, axis=1)

@@ -102,8 +102,8 @@ class StoredView:
 
 
 @dataclass(frozen=True, slots=True)
-class StackedView:
-    """Parts of one shape, stacked along a new first axis: experts that are stored one by one."""
+class _Parts:
+    """What views of several parts have in common."""
 
     parts: tuple[View, ...]
 
@@ -113,11 +113,6 @@ class StackedView:
         return self.parts[0].name
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Number of parts, then the shape of each."""
-        return (len(self.parts), *self.parts[0].shape)
-
-    @property
     def dtype(self) -> torch.dtype:
         """Number format of the first part."""
         return self.parts[0].dtype
@@ -125,12 +120,23 @@ class StackedView:
     @property
     def codes(self) -> torch.dtype | None:
         """What all parts have."""
-        return _common(self.parts)
+        found = {part.codes for part in self.parts}
+        return found.pop() if len(found) == 1 else None
 
     def entries(self) -> Iterator[TensorEntry]:
         """Yield the tensors of all parts."""
         for part in self.parts:
             yield from part.entries()
+
+
+@dataclass(frozen=True, slots=True)
+class StackedView(_Parts):
+    """Parts of one shape, stacked along a new first axis: experts that are stored one by one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of parts, then the shape of each."""
+        return (len(self.parts), *self.parts[0].shape)
 
     def read(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> torch.Tensor:
         """Return the slice, of which only the parts that it names are read."""
@@ -145,16 +151,10 @@ class StackedView:
 
 
 @dataclass(frozen=True, slots=True)
-class JoinedView:
+class JoinedView(_Parts):
     """Parts one after the other along `axis`: gate and up projection."""
 
-    parts: tuple[View, ...]
     axis: int
-
-    @property
-    def name(self) -> str:
-        """Name of the first part."""
-        return self.parts[0].name
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -162,21 +162,6 @@ class JoinedView:
         first = self.parts[0].shape
         size = sum(part.shape[self.axis] for part in self.parts)
         return (*first[: self.axis], size, *first[self.axis + 1 :])
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Number format of the first part."""
-        return self.parts[0].dtype
-
-    @property
-    def codes(self) -> torch.dtype | None:
-        """What all parts have."""
-        return _common(self.parts)
-
-    def entries(self) -> Iterator[TensorEntry]:
-        """Yield the tensors of all parts."""
-        for part in self.parts:
-            yield from part.entries()
 
     def read(self, box: Box, reader: SliceReader, dtype: torch.dtype) -> torch.Tensor:
         """Return the slice, of which only the parts that it reaches into are read."""
@@ -228,8 +213,3 @@ def numbers_only(weights: BlockScaled, view: View) -> BlockScaled:
 
 def _whole_blocks(indices: range, size: int) -> range:
     return range(indices.start // BLOCK * BLOCK, min(-(-indices.stop // BLOCK) * BLOCK, size))
-
-
-def _common(parts: tuple[View, ...]) -> torch.dtype | None:
-    found = {part.codes for part in parts}
-    return found.pop() if len(found) == 1 else None

@@ -54,11 +54,6 @@ class Traffic:
             for tier, size_bytes in enumerate(tier_bytes):
                 sent[tier] += size_bytes
 
-    def add_bytes(self, priority: Priority, tier: int, size_bytes: int) -> None:
-        """Count bytes of a transfer that is counted already."""
-        with self._lock:
-            self._sent_bytes[priority][tier] += size_bytes
-
     def snapshot(self) -> dict[str, dict[str, int | dict[str, int]]]:
         """Return, for every class by its name in small letters, `num_transfers` and `sent_bytes` by name of tier."""
         with self._lock:
