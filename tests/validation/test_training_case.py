@@ -261,6 +261,15 @@ def test_what_a_row_leaves_out_is_as_it_was_published(
     assert (run.captured, run.overlaps_exchange, run.options.all_to_all) == (captured, overlaps, method)
 
 
+@pytest.mark.parametrize(("parts", "overlaps"), [(4.0, True), (None, False)])
+def test_parts_of_stages_tell_one_release_s_recipe_from_another_s(parts: float | None, overlaps: bool) -> None:
+    # container 26.02 trained this in four parts, beside which tokens were exchanged; 26.02.01 in one
+    parallel = {"tp": 1.0, "pp": 8.0, "cp": 1.0, "vp": parts, "ep": 8.0, "fsdp": 0}
+    row = ROW | {"model": "Qwen3_235B_a22B", "hardware": "DGX-B300", "n_gpus": 256, "precision": "MXFP8"}
+    row |= {"source": f"{BRIDGE} [26.02.01 NeMo Container]", "parallel": parallel, "batch": "GBS 8192 MBS 1"}
+    assert training_run(SystemRow.model_validate(row)).overlaps_exchange == overlaps
+
+
 def test_attention_with_sinks_takes_the_time_of_one_that_writes_its_scores() -> None:
     sinks = _run(model="GPT OSS 120B", parallel=_degrees(pp=1, vp=1), n_gpus=64)
     assert not sinks.options.flash_attention

@@ -78,8 +78,8 @@ def published_recipes() -> tuple[TrainingRecipes, ...]:
 def recipe_of(row: SystemRow, model: str, device: str) -> TrainingRecipe | None:
     """Return the recipe that a row was most likely run from; None where none is published for its model and device.
 
-    One with the row's method and degrees counts before all others, of the release nearest to the row's; of those the
-    one that agrees best in batch and number of GPUs.
+    One with the row's method and degrees, parts of pipeline stages where it states them among those, counts before all
+    others, of the release nearest to the row's; of those the one that agrees best in batch and number of GPUs.
     """
     labels = (model, device, _format(row.precision or ""))
     known = [
@@ -110,8 +110,10 @@ def referred_degrees(row: SystemRow, model: str) -> dict[str, int | str]:
 
 
 def _distance(recipe: TrainingRecipe, row: SystemRow) -> tuple[int, ...]:
-    stated = {name: row.degree(name) or 1 for name in ("tp", "pp", "cp", "ep", "vp")}
-    others = sum(getattr(recipe, name) != stated[name] for name in ("tp", "pp", "cp", "ep"))
+    stated = {name: row.degree(name) or 1 for name in ("tp", "pp", "cp", "ep")}
+    if (parts := row.degree("vp")) is not None:
+        stated["vp"] = parts
+    others = sum(getattr(recipe, name) != degree for name, degree in stated.items())
     sequences, micro = _GLOBAL.search(row.batch or ""), _MICRO.search(row.batch or "")
     return (
         int(recipe.method not in {None, row.parallel.get("method")}),
@@ -119,7 +121,7 @@ def _distance(recipe: TrainingRecipe, row: SystemRow) -> tuple[int, ...]:
         _releases_apart(recipe, row),
         others,
         int(micro is not None and recipe.micro_batch != int(micro[1])),
-        int(recipe.vp != stated["vp"]),
+        int(recipe.vp != stated.get("vp", 1)),
         int(recipe.num_gpus != row.n_gpus),
         abs(recipe.global_batch - int(sequences[1])) if sequences else 0,
     )
