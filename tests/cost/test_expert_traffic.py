@@ -121,6 +121,20 @@ def test_deduplication_never_adds_slow_traffic(spans: tuple[int, ...], strategy:
     assert sum(flat) == pytest.approx(copies * (1 - 1 / strategy.gpus_per_stage))
 
 
+@pytest.mark.parametrize("strategy", [each for each in MESHES if each.etp <= 8], ids=lambda each: each.name)
+def test_ranks_that_share_experts_gather_from_each_other_what_flat_rows_bring_over_the_network(
+    strategy: Strategy,
+) -> None:
+    part = moe(64, 6)
+    alone, network = tiered(32, per_node=32), tiered(8, 32, per_node=8)
+    assert rows_per_token(part, strategy, alone, "gathered") == pytest.approx(
+        rows_per_token(part, strategy, alone, "flat")
+    )
+    gathered, flat = (rows_per_token(part, strategy, network, method) for method in ("gathered", "flat"))
+    assert gathered[1] == pytest.approx(flat[1] / strategy.etp)
+    assert sum(gathered) == pytest.approx(sum(flat))
+
+
 def test_each_tier_passes_on_what_the_next_one_brought() -> None:
     # 2 racks of 2 nodes of 2 GPUs, an expert a GPU, top-1: by hand
     rows = rows_per_token(moe(8, 1), Strategy(attn_dp=8, ep=8), tiered(2, 4, 8, per_node=2), "hierarchical")

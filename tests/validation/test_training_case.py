@@ -9,6 +9,7 @@ import pytest
 
 from moiety.calibration.catalog import calibration_for
 from moiety.calibration.training import TrainingConstants, load_training
+from moiety.graph.op import Collective
 from moiety.model.attention import LinearAttention
 from moiety.projection.training_formats import layer_prices
 from moiety.projection.training_predictions import prediction_blocks
@@ -268,6 +269,24 @@ def test_parts_of_stages_tell_one_release_s_recipe_from_another_s(parts: float |
     row = ROW | {"model": "Qwen3_235B_a22B", "hardware": "DGX-B300", "n_gpus": 256, "precision": "MXFP8"}
     row |= {"source": f"{BRIDGE} [26.02.01 NeMo Container]", "parallel": parallel, "batch": "GBS 8192 MBS 1"}
     assert training_run(SystemRow.model_validate(row)).overlaps_exchange == overlaps
+
+
+def test_ranks_that_share_experts_get_each_row_once_and_gather() -> None:
+    folded, shared = (_run(parallel=_degrees(tp=2, ep=4, etp=etp, method="Folding")) for etp in (1, 2))
+    assert shared.options.all_to_all == "flat"
+    methods = {
+        run.strategy.etp: {
+            price.op.work.method
+            for graph in priced_graphs(run, calibration_for("hopper")).values()
+            for prices in (*graph.layers, *graph.backward)
+            for price in prices
+            if price.op.name.startswith(("dispatch", "combine")) and isinstance(price.op.work, Collective)
+        }
+        for run in (folded, shared)
+    }
+    assert methods == {1: {"flat"}, 2: {"gathered"}}
+    exchanged = [training_parts(run, calibration_for("hopper")).work.exchange_s for run in (folded, shared)]
+    assert exchanged[0] < exchanged[1]
 
 
 def test_attention_with_sinks_takes_the_time_of_one_that_writes_its_scores() -> None:

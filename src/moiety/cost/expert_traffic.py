@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from moiety.cluster.cluster import Cluster
+    from moiety.graph.op import ExchangeMethod
     from moiety.model.feed_forward import MoeFeedForward
     from moiety.placement.serving.routed_traffic import RoutedTraffic
     from moiety.plan import AllToAll
@@ -73,7 +74,7 @@ def rows_per_token(
     moe: MoeFeedForward,
     strategy: Strategy,
     cluster: Cluster,
-    method: AllToAll,
+    method: ExchangeMethod,
     first_rank: int = 0,
     traffic: RoutedTraffic | None = None,
 ) -> tuple[float, ...]:
@@ -82,13 +83,20 @@ def rows_per_token(
     A row crosses tier t when it leaves a domain of tier t - 1. `flat` sends one row per token and expert, `dedup`
     one per token and expert-parallel rank, `hierarchical` one per token and domain, passed on inside it. The first two
     send a row to each of the `etp` GPUs that share an expert; the third sends one and copies it behind the last slow
-    link. The tokens of an attention group are divided over its `tp` GPUs.
+    link; `gathered` sends one per token and expert to one of those GPUs, which all gather what the others got. The
+    tokens of an attention group are divided over its `tp` GPUs.
 
     With `traffic` the ranks and domains that a token reaches are those measured on a trace under the placement; without
-    it, or where it was measured on other domains than the stage lies in, routing is taken for uniform.
+    it, or where it was measured on other domains than the stage lies in, routing is taken for uniform (for `gathered`
+    always).
     """
     stage = strategy.gpus_per_stage
     widths = (1, *stage_widths(strategy, cluster, first_rank))
+    if method == "gathered":
+        sent = moe.top_k / strategy.tp
+        apart = pairwise((strategy.etp, *(max(width, strategy.etp) for width in widths[1:])))
+        first, *wider = (sent * (outer - inner) / stage for inner, outer in apart)
+        return (first + sent * (strategy.etp - 1), *wider)
     if traffic is not None and is_measured(traffic, strategy, cluster, first_rank):
         return _measured_rows(traffic, strategy, method, widths)
     experts_apart = expected_domains(moe, strategy.ep)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT, Dtype
 
 if TYPE_CHECKING:
-    from moiety.plan import AllToAll
     from moiety.strategy.strategy import Axis
 
 
@@ -117,6 +116,8 @@ class MemoryPass:
 
 
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "send", "dispatch", "combine"]
+ExchangeMethod = Literal["flat", "dedup", "hierarchical", "gathered"]
+"""How tokens reach experts: as a plan says it (`plan.AllToAll`), or `gathered`, as Megatron-LM sends them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ class Collective:
     bulk: bool = False
     """Background transfer that may wait: prefetches of sharded parameters, gradients."""
     tokens: float = 0.0
-    method: AllToAll = "flat"
+    method: ExchangeMethod = "flat"
 
 
 Work = Gemm | AttentionCore | MemoryPass | Collective

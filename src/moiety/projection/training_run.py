@@ -14,6 +14,7 @@ from moiety.cost.price import Pricer
 from moiety.dtypes import Dtype
 from moiety.graph.graph import build_step_graph
 from moiety.graph.model_flops import model_flops_per_token
+from moiety.graph.op import Collective
 from moiety.graph.sharding import expert_shards
 from moiety.plan import Schedule
 from moiety.projection.training_formats import WIDE, Part, layer_prices
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from moiety.calibration.training import TrainingConstants
     from moiety.cluster.cluster import Cluster
     from moiety.cost.price import OpPrice, PricedGraph
+    from moiety.graph.graph import Graph
+    from moiety.graph.op import Op
     from moiety.model.model import Model
     from moiety.plan import Options
     from moiety.projection.training_work import Captured, Recomputed
@@ -161,9 +164,30 @@ def priced_graphs(run: TrainingRun, calibration: Calibration) -> dict[Dtype, Pri
     for dtype in used:
         dtypes = run.options.dtypes.model_copy(update={"weights": dtype, "experts": dtype})
         options = run.options.model_copy(update={"dtypes": dtypes})
-        graph = build_step_graph(run.model, run.strategy, run.schedule, options, training=True)
+        graph = _as_sent(build_step_graph(run.model, run.strategy, run.schedule, options, training=True))
         priced[dtype] = Pricer(graph, run.cluster, calibration).priced_graph()
     return priced
+
+
+def _as_sent(graph: Graph) -> Graph:
+    """Return a graph with Megatron-LM's exchange where ranks share experts and each token's every expert gets a row.
+
+    Its all-to-all sends a row to one of the ranks that share an expert; they gather each other's, and scatter their
+    sums on the way back (`MoEAlltoAllTokenDispatcher`).
+    """
+    layout = graph.layout
+    if layout.strategy.etp == 1 or layout.options.all_to_all != "flat":
+        return graph
+    layers, backward = (
+        tuple(tuple(map(_gathered, ops)) for ops in passes) for passes in (graph.layers, graph.backward)
+    )
+    return replace(graph, layers=layers, backward=backward)
+
+
+def _gathered(op: Op) -> Op:
+    work = op.work
+    exchanges = isinstance(work, Collective) and work.kind in {"dispatch", "combine"}
+    return replace(op, work=replace(work, method="gathered")) if exchanges else op
 
 
 def _layers(run: TrainingRun) -> list[tuple[int, Dtype]]:

@@ -85,7 +85,7 @@ def training_run(row: SystemRow) -> TrainingRun:
     recipe = recipe_of(row, model.name, cluster.device.name)
     sharded = bool(row.parallel.get("fsdp")) or _SHARDED in f"{row.parallel.get('method')} {row.notes}"
     summed = "bf16" if sharded else "fp32"  # gradients, in the format in which other runs' copies are reduced
-    sends_once = strategy.etp > 1 or (recipe is not None and recipe.dispatcher != "alltoall")
+    sends_once = recipe is not None and recipe.dispatcher != "alltoall"
     known = recipe is not None and recipe.pp == pp
     if pp > 1 and not known and "vp" not in row.parallel:
         raise SkippedRow("how many parts each pipeline stage has is not stated")
