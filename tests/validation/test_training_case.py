@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,6 +11,7 @@ from moiety.calibration.catalog import calibration_for
 from moiety.calibration.training import TrainingConstants, load_training
 from moiety.graph.op import Collective
 from moiety.model.attention import LinearAttention
+from moiety.projection.training_casts import Cast, Memory
 from moiety.projection.training_formats import layer_prices
 from moiety.projection.training_predictions import prediction_blocks
 from moiety.projection.training_run import TrainingRun, priced_graphs, training_parts
@@ -20,6 +21,9 @@ from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 from moiety.validation.training_case import predict_training, training_run
 from tests.scenarios import GQA, hybrid_model, small_model
+
+if TYPE_CHECKING:
+    from moiety.dtypes import Dtype
 
 ROW: dict[str, Any] = {
     "id": "t",
@@ -216,7 +220,7 @@ def test_a_scan_goes_through_memory_and_is_made_again_on_the_way_back() -> None:
     graphs = priced_graphs(run, calibration_for("hopper"))
     passes = layer_prices(graphs, run.model.blocks.index(scan), {}, "bf16")
     forward, backward = (
-        layer_work([p for p in prices if p.op.name.startswith("attention")], scan, run.strategy, (), 1e12)
+        layer_work([p for p in prices if p.op.name.startswith("attention")], scan, run.strategy, (), Memory(1e12))
         for prices in passes
     )
     assert forward.products_s == backward.products_s == 0
@@ -327,6 +331,31 @@ def test_narrow_formats_pay_for_their_casts() -> None:
     wide, narrow = (replace(_run(precision=each), captured=frozenset({"full"})) for each in ("BF16", "FP8-MX"))
     assert _step_s(narrow) < _step_s(wide)
     assert _step_s(narrow) > _step_s(wide) / 2
+
+
+@pytest.mark.parametrize(
+    ("hardware", "precision", "release", "dtype", "cast"),
+    [
+        ("DGX-H100", "FP8", "26.04", "fp8", Cast(reads=2, copies=2)),
+        ("DGX-GB200", "FP8-CS", "25.11", "fp8", Cast(reads=2, copies=1)),
+        ("DGX-GB200", "MXFP8", "26.04", "fp8", Cast(reads=1, copies=2)),
+        ("DGX-GB200", "NVFP4", "26.02.01", "fp4", Cast(reads=3, copies=2)),
+        ("DGX-GB200", "NVFP4", "26.04", "fp4", Cast(reads=2, copies=2)),
+    ],
+)
+def test_a_scale_of_a_whole_tensor_takes_another_pass(
+    hardware: str, precision: str, release: str, dtype: Dtype, cast: Cast
+) -> None:
+    source = f"{BRIDGE} [{release} NeMo Container]"
+    run = _run(hardware=hardware, precision=precision, source=source)
+    assert run.memory.cast(dtype) == cast
+    blocks = training_parts(replace(run, casts={}), calibration_for("hopper")).work
+    found = training_parts(run, calibration_for("hopper")).work
+    # by hand: a cast row's bytes are 2 wide and 1 or 1/2 narrow an element
+    narrow = 0.5 if dtype == "fp4" else 1.0
+    assert cast.bytes(1, 2, narrow) == 2 * cast.reads + narrow * cast.copies
+    assert (found.passes_s > blocks.passes_s) == (cast != Cast())
+    assert replace(found, passes_s=0) == replace(blocks, passes_s=0)
 
 
 def test_predicted_figures_are_one_figure_in_several_units() -> None:

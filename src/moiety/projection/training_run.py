@@ -17,6 +17,7 @@ from moiety.graph.model_flops import model_flops_per_token
 from moiety.graph.op import Collective
 from moiety.graph.sharding import expert_shards
 from moiety.plan import Schedule
+from moiety.projection.training_casts import Memory
 from moiety.projection.training_formats import WIDE, Part, layer_prices
 from moiety.projection.training_predictions import joined_rows_work, prediction_blocks, prediction_flops_per_token
 from moiety.projection.training_work import LayerWork, layer_work, recomputed_work, total
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from moiety.graph.op import Op
     from moiety.model.model import Model
     from moiety.plan import Options
+    from moiety.projection.training_casts import Cast
     from moiety.projection.training_work import Captured, Recomputed
     from moiety.strategy.strategy import Strategy
 
@@ -66,12 +68,19 @@ class TrainingRun:
     """Parts whose products are in another format than the run's own."""
     wide_layers: int = 0
     """Layers at the end whose products are in BF16 altogether."""
+    casts: Mapping[Dtype, Cast] = field(default_factory=dict["Dtype", "Cast"])
+    """How rows become narrow in formats that have not only a scale for each block."""
 
     @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step over all GPUs."""
         sequences = self.microbatch_sequences * self.num_microbatches * self.strategy.num_groups
         return sequences * self.sequence_tokens
+
+    @property
+    def memory(self) -> Memory:
+        """What its passes over memory go by."""
+        return Memory(self.cluster.device.memory_bandwidth_bytes_per_s, self.casts)
 
     @property
     def schedule(self) -> Schedule:
@@ -137,7 +146,7 @@ def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
     graphs = priced_graphs(run, calibration)
     priced = next(iter(graphs.values()))
     stages, microbatches, device = run.strategy.pp, run.num_microbatches, run.cluster.device
-    ends = layer_work((*priced.embedding, *priced.head), None, run.strategy, (), device.memory_bandwidth_bytes_per_s)
+    ends = layer_work((*priced.embedding, *priced.head), None, run.strategy, (), run.memory)
     layers = [
         _block_work(run, graphs, block, dtype).times(count * microbatches / stages)
         for (block, dtype), count in Counter(_layers(run)).items()
@@ -145,7 +154,7 @@ def training_parts(run: TrainingRun, calibration: Calibration) -> TrainingParts:
     beyond = _predictions_work(run, graphs, calibration).times(microbatches / stages)
     work = total((*layers, ends.times(microbatches / stages), beyond, _handed_over(run, priced.boundary)))
     ending = [price for price in priced.update if price.op.is_communication]
-    work = total((work, layer_work(ending, None, run.strategy, (), device.memory_bandwidth_bytes_per_s)))
+    work = total((work, layer_work(ending, None, run.strategy, (), run.memory)))
     update_s = sum(price.seconds for price in priced.update if not price.op.is_communication)
     return TrainingParts(
         work=_split(work, run.overlaps_exchange),
@@ -198,21 +207,21 @@ def _layers(run: TrainingRun) -> list[tuple[int, Dtype]]:
 
 def _block_work(run: TrainingRun, graphs: Mapping[Dtype, PricedGraph], block: int, dtype: Dtype) -> LayerWork:
     """Return a layer's work in `dtype`; layers in the run's own format have parts in others."""
-    kind, rate = run.model.blocks[block], run.cluster.device.memory_bandwidth_bytes_per_s
+    kind = run.model.blocks[block]
     formats = run.formats if dtype == run.options.dtypes.weights else dict[Part, Dtype]()
     forward, backward = layer_prices(graphs, block, formats, dtype)
     prices = (*forward, *recomputed_work(forward, kind, run.recomputed), *backward)
-    return layer_work(prices, kind, run.strategy, run.captured, rate)
+    return layer_work(prices, kind, run.strategy, run.captured, run.memory)
 
 
 def _predictions_work(run: TrainingRun, graphs: Mapping[Dtype, PricedGraph], calibration: Calibration) -> LayerWork:
     """Return a micro-batch's work for tokens beyond the next: rows joined, layers, and the head once more for each."""
     if not run.predictions:
         return LayerWork()
-    bandwidth, own = run.cluster.device.memory_bandwidth_bytes_per_s, run.options.dtypes.weights
+    own = run.options.dtypes.weights
     dtype = run.formats.get("predictions", own)
     parts = [_block_work(run, graphs, kind, dtype) for kind in prediction_blocks(run.model)]
-    parts.append(layer_work(graphs[own].head, None, run.strategy, (), bandwidth))
+    parts.append(layer_work(graphs[own].head, None, run.strategy, (), run.memory))
     parts.append(joined_rows_work(run.model, graphs[dtype].graph.layout, run.cluster, calibration))
     return total(parts).times(run.predictions)
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from moiety.cost.price import OpPrice
     from moiety.graph.op import Op
     from moiety.model.model import Block
+    from moiety.projection.training_casts import Memory
     from moiety.strategy.strategy import Strategy
 
 Captured = Literal["full", "attn", "mamba", "mlp", "moe_router", "moe_preprocess", "moe"]
@@ -23,8 +24,6 @@ Captured = Literal["full", "attn", "mamba", "mlp", "moe_router", "moe_preprocess
 Recomputed = Literal["nothing", "moe", "layers"]
 """What runs again before its backward pass: nothing, the feed-forward part of layers with experts, whole layers."""
 
-_CAST_COPIES = 2
-"""A narrow operand is written twice, by row for one product and by column for the other (Transformer Engine)."""
 _SEQUENCE_PARALLEL = frozenset({"input_norm", "attn_out_norm", "post_norm", "ffn_out_norm", "residual_add"})
 """Passes that tensor parallelism divides over the tokens (`--sequence-parallel`, Korthikanti et al. 2022)."""
 _FEED_FORWARD = (
@@ -76,13 +75,10 @@ def layer_work(
     block: Block | None,
     strategy: Strategy,
     captured: Collection[Captured],
-    bytes_per_s: float,
+    memory: Memory,
 ) -> LayerWork:
-    """Return the work of the priced ops of a layer; of what is no layer's (`block` None), nothing is captured.
-
-    `bytes_per_s` is the memory's bandwidth.
-    """
-    return total(_op_work(price, block, strategy, captured, bytes_per_s) for price in prices)
+    """Return the work of the priced ops of a layer; of what is no layer's (`block` None), nothing is captured."""
+    return total(_op_work(price, block, strategy, captured, memory) for price in prices)
 
 
 def recomputed_work(forward: tuple[OpPrice, ...], block: Block, recomputed: Recomputed) -> tuple[OpPrice, ...]:
@@ -98,7 +94,7 @@ def _op_work(
     block: Block | None,
     strategy: Strategy,
     captured: Collection[Captured],
-    bytes_per_s: float,
+    memory: Memory,
 ) -> LayerWork:
     op, work, seconds = price.op, price.op.work, price.seconds
     if isinstance(work, Collective) and work.bulk:
@@ -113,11 +109,14 @@ def _op_work(
         return LayerWork(passes_s=seconds / divided, launches=launches)
     if isinstance(work, AttentionCore):
         mamba = _mamba(block)
-        passes_s = _mamba_passes_s(price, mamba, bytes_per_s) if mamba else 0.0
+        passes_s = _mamba_passes_s(price, mamba, memory.bytes_per_s) if mamba else 0.0
         return LayerWork(products_s=0.0 if mamba else seconds, passes_s=passes_s, launches=launches)
-    added = work.groups * work.n * work.k * _GRADIENT_BYTES / bytes_per_s if _is_backward(op) else 0.0
+    added = work.groups * work.n * work.k * _GRADIENT_BYTES / memory.bytes_per_s if _is_backward(op) else 0.0
     return LayerWork(
-        products_s=seconds, passes_s=_cast_bytes(op, work) / bytes_per_s, accumulation_s=added, launches=launches
+        products_s=seconds,
+        passes_s=_cast_bytes(op, work, memory) / memory.bytes_per_s,
+        accumulation_s=added,
+        launches=launches,
     )
 
 
@@ -151,16 +150,16 @@ def _is_narrow(work: Gemm) -> bool:
     return BYTES_PER_ELEMENT[work.weight_dtype] < BYTES_PER_ELEMENT[work.activation_dtype]
 
 
-def _cast_bytes(op: Op, work: Gemm) -> float:
-    """Return the bytes that rows of a narrow product move while they are cast: read wide, written narrow.
+def _cast_bytes(op: Op, work: Gemm, memory: Memory) -> float:
+    """Return the bytes that rows of a narrow product move while they are cast.
 
     Forward the rows that go in, backward the gradients of those that came out.
     """
     if not _is_narrow(work):
         return 0.0
     width = work.n if _is_backward(op) else work.k
-    narrow = _CAST_COPIES * BYTES_PER_ELEMENT[work.weight_dtype]
-    return work.m * width * (BYTES_PER_ELEMENT[work.activation_dtype] + narrow)
+    wide, narrow = BYTES_PER_ELEMENT[work.activation_dtype], BYTES_PER_ELEMENT[work.weight_dtype]
+    return memory.cast(work.weight_dtype).bytes(work.m * width, wide, narrow)
 
 
 def _launches(op: Op, block: Block | None, strategy: Strategy) -> float:

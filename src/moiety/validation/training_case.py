@@ -11,18 +11,20 @@ from moiety.calibration.training import load_training
 from moiety.cluster.cluster import Cluster
 from moiety.model.attention import GroupedQueryAttention
 from moiety.plan import DtypePolicy, Options
+from moiety.projection.training_casts import four_bit_cast, tensor_cast
 from moiety.projection.training_run import TrainingRun, training_parts
 from moiety.strategy.legality import broken_rules
 from moiety.strategy.strategy import Strategy
 from moiety.validation.published_flops import published_flops_per_token
 from moiety.validation.serving_case import row_cluster, row_model
 from moiety.validation.skipped import SkippedRow
-from moiety.validation.training_recipes import recipe_of, referred_degrees
+from moiety.validation.training_recipes import recipe_format, recipe_of, referred_degrees, stated_release
 from moiety.validation.transfer_case import row_device
 
 if TYPE_CHECKING:
     from moiety.dtypes import Dtype
     from moiety.model.model import Model
+    from moiety.projection.training_casts import Cast
     from moiety.validation.system_row import SystemRow
 
 _MODELS = {
@@ -46,6 +48,8 @@ _DEGREES = ("tp", "cp", "pp", "ep", "etp", "vp")
 _RACK_GPUS = 64
 """GPUs of a rack that a job of whole multiples of so many uses, where a domain of links has some to spare."""
 _SHARDED = "FSDP"
+_FUSED = "26.04"
+"""The first container whose Transformer Engine makes both copies of rows in NVFP4 in one pass."""
 _WITHOUT_PREDICTIONS = "(w/o MTP)"
 _SPLIT_EXPERTS = {"MCore", "TP+EP+DP"}
 """Methods that divide experts over the attention's tensor-parallel ranks (Parallel Folding, arXiv 2504.14960)."""
@@ -112,6 +116,7 @@ def training_run(row: SystemRow) -> TrainingRun:
         predictions=recipe.predictions if recipe and _WITHOUT_PREDICTIONS not in row.model else 0,
         formats=recipe.formats if recipe else {},
         wide_layers=recipe.wide_layers if recipe else 0,
+        casts=_casts(row, cluster.device.architecture),
         overlaps_exchange=(recipe is not None and recipe.overlapped_exchange) or "A2A overlap" in row.notes,
     )
 
@@ -149,6 +154,15 @@ def _format(row: SystemRow) -> Dtype:
         if dtype in stated:
             return dtype
     raise SkippedRow(f"precision {row.precision!r} is not known")
+
+
+def _casts(row: SystemRow, architecture: str) -> dict[Dtype, Cast]:
+    """Return how a run's rows become narrow, by its precision's name and its release."""
+    release = stated_release(row)
+    found: dict[Dtype, Cast] = {"fp4": four_bit_cast(fused=not release or release >= _FUSED)}
+    if recipe_format(row.precision or "") == "fp8":
+        found["fp8"] = tensor_cast(architecture)
+    return found
 
 
 def _strategy(tp: int, cp: int, pp: int, experts: tuple[int, int], num_gpus: int) -> Strategy:

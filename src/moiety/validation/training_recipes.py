@@ -81,7 +81,7 @@ def recipe_of(row: SystemRow, model: str, device: str) -> TrainingRecipe | None:
     One with the row's method and degrees, parts of pipeline stages where it states them among those, counts before all
     others, of the release nearest to the row's; of those the one that agrees best in batch and number of GPUs.
     """
-    labels = (model, device, _format(row.precision or ""))
+    labels = (model, device, recipe_format(row.precision or ""))
     known = [
         each
         for published in published_recipes()
@@ -142,7 +142,7 @@ def _releases_apart(recipe: TrainingRecipe, row: SystemRow) -> int:
     return min(abs(order.index(each) - order.index(stated)) for each in recipe.releases)
 
 
-def _format(precision: str) -> Format:
+def recipe_format(precision: str) -> Format:
     """Return the recipe's name of a format: fp8 has one scale a tensor, mxfp8 one for 32 elements."""
     stated = precision.upper()
     if "NVFP4" in stated:
