@@ -231,7 +231,23 @@ def test_an_exchange_beside_computation_costs_a_part_of_itself() -> None:
     run = _run(parallel=_degrees(vp=1))
     beside = replace(run, overlaps_exchange=True)
     assert _step_s(replace(run, virtual_stages=2)) != _step_s(run)
-    assert 0.5 < _step_s(beside) / _step_s(run) < 1
+    bare, hidden = (training_parts(each, calibration_for("hopper")).work for each in (run, beside))
+    assert hidden.background_s == bare.background_s + bare.exchange_s
+    assert hidden.exchange_s == 0 < bare.exchange_s
+
+
+def test_two_micro_batches_in_turns_are_launched_at_more_cost_unless_a_graph_holds_them() -> None:
+    run = _run(parallel=_degrees(vp=1))
+    in_turns = replace(run, overlaps_exchange=True)
+    bare, paired = (training_parts(each, calibration_for("hopper")) for each in (run, in_turns))
+    assert (paired.work.launches, paired.work.paired_launches) == (0, bare.work.launches)
+    free = load_training().model_copy(update={"launch_s": 0.0})
+    assert paired.step_s(free) < bare.step_s(free)
+    dearer = load_training().model_copy(update={"paired_launches": 2 * load_training().paired_launches})
+    assert paired.step_s(dearer) > paired.step_s(load_training())
+    assert bare.step_s(dearer) == bare.step_s(load_training())
+    graphed = [replace(each, captured=frozenset({"full"})) for each in (run, in_turns)]
+    assert 0.5 < _step_s(graphed[1]) / _step_s(graphed[0]) < 1
 
 
 def test_a_device_with_more_power_is_no_slower() -> None:
@@ -368,7 +384,13 @@ def test_predicted_figures_are_one_figure_in_several_units() -> None:
 
 def test_a_fit_finds_the_constants_that_made_the_steps() -> None:
     true = TrainingConstants(
-        basis="fitted", source="this test", watts_per_tflops=0.9, pass_slowdown=2.5, exposed_share=0.4, launch_s=1.5e-5
+        basis="fitted",
+        source="this test",
+        watts_per_tflops=0.9,
+        pass_slowdown=2.5,
+        exposed_share=0.4,
+        launch_s=1.5e-5,
+        paired_launches=3.0,
     )
     changes: list[dict[str, Any]] = [
         {},
@@ -378,7 +400,8 @@ def test_a_fit_finds_the_constants_that_made_the_steps() -> None:
         {"model": "Mixtral-8x7B", "n_gpus": 128, "parallel": _degrees(pp=1)},
     ]
     runs = [_run(**each) for each in changes]
+    runs.append(replace(runs[0], overlaps_exchange=True))
     parts = [training_parts(run, calibration_for("hopper")) for run in runs]
     fitted = fit_training([MeasuredRun(r, p, p.step_s(true)) for r, p in zip(runs, parts, strict=True)])
-    for name in ("watts_per_tflops", "pass_slowdown", "exposed_share", "launch_s"):
+    for name in ("watts_per_tflops", "pass_slowdown", "exposed_share", "launch_s", "paired_launches"):
         assert getattr(fitted, name) == pytest.approx(getattr(true, name), rel=0.05), name

@@ -25,6 +25,8 @@ class TrainingConstants(Sourced):
     """Of transfers beside computation: the part that the step takes longer for them."""
     launch_s: Seconds
     """A kernel that the host launches on its own, in no CUDA graph."""
+    paired_launches: Annotated[float, Field(ge=0, le=100)]
+    """Such a launch where two micro-batches run in turns so that one exchanges beside the other, over one elsewhere."""
 
 
 class TrainingCatalog(Record):

@@ -130,7 +130,7 @@ class TrainingParts:
             + work.accumulation_s
             + work.exchange_s
             + work.background_s * constants.exposed_share
-            + work.launches * constants.launch_s
+            + (work.launches + work.paired_launches * constants.paired_launches) * constants.launch_s
         )
         busy_s = max(busy_s + work.sharding_s * constants.exposed_share, work.sharding_s)
         unit, half = busy_s / self.num_microbatches, work.gradients_s / 2
@@ -233,7 +233,12 @@ def _handed_over(run: TrainingRun, boundary: tuple[OpPrice, ...]) -> LayerWork:
 
 
 def _split(work: LayerWork, overlaps_exchange: bool) -> LayerWork:  # noqa: FBT001 - from a field
-    """Return the work with its exchanges where they belong, in the background or not."""
+    """Return the work with its exchanges where they belong, in the background or not.
+
+    In the background, one micro-batch's forward pass and another's backward pass are cut into nodes that the host runs
+    in turns, each with events between two streams (Megatron-LM's `combined_1f1b` and `ScheduleNode`).
+    """
     if not overlaps_exchange:
         return work
-    return replace(work, exchange_s=0.0, background_s=work.background_s + work.exchange_s)
+    beside = work.background_s + work.exchange_s
+    return replace(work, exchange_s=0.0, background_s=beside, launches=0.0, paired_launches=work.launches)

@@ -54,6 +54,8 @@ class LayerWork:
     """Sums over tensor-parallel ranks, and keys and values from context-parallel ones, in parts beside products."""
     launches: float = 0.0
     """Kernels that the host launches one by one."""
+    paired_launches: float = 0.0
+    """Those of layers that the host goes through for two micro-batches in turns, piece by piece."""
     gradients_s: float = 0.0
     """Reductions of gradients over copies of the weights, this micro-batch's share of them."""
     sharding_s: float = 0.0

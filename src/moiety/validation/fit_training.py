@@ -1,6 +1,6 @@
 """Training: Megatron-LM's constants from measured runs.
 
-Four constants for all models and devices, fitted to the logarithms of the steps' ratios, and tested on models and
+Five constants for all models and devices, fitted to the logarithms of the steps' ratios, and tested on models and
 devices left out. Runs of one configuration under several releases weigh as much as one.
 """
 
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
     from moiety.validation.serving_row import ServingRow
 
-_START = np.array([0.8, 1.5, 0.3, 1e-5])
-"""Power is scarce on every device; some unfused passes; transfers mostly hidden; ten microseconds a launch."""
+_START = np.array([0.8, 1.5, 0.3, 1e-5, 2.0])
+"""Power is scarce on every device; some unfused passes; transfers mostly hidden; ten microseconds a launch, twice that
+for each of two micro-batches in turns."""
+_DEAREST = 100.0
 _SCALE, _ROUNDS = 0.2, 60
 _SOURCE = "Megatron-Bridge performance summaries, Megatron-MoE-ModelZoo, MoE Parallel Folding (arXiv 2504.14960)"
 
@@ -97,7 +99,7 @@ def fit_training(runs: Sequence[MeasuredRun]) -> TrainingConstants:
 
 
 def _constants(logs: NDArray[np.float64]) -> TrainingConstants:
-    watts, slowdown, exposed, launch = np.exp(logs).tolist()
+    watts, slowdown, exposed, launch, paired = np.exp(logs).tolist()
     return TrainingConstants(
         basis="fitted",
         source=_SOURCE,
@@ -105,6 +107,7 @@ def _constants(logs: NDArray[np.float64]) -> TrainingConstants:
         pass_slowdown=slowdown,
         exposed_share=min(exposed, 1.0),
         launch_s=launch,
+        paired_launches=min(paired, _DEAREST),
     )
 
 
