@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from moiety.validation.compare import Compared
-from moiety.validation.score import plan_choice
+from moiety.validation.noise import repeat_spread
+from moiety.validation.score import plan_choice, training_choice
 from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_row import ServingRow
+from moiety.validation.training_case import TrainedDeployment
 
 OUTPUT_TOKENS = 1001
 
@@ -76,3 +78,39 @@ def test_nothing_is_ranked_where_too_few_were_measured() -> None:
     choice = plan_choice([run(1, 16, predicted_s=10, measured_s=10), run(2, 16, predicted_s=4, measured_s=4)])
     assert choice is not None
     assert choice.spearman is None
+
+
+def trained(way: str, release: str, *, predicted: float, measured: float, gpus: int = 64) -> Compared:
+    """Return a training run of one model in some way on as many GPUs."""
+    deployment = TrainedDeployment((gpus, 4096), (way,), release)
+    return Compared(way, 1, {"model": "m"}, {"mfu": measured}, {"mfu": predicted}, trained=deployment)
+
+
+def test_of_training_runs_under_one_load_and_release_the_fastest_predicted_one_is_chosen() -> None:
+    choice = training_choice(
+        [
+            trained("a", "26.02", predicted=0.4, measured=0.4),
+            trained("b", "26.02", predicted=0.5, measured=0.32),
+            trained("a", "26.04", predicted=0.4, measured=0.3),
+            trained("b", "26.04", predicted=0.5, measured=0.5),
+            trained("a", "26.04", predicted=0.9, measured=0.9, gpus=128),
+        ]
+    )
+    assert choice is not None
+    assert choice.num_groups == 2
+    assert choice.mean_loss == pytest.approx((0.4 / 0.32 - 1) / 2)
+    assert choice.share_near_best == 0.5
+    assert training_choice([trained("a", "", predicted=0.4, measured=0.4)]) is None
+    assert training_choice([run(1, 16, predicted_s=10, measured_s=10)]) is None
+
+
+def test_training_in_another_release_is_measured_again() -> None:
+    rows = [
+        trained(f"way {way}", f"26.0{release}", predicted=0.4, measured=way * 1.1**release)
+        for way in range(1, 11)
+        for release in range(3)
+    ]
+    # a tenth up and down of the middle one, 3 values having 2 degrees of freedom
+    deviation = 2 / 3 * 1.5**0.5 * 0.0953
+    assert repeat_spread(rows, "mfu") == pytest.approx(deviation * 1.2533, rel=1e-3)
+    assert repeat_spread([row for row in rows if row.trained and row.trained.release == "26.00"], "mfu") is None

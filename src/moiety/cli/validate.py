@@ -78,9 +78,8 @@ def validate(
 
 def document(files: Sequence[ReadRows], compared: Sequence[Compared]) -> dict[str, Any]:
     """Return the JSON document: every row, every malformed line, the errors by metric and by group."""
-    from moiety.validation.score import as_document, group_scores, metric_scores, plan_choice, skipped_reasons
+    from moiety.validation.score import as_document, group_scores, metric_scores, skipped_reasons
 
-    choice = plan_choice(compared)
     return {
         "rows": [_row(each) for each in compared],
         "malformed": [
@@ -100,14 +99,24 @@ def document(files: Sequence[ReadRows], compared: Sequence[Compared]) -> dict[st
             for grouping, values in group_scores(compared).items()
         },
         "skipped": skipped_reasons(compared),
-        "plan_choice": None
+        **_choices(compared),
+    }
+
+
+def _choices(compared: Sequence[Compared]) -> dict[str, Any]:
+    """Return what choosing a deployment by the predictions costs, of serving and of training; null where none is."""
+    from moiety.validation.score import plan_choice, training_choice
+
+    return {
+        name: None
         if choice is None
         else {
             "num_groups": choice.num_groups,
             "mean_loss": choice.mean_loss,
             "share_within_5_percent": choice.share_near_best,
             "spearman": choice.spearman,
-        },
+        }
+        for name, choice in (("plan_choice", plan_choice(compared)), ("training_choice", training_choice(compared)))
     }
 
 

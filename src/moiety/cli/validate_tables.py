@@ -11,6 +11,7 @@ from moiety.validation.score import (
     metric_scores,
     plan_choice,
     skipped_reasons,
+    training_choice,
     worst_groups,
 )
 
@@ -59,18 +60,21 @@ def validation_sections(files: Sequence[ReadRows], compared: Sequence[Compared])
         if worst:
             cells = [(f"{s.num_rows:,}", *error_percents(s), group) for group, s in worst]
             yield table(f"Worst groups in {name}", (">rows", ">MAPE", ">median", ">bias", "group"), cells)
-    choice = plan_choice(compared)
-    if choice is not None:
+    choices = (("serving", plan_choice(compared)), ("training", training_choice(compared)))
+    if any(choice is not None for _, choice in choices):
         yield table(
             "Choosing by the predictions",
-            (">groups", ">within 5 % of the best", ">mean loss", ">Spearman in groups"),
+            ("of", ">groups", ">within 5 % of the best", ">mean loss", ">Spearman in groups"),
             [
                 (
+                    what,
                     f"{choice.num_groups:,}",
                     f"{choice.share_near_best:.0%}",
                     f"{choice.mean_loss:.1%}",
                     "" if choice.spearman is None else f"{choice.spearman:.3f}",
                 )
+                for what, choice in choices
+                if choice is not None
             ],
         )
     skipped = skipped_reasons(compared)

@@ -10,6 +10,7 @@ from moiety.validation.score import (
     percent,
     plan_choice,
     skipped_reasons,
+    training_choice,
     worst_groups,
     worst_ranked,
 )
@@ -42,7 +43,8 @@ without a file), and a test fails when a change makes their errors worse by more
 
 "At best" is the rank correlation that a law without error would reach in the same groups: rows that were measured again
 (all that is stated the same, the result not) scatter, and values closer together than that have no order to predict
-(`validation/noise.py`).
+(`validation/noise.py`). Training runs count as measured again in another release of their framework, for which the law
+has no constants.
 
 Latencies are predicted in closed form (`projection/serving.py`), those with prefill apart by a run that is played,
 prompts and whole answers at a time (`sim/closed_loop.py`); the simulation (`sim/serving.py`) takes the same steps one
@@ -256,6 +258,14 @@ def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) ->
                 f"per GPU have a mean rank correlation of {choice.spearman:.3f}."
             )
             + "\n"
+        )
+    trained = training_choice(compared)
+    if trained is not None:
+        parts.append(
+            f"Of training, in {trained.num_groups} groups one model was trained in several ways (degrees, formats, "
+            "micro-batches) on as many GPUs in one release of a framework. Chosen by predicted throughput, "
+            f"{percent(trained.share_near_best)} are within 5 % of the best measured; the mean loss is "
+            f"{percent(trained.mean_loss)}.\n"
         )
     if left_out:
         parts.append(

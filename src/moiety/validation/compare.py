@@ -15,13 +15,15 @@ from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_row import ServingRow
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_case import predict_system, system_group
+from moiety.validation.training_case import trained_deployment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from moiety.validation.rows import ReadRow
     from moiety.validation.serving_case import ServingCase
     from moiety.validation.system_row import SystemRow
+    from moiety.validation.training_case import TrainedDeployment
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,21 @@ class Compared:
     skipped: str | None = None
     case: ServingCase | None = None
     """What a serving row describes, for what compares whole deployments."""
+    trained: TrainedDeployment | None = None
+    """The same of a training row."""
+
+    @property
+    def repeated(self) -> Hashable | None:
+        """What rows have in common beside their group that measured one thing again; None where it is not known.
+
+        That is all that is stated, but the release of a training framework: its law has no constants by release.
+        """
+        if self.trained is not None:
+            return self.trained.load, self.trained.way
+        case = self.case
+        if case is None:
+            return None
+        return case.prefill, case.decode, case.input_tokens, case.output_tokens, case.concurrency
 
     @property
     def error(self) -> dict[str, float]:
@@ -95,7 +112,8 @@ def _system(row: SystemRow, line: int) -> Compared:
     kept = {name: value for name, value in predicted.items() if row.metric(name)}
     if not kept:
         return Compared(row.id, line, group, measured, skipped="none of its metrics is predicted")
-    return Compared(row.id, line, group, {name: measured[name] for name in kept}, kept)
+    trained = trained_deployment(row) if row.phase == "training" else None
+    return Compared(row.id, line, group, {name: measured[name] for name in kept}, kept, trained=trained)
 
 
 def _why(reason: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from moiety.validation.rank import spearman
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Hashable, Sequence
 
     from moiety.validation.compare import Compared
 
@@ -22,14 +22,14 @@ _NORMAL = math.sqrt(math.pi / 2)
 def repeat_spread(rows: Sequence[Compared], metric: str) -> float | None:
     """Return the standard deviation of the logarithm of a metric among repeats; None where too few were repeated.
 
-    Repeats are rows that agree in all that is stated, load and degrees included, but not in what was measured.
+    Repeats are rows that agree in all that is stated, load and degrees included, but not in what was measured
+    (`Compared.repeated`).
     """
-    groups: dict[tuple[object, ...], set[float]] = {}
+    groups: dict[Hashable, set[float]] = {}
     for row in rows:
-        case = row.case
-        if case is not None and metric in row.measured:
-            workers = (case.prefill, case.decode, case.input_tokens, case.output_tokens, case.concurrency)
-            groups.setdefault((*row.group.values(), *workers), set()).add(math.log(row.measured[metric]))
+        repeated = row.repeated
+        if repeated is not None and metric in row.measured:
+            groups.setdefault((*row.group.values(), repeated), set()).add(math.log(row.measured[metric]))
     found: list[float] = []
     for values in groups.values():
         if len(values) > 1:

@@ -6,7 +6,7 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moiety.validation.noise import attainable_spearman, repeat_spread
 from moiety.validation.rank import spearman
@@ -21,6 +21,8 @@ _LEAST_RANKED = 4
 """Rows of a group from which a rank correlation says something."""
 NEAR_BEST = 0.05
 _FINE = 0.2
+_TRAINED = ("tok_s_per_gpu", "tflops_per_gpu", "tflops_forced_balance", "mfu")
+"""Throughput of a training run, the most direct first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +154,30 @@ def plan_choice(rows: Sequence[Compared]) -> PlanChoice | None:
         orders.setdefault(_but_load(row), []).append(rates)
         key = (*row.group.values(), case.input_tokens, case.output_tokens, case.concurrency)
         groups.setdefault(key, {}).setdefault(case.decode.strategy.name, rates)
+    return _choice(groups.values(), orders)
+
+
+def training_choice(rows: Sequence[Compared]) -> PlanChoice | None:
+    """Return the same of training runs: of one model on as many GPUs, in one release of a framework, per GPU."""
+    groups: dict[tuple[object, ...], dict[object, tuple[float, float]]] = {}
+    orders: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        trained, name = row.trained, next((each for each in _TRAINED if each in row.error), None)
+        if trained is None or name is None:
+            continue
+        rates = row.predicted[name], row.measured[name]
+        key = (*row.group.values(), trained.release, name, trained.load)
+        groups.setdefault(key, {}).setdefault(trained.way, rates)
+        orders.setdefault(str(key[:-1]), []).append(rates)
+    return _choice(groups.values(), orders)
+
+
+def _choice(
+    groups: Iterable[Mapping[Any, tuple[float, float]]], orders: dict[str, list[tuple[float, float]]]
+) -> PlanChoice | None:
+    """Return what choosing costs; `groups` and `orders` hold (predicted, measured) rates of deployments and of rows."""
     losses = list[float]()
-    for found in groups.values():
+    for found in groups:
         if len(found) > 1:
             chosen = max(found.values(), key=itemgetter(0))
             losses.append(max(measured for _, measured in found.values()) / chosen[1] - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.calibration.catalog import calibration_for
@@ -53,6 +54,27 @@ _FUSED = "26.04"
 _WITHOUT_PREDICTIONS = "(w/o MTP)"
 _SPLIT_EXPERTS = {"MCore", "TP+EP+DP"}
 """Methods that divide experts over the attention's tensor-parallel ranks (Parallel Folding, arXiv 2504.14960)."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedDeployment:
+    """What training runs are compared by: they train the same under one load, in different ways."""
+
+    load: tuple[object, ...]
+    """GPUs, sequence length and sequences of a step."""
+    way: tuple[object, ...]
+    """Precision, degrees and micro-batch, and what a recipe adds to them."""
+    release: str
+    """Of the framework's container; "" where none is stated."""
+
+
+def trained_deployment(row: SystemRow) -> TrainedDeployment:
+    """Return what a training row is compared by; raise SkippedRow where it cannot be predicted."""
+    run = training_run(row)
+    beside = (run.captured, run.overlaps_exchange, run.options.all_to_all, run.recomputed, run.wide_layers)
+    precision = recipe_format(row.precision or "")
+    way = (precision, run.strategy, run.virtual_stages, run.microbatch_sequences, run.options.fully_sharded, *beside)
+    return TrainedDeployment((row.n_gpus, row.isl, run.tokens_per_step), way, stated_release(row))
 
 
 def predict_training(row: SystemRow) -> dict[str, float]:
