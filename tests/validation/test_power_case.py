@@ -54,6 +54,13 @@ def test_fp8_in_blocks_computes_on_the_padding_of_its_tiles() -> None:
     assert busy(blocks, 8192) / 1024 < 2 * plain
 
 
+def test_a_flop_in_fp8_takes_half_of_the_peak_that_one_in_bf16_does() -> None:
+    wide = row(3200.0).model_copy(update={"model": "meta-llama/Llama-3.1-8B-Instruct"})
+    narrow = wide.model_copy(update={"precision": "fp8"})
+    assert power_point(narrow).mfu == pytest.approx(power_point(wide).mfu / 2, rel=1e-3)
+    assert power_point(narrow).mbu < power_point(wide).mbu
+
+
 def test_a_fit_finds_the_law_that_made_the_rows() -> None:
     rows = list[Powered]()
     for batch, itl_ms in ((1, 5.0), (4, 6.0), (16, 12.0), (64, 14.0), (64, 60.0), (256, 30.0), (256, 90.0)):

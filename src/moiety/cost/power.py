@@ -20,9 +20,9 @@ def power_w(
 ) -> float:
     """Return watts of one GPU: `idle + (base - idle + kc MFU^e) phi(f) + km MBU`, phi = (f / fmax)^2.5.
 
-    `clock_share` is f / fmax, `mfu` the share of the matrix peak at that clock, `mbu` that of the memory bandwidth. The
-    constants are those of the architecture, scaled by the device's maximum power. Never more than the power limit,
-    never less than idle.
+    `clock_share` is f / fmax, `mfu` the share of the matrix peak at that clock, in the products' format, `mbu` that of
+    the memory bandwidth. The constants are those of the architecture, scaled by the device's maximum power. Never more
+    than the power limit, never less than idle.
 
     What SMs draw beyond idle follows frequency and voltage whether or not they compute (Guerreiro et al., "GPGPU Power
     Modeling for Multi-Domain Voltage-Frequency Scaling", HPCA 2018: the core domain has a term in V^2 f without any

@@ -91,14 +91,19 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_s
 
 
 def computing_share(scenario: Scenario, pool: Pool, phase: PhaseOutcome) -> float:
-    """Return the share of its peak in BF16 that a GPU computes, what experts' kernels pad their rows with included."""
+    """Return the share of its peak that a GPU computes, what experts' kernels pad their rows with included.
+
+    The peak is that of the format of most products: the experts', or the weights' where there are none.
+    """
     device, model, schedule = scenario.cluster.device, scenario.model, phase.schedule
-    busy = phase.computed_tokens_per_s * flops_per_token(scenario, pool) / device.peak("bf16")
-    if phase.outcome.graph.layout.options.dtypes.experts == "fp8":
+    dtypes = phase.outcome.graph.layout.options.dtypes
+    peak = device.peak(dtypes.weights if model.moe is None else dtypes.experts)
+    busy = phase.computed_tokens_per_s * flops_per_token(scenario, pool) / peak
+    if model.moe is not None and dtypes.experts == "fp8":
         tokens = schedule.tokens_per_microbatch * pool.strategy.attn_dp
         parts = [block.moe for block in model.layers if block.moe is not None]
         padded = sum(padding_flops(scenario.engine, moe, model.hidden_size, tokens) for moe in parts)
-        busy += padded * schedule.num_microbatches * pool.strategy.instances / phase.step_s / device.peak("fp8")
+        busy += padded * schedule.num_microbatches * pool.strategy.instances / phase.step_s / peak
     return min(busy / pool.num_gpus, 1.0)
 
 

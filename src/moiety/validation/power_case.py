@@ -28,7 +28,7 @@ class PowerPoint:
     device: Device
     is_moe: bool
     mfu: float
-    """Of the steps that decode, with the rows that experts' kernels pad theirs to."""
+    """Of the steps that decode, at the peak of the products' format, with the rows that kernels pad experts' to."""
     mbu: float
     """Of them too."""
     prompt_share: float
@@ -53,16 +53,16 @@ def power_point(row: SystemRow) -> PowerPoint:
     case = serving_case(deployment(row, "vllm", batch(row), 1, row.osl))
     pool = ServingPredictor(load_serving()).pool(case, case.decode)
     flops = model_flops_per_token(model, context_tokens=row.osl / 2, emitted_share=1.0, training=False)
-    step_s, in_flight = step_ms * 1e-3, batch(row)
-    padded = 0.0
-    if model.moe is not None and case.options.dtypes.experts == "fp8" and _has_blocks(row):
+    step_s, in_flight, dtypes = step_ms * 1e-3, batch(row), case.options.dtypes
+    peak, padded = device.peak(dtypes.weights if model.moe is None else dtypes.experts), 0.0
+    if model.moe is not None and dtypes.experts == "fp8" and _has_blocks(row):
         padded = padding_flops("vllm", model.moe, model.hidden_size, in_flight) * model.num_moe_layers
     sequences = max(round(in_flight / pool.num_groups), 1)
     moved = pool.decode_bytes(sequences, round(row.osl / 2))
     return PowerPoint(
         device=device,
         is_moe=model.moe is not None,
-        mfu=min((in_flight * flops / device.peak("bf16") + padded / device.peak("fp8")) / step_s / gpus, 1.0),
+        mfu=min((in_flight * flops + padded) / peak / step_s / gpus, 1.0),
         mbu=min(moved / (step_s * device.memory_bandwidth_bytes_per_s), 1.0),
         prompt_share=min(max(1 - rate * step_s / in_flight, 0.0), 1.0),
     )
