@@ -334,6 +334,9 @@ def test_sharded_weights_are_gathered_in_every_microbatch() -> None:
     assert parts[2].work.sharding_s == pytest.approx(2 * parts[1].work.sharding_s, rel=0.01)
     assert parts[1].work.gradients_s == 0 < parts[0].work.gradients_s
     assert _step_s(sharded) >= parts[1].work.sharding_s
+    hidden = load_training().model_copy(update={"exposed_sharding_share": 0.0})
+    assert parts[1].step_s(hidden) < parts[1].step_s(load_training())
+    assert parts[0].step_s(hidden) == parts[0].step_s(load_training())
 
 
 def test_recomputation_costs_a_forward_pass() -> None:
@@ -389,6 +392,7 @@ def test_a_fit_finds_the_constants_that_made_the_steps() -> None:
         watts_per_tflops=0.9,
         pass_slowdown=2.5,
         exposed_share=0.4,
+        exposed_sharding_share=0.6,
         launch_s=1.5e-5,
         paired_launches=3.0,
     )
@@ -401,7 +405,15 @@ def test_a_fit_finds_the_constants_that_made_the_steps() -> None:
     ]
     runs = [_run(**each) for each in changes]
     runs.append(replace(runs[0], overlaps_exchange=True))
+    runs.append(_run(model="LLAMA3_70B", parallel={"tp": 1, "pp": 1, "fsdp": 64}, n_gpus=64))
     parts = [training_parts(run, calibration_for("hopper")) for run in runs]
     fitted = fit_training([MeasuredRun(r, p, p.step_s(true)) for r, p in zip(runs, parts, strict=True)])
-    for name in ("watts_per_tflops", "pass_slowdown", "exposed_share", "launch_s", "paired_launches"):
+    for name in (
+        "watts_per_tflops",
+        "pass_slowdown",
+        "exposed_share",
+        "exposed_sharding_share",
+        "launch_s",
+        "paired_launches",
+    ):
         assert getattr(fitted, name) == pytest.approx(getattr(true, name), rel=0.05), name

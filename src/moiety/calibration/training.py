@@ -23,6 +23,8 @@ class TrainingConstants(Sourced):
     """Time of passes over memory, over that of those that a step cannot do without: what a framework does not fuse."""
     exposed_share: Annotated[float, Field(ge=0, le=1)]
     """Of transfers beside computation: the part that the step takes longer for them."""
+    exposed_sharding_share: Annotated[float, Field(ge=0, le=1)]
+    """The same of gathering sharded weights and scattering their gradients, which whole layers wait for."""
     launch_s: Seconds
     """A kernel that the host launches on its own, in no CUDA graph."""
     paired_launches: Annotated[float, Field(ge=0, le=100)]

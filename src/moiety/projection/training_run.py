@@ -132,7 +132,7 @@ class TrainingParts:
             + work.background_s * constants.exposed_share
             + (work.launches + work.paired_launches * constants.paired_launches) * constants.launch_s
         )
-        busy_s = max(busy_s + work.sharding_s * constants.exposed_share, work.sharding_s)
+        busy_s = max(busy_s + work.sharding_s * constants.exposed_sharding_share, work.sharding_s)
         unit, half = busy_s / self.num_microbatches, work.gradients_s / 2
         waits = max(half - _BACKWARD_SHARE * unit, 0.0) + max(half - (1 - _BACKWARD_SHARE) * unit, 0.0)
         return (1 + self.bubble) * busy_s + self.update_s + waits

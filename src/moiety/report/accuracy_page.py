@@ -154,12 +154,12 @@ _KNOWN = """## What no law here explains
 - Training rows do not say what was captured in CUDA graphs, whether the all-to-all ran beside another micro-batch, or
   which dispatcher sent the tokens; between two releases one configuration moved by two thirds. All three are read in
   the recipes that the operators published (`catalog/deployments/`, Megatron-Bridge and Megatron-MoE-ModelZoo); a run
-  without one is taken to capture and to hide nothing. Five constants stand for all models, devices and releases.
+  without one is taken to capture and to hide nothing. Six constants stand for all models, devices and releases.
 - Runs that exchange tokens beside another micro-batch without a graph of the whole step were slower than those that do
   not, where one node holds all experts: the host, which goes through both micro-batches in turns, is what they wait for
   (`paired_launches`).
 - Qwen2-57B-A14B and Mixtral 8x22B (MoE Parallel Folding) train a tenth faster than predicted in every division but one:
-  Qwen2 fully sharded, which is two fifths slower. Ranks that share experts gather each other's rows, as their sources
+  Qwen2 fully sharded, which is a fifth slower. Ranks that share experts gather each other's rows, as their sources
   have it; that orders the divisions, and made the errors larger that others had made up for.
 - gpt-oss trains as slowly as if its attention (with sinks) wrote its scores to memory, and is priced so; what its
   kernels do is not published, and those in FP8 since container 26.06 are faster. The operators call what its rows of
@@ -180,7 +180,7 @@ _KNOWN = """## What no law here explains
   Super, Ultra and 3.5 Lightning: two), and so is what it kept out of a narrow format: the layers of those predictions,
   and in NVFP4 runs of Super its last 14 layers, attention, the latent's projections and what leaves Mamba-2.
 - Nemotron 3's runs are among those that the constants are fitted on. Without them the other models err as much when
-  left out (9.4 %; 9.5 % with them), left-out devices a little more (9.8 %; 9.7 %), and Nemotron 3 itself 9.5 %. Ultra
+  left out (8.4 %; 8.3 % with them), left-out devices a little more (9.2 %; 9.1 %), and Nemotron 3 itself 8.4 %. Ultra
   sharded its weights within a rack, which its rows deny. Why Super with tensor parallelism is a fifth slower than
   predicted is not known.
 - Some Llama runs moved activations to the host's memory (`cpu_offloading_num_layers` of their recipes), more of them on

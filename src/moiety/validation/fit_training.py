@@ -1,6 +1,6 @@
 """Training: Megatron-LM's constants from measured runs.
 
-Five constants for all models and devices, fitted to the logarithms of the steps' ratios, and tested on models and
+Six constants for all models and devices, fitted to the logarithms of the steps' ratios, and tested on models and
 devices left out. Runs of one configuration under several releases weigh as much as one.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from moiety.validation.serving_row import ServingRow
 
-_START = np.array([0.8, 1.5, 0.3, 1e-5, 2.0])
+_START = np.array([0.8, 1.5, 0.3, 0.4, 1e-5, 2.0])
 """Power is scarce on every device; some unfused passes; transfers mostly hidden; ten microseconds a launch, twice that
 for each of two micro-batches in turns."""
 _DEAREST = 100.0
@@ -99,13 +99,14 @@ def fit_training(runs: Sequence[MeasuredRun]) -> TrainingConstants:
 
 
 def _constants(logs: NDArray[np.float64]) -> TrainingConstants:
-    watts, slowdown, exposed, launch, paired = np.exp(logs).tolist()
+    watts, slowdown, exposed, sharding, launch, paired = np.exp(logs).tolist()
     return TrainingConstants(
         basis="fitted",
         source=_SOURCE,
         watts_per_tflops=watts,
         pass_slowdown=slowdown,
         exposed_share=min(exposed, 1.0),
+        exposed_sharding_share=min(sharding, 1.0),
         launch_s=launch,
         paired_launches=min(paired, _DEAREST),
     )
