@@ -7,15 +7,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moiety.sim.closed_loop import PlayedRun, TwoStageRun, played
+from moiety.sim.closed_loop import PlayedRun, PromptSteps, TwoStageRun, played
 
 RUN = TwoStageRun(
     concurrency=64,
     waves=10,
-    prompt_groups=4,
-    alone_s=0.0,
-    beside_s=0.0,
-    share_s=0.0,
+    prompts=PromptSteps(groups=4, alone_s=0.0, beside_s=0.0, full_s=0.0),
+    prompt_workers=1,
     handed_over_s=0.0,
     workers=1,
     slots=64,
@@ -31,7 +29,7 @@ def _wait_s(run: PlayedRun) -> float:
 
 
 def test_a_request_alone_waits_for_nothing() -> None:
-    alone = played(replace(RUN, concurrency=1, alone_s=0.2, beside_s=0.9, share_s=0.1, handed_over_s=0.05))
+    alone = played(replace(RUN, concurrency=1, prompts=PromptSteps(4, 0.2, 0.9, 1.0, 2.0), handed_over_s=0.05))
     assert alone.first_token_s(0.0) == pytest.approx(0.25)
     assert not alone.waits_s.any()
 
@@ -47,21 +45,43 @@ def test_where_slots_are_full_littles_law_gives_the_wait(concurrency: int) -> No
 
 @pytest.mark.parametrize("waves", [1, 2, 10])
 def test_prompts_that_all_come_at_once_wait_for_half_of_the_others_and_only_then(waves: int) -> None:
-    run = replace(RUN, waves=waves, alone_s=0.1, beside_s=0.1, share_s=0.1, output_tokens=10**6)
+    run = replace(RUN, waves=waves, prompts=PromptSteps(4, 0.1, 0.1, 0.1), output_tokens=10**6)
     others_s = 0.1 * 64 / 4 / 2 / waves
     assert played(run).first_token_s(0.0) == pytest.approx(0.1 + others_s, rel=0.1)
 
 
 def test_prompts_are_the_narrow_place_where_their_workers_cannot_keep_up() -> None:
-    run = replace(RUN, alone_s=2.0, beside_s=2.0, share_s=2.0)
+    run = replace(RUN, prompts=PromptSteps(4, 2.0, 2.0, 2.0))
     # 64 in flight, 2 prompts a second: 32 s from one prompt of a slot's request to the next, 10 s of which it decodes
     assert played(run).first_token_s(0.0) == pytest.approx(22.0, rel=0.15)
 
 
-def test_a_prompt_takes_longer_beside_others() -> None:
-    run = replace(RUN, concurrency=4, alone_s=0.1, beside_s=0.4, share_s=0.4)
-    assert 0.1 < played(run).first_token_s(0.0) < 0.4
+def test_prompts_that_come_together_are_computed_together_and_others_in_between() -> None:
+    run = replace(RUN, concurrency=4, prompts=PromptSteps(4, 0.1, 0.4, 0.4))
+    assert played(run).first_token_s(0.0) == pytest.approx(0.4)
+    assert 0.1 < played(replace(run, least_share=0.8)).first_token_s(0.0) < 0.3
     assert played(replace(run, concurrency=1)).first_token_s(0.0) == pytest.approx(0.1)
+
+
+def test_groups_begin_together_so_that_a_prompt_waits_for_the_step_that_runs_though_its_group_has_none() -> None:
+    """Two requests in flight whose answers are short beside a step, and groups enough for both."""
+    run = replace(RUN, concurrency=2, prompts=PromptSteps(8, 1.0, 1.0, 1.0), output_tokens=40, least_share=0.2)
+    one, two = played(run), played(replace(run, prompt_workers=2))
+    # each comes in the midst of the other's step: 0.4 s of answer on average, and the step is 1 s
+    assert 1.4 < one.ready_s < 1.8
+    assert one.ready_s - two.ready_s > 0.2
+
+
+def test_a_step_takes_as_long_as_its_fullest_group_and_the_experts_of_all() -> None:
+    """Two prompts at the most in each of four groups: 3 s a step, 4 s of attention a prompt, 1 s of experts."""
+    steps = PromptSteps(groups=4, alone_s=3 + 4 + 1, beside_s=3 + 4 + 4, full_s=3 + 8 + 8, most=2.0)
+    expected = {0.5: 8, 1: 8, 2: 9, 4: 11, 5: 3 + 8 + 5, 8: 19, 16: 2 * 19}
+    assert {prompts: steps.step_s(prompts) for prompts in expected} == pytest.approx(expected)
+    assert steps.capacity == 8
+    cut = replace(steps, most=1.5)
+    times = [cut.step_s(prompts) for prompts in range(1, 25)]
+    assert cut.capacity == 6
+    assert times == sorted(times)
 
 
 def test_answers_that_end_in_another_order_leave_a_router_behind_and_many_routers_more_so() -> None:
@@ -87,9 +107,7 @@ def test_bundles_of_requests_see_what_each_of_them_would(slots: int) -> None:
     small = replace(
         RUN,
         concurrency=128,
-        alone_s=0.2,
-        beside_s=0.3,
-        share_s=0.25,
+        prompts=PromptSteps(4, 0.2, 0.3, 0.5, 2.0),
         slots=slots,
         token_s=((1.0, 0.005), (128.0, 0.02)),
         least_share=0.8,
@@ -97,7 +115,7 @@ def test_bundles_of_requests_see_what_each_of_them_would(slots: int) -> None:
     large = replace(
         small,
         concurrency=1280,
-        prompt_groups=40,
+        prompt_workers=10,
         slots=10 * slots,
         token_s=tuple((10 * sequences, seconds) for sequences, seconds in small.token_s),
     )

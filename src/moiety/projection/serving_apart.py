@@ -7,14 +7,16 @@ played (`sim/closed_loop.py`), with times of steps in closed form.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moiety.calibration.scheduling import takes_whole_prompts
 from moiety.cost.memory import cache_bytes
 from moiety.graph.graph import build_step_graph
 from moiety.plan import Schedule
 from moiety.projection.serving import GroupLoad, ServingLatency, group_load
-from moiety.sim.closed_loop import PlayedRun, TwoStageRun, played
+from moiety.sim.closed_loop import PlayedRun, PromptSteps, TwoStageRun, played
 
 if TYPE_CHECKING:
     from moiety.calibration.serving import PrefillApart
@@ -58,16 +60,17 @@ def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> 
     chunk = min(work.input_tokens, PROMPT_TOKENS)
     chunks = work.input_tokens / chunk
     alone_s, beside_s = prefill.prompt_alone_s(chunk) * chunks, prefill.step_s(chunk, 0, 0) * chunks
-    filled_s = prefill.step_s(PROMPT_TOKENS, 0, 0) * work.input_tokens / PROMPT_TOKENS
+    most = max(PROMPT_TOKENS / work.input_tokens, 1.0)
+    if takes_whole_prompts(prefill.release.engine):
+        most = float(math.floor(most))
+    full_s = prefill.step_s(round(most * work.input_tokens), 0, 0) if most > 1 else beside_s
     groups = decode.strategy.attn_dp
     assert decode.waves is not None, "a run that is played has an end"
     run = TwoStageRun(
         concurrency=concurrency,
         waves=decode.waves,
-        prompt_groups=prefill.num_groups,
-        alone_s=alone_s,
-        beside_s=beside_s,
-        share_s=min(filled_s, beside_s),
+        prompts=PromptSteps(prefill.strategy.attn_dp, alone_s, beside_s, full_s, most),
+        prompt_workers=prefill.num_workers,
         handed_over_s=handover_s(prefill, decode) + _STEPS_TO_FIRST_TOKEN * load.decode_s,
         workers=decode.num_workers,
         slots=decode.capacity() * groups,

@@ -26,6 +26,46 @@ _FOLLOWED = 256
 _REPEATS = 16
 """Short runs scatter: they are played anew until as many requests went as in one long run, but no more often."""
 
+_INSTANT_S = 1e-9
+"""Requests that come within it come together, rounded as times are."""
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSteps:
+    """What the steps of a worker that computes prompts take, in seconds; its attention groups begin and end as one.
+
+    A step takes as long as its fullest group, and longer by what the experts do with the prompts of all groups.
+    """
+
+    groups: int
+    alone_s: float
+    """A step with one prompt, in one group."""
+    beside_s: float
+    """With one in each group."""
+    full_s: float
+    """With `most` in each group."""
+    most: float = 1.0
+    """Prompts that a step takes in each group at the most: 1 or more, not a whole number where prompts are cut."""
+
+    @property
+    def capacity(self) -> int:
+        """Prompts that a step takes in all groups."""
+        return max(math.floor(self.most * self.groups + 1e-9), 1)
+
+    def step_s(self, prompts: float) -> float:
+        """Return what a step with so many prompts takes; less than one, of several workers, are one in some of them.
+
+        More than a step takes are several steps.
+        """
+        if prompts >= self.capacity:
+            return self.full_s * prompts / (self.most * self.groups)
+        each_s = (self.beside_s - self.alone_s) / max(self.groups - 1, 1)
+        step_s = self.alone_s + max(prompts - 1, 0) * each_s
+        fullest = min(math.ceil(prompts / self.groups - 1e-9), self.most)
+        if fullest > 1:
+            step_s += (fullest - 1) * ((self.full_s - self.beside_s) / (self.most - 1) - each_s * self.groups)
+        return step_s
+
 
 @dataclass(frozen=True, slots=True)
 class TwoStageRun:
@@ -34,14 +74,9 @@ class TwoStageRun:
     concurrency: int
     waves: int
     """Requests of the run, over those in flight."""
-    prompt_groups: int
-    """Prompts that are computed at a time, in all workers that compute them; they have one queue."""
-    alone_s: float
-    """A prompt while the other groups have none."""
-    beside_s: float
-    """A prompt while each of the other groups has one; in between by their share."""
-    share_s: float
-    """What a prompt takes of its group's time: less than its own where prompts fill steps together."""
+    prompts: PromptSteps
+    prompt_workers: int
+    """Workers that compute prompts."""
     handed_over_s: float
     """From the end of the prompt to the first token that the decoding worker gives out."""
     workers: int
@@ -53,7 +88,7 @@ class TwoStageRun:
     least_share: float
     """Answers are drawn uniformly between this share of the longest and all of it; 1: all are equally long."""
     frontends: int = 1
-    """Routers, each of which sends its requests to one decoding worker after the other."""
+    """Routers, each of which sends its requests to one worker of a kind after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +123,8 @@ def played(run: TwoStageRun) -> PlayedRun:
 def _bundled(run: TwoStageRun) -> _Play:
     """Return a run of bundles of requests, each of which is computed and decodes as one.
 
-    Of so many, all groups compute prompts and all workers decode as if they were one: what one worker has more than
-    another is little beside what it holds. As many bundles as make the slots nearest to a whole number of them.
+    Of so many, all workers of a kind are as one: what one of them has more than another is little beside what it holds.
+    As many bundles as make the slots nearest to a whole number of them.
     """
     slots = run.slots * run.workers
 
@@ -104,11 +139,12 @@ def _bundled(run: TwoStageRun) -> _Play:
         run,
         concurrency=bundles,
         workers=1,
+        prompt_workers=1,
         slots=round(held) if math.isfinite(held) else held,
         token_s=tuple((sequences * run.workers / size, seconds) for sequences, seconds in run.token_s),
         frontends=1,
     )
-    return _Play(merged, 0, size)
+    return _Play(merged, 0, size, run.prompt_workers)
 
 
 @dataclass(slots=True)
@@ -126,19 +162,30 @@ class _Worker:
     changes: int = 0
 
 
-class _Play:
-    """The state of a run of bundles of `size` requests.
+@dataclass(slots=True)
+class _PromptWorker:
+    """A worker that computes prompts, step by step: who comes while a step runs waits for the next."""
 
-    Events are (time, order, worker, its changes when its next end was foreseen or None where a request comes to it).
+    waiting: deque[tuple[float, int]] = field(default_factory=deque[tuple[float, int]])
+    """When requests came, and the routers that sent them; the first come first."""
+    busy: bool = False
+
+
+class _Play:
+    """The state of a run of bundles of `size` requests, whose one prompt worker stands for `merged` of them.
+
+    Events are (time, order, worker, its changes when its next end was foreseen or None where a request comes to it);
+    workers that compute prompts have negative numbers, and their events are ends of steps.
     """
 
-    def __init__(self, run: TwoStageRun, seed: int, size: float = 1.0) -> None:
+    def __init__(self, run: TwoStageRun, seed: int, size: float = 1.0, merged: int = 1) -> None:
         self._run, self._size = run, size
         self._draws = draws = random.Random(seed)  # noqa: S311 - a simulation, no secret
         self._left = self._requests = run.concurrency * run.waves
-        self._groups_as_one = 1 if size == 1 else run.prompt_groups
-        self._free = [0.0] * (run.prompt_groups // self._groups_as_one)
+        self._prompt_workers = [_PromptWorker() for _ in range(run.prompt_workers)]
+        self._prompt_turns = [draws.randrange(run.prompt_workers) for _ in range(run.frontends)]
         self._workers = [_Worker() for _ in range(run.workers)]
+        self._merged = merged
         self._turns = [draws.randrange(run.workers) for _ in range(run.frontends)]
         self._events: list[tuple[float, int, int, int | None]] = []
         self._order = 0
@@ -164,6 +211,9 @@ class _Play:
             self._arrive(0.0)
         while self._events:
             now, _, number, changes = heapq.heappop(self._events)
+            if number < 0:
+                self._compute(~number, now)
+                continue
             worker = self._workers[number]
             if changes is not None:
                 if changes == worker.changes:
@@ -176,23 +226,38 @@ class _Play:
                 worker.waiting.append(now)
 
     def _arrive(self, now: float) -> None:
-        """Send the next request to the group that is free first, and to the worker whose turn it is."""
+        """Send the next request to the worker whose turn it is to compute its prompt."""
         if not self._left:
             return
         self._left -= 1
-        run, free = self._run, heapq.heappop(self._free)
-        begin = max(now, free)
-        others = sum(each > begin for each in self._free) / len(self._free) if self._free else float(free > now)
-        prompt_s = run.alone_s + others * (run.beside_s - run.alone_s)
-        held_s = min(run.share_s, prompt_s) * self._size / self._groups_as_one
-        heapq.heappush(self._free, begin + held_s)
-        frontend = self._draws.randrange(run.frontends)
-        worker = self._turns[frontend]
-        self._turns[frontend] = (worker + 1) % run.workers
-        others_s = held_s * (1 - 1 / self._size) / 2
-        ready_s = begin + others_s + prompt_s + run.handed_over_s
-        self._ready_s += ready_s - now
-        self._push(ready_s, worker, None)
+        frontend = self._draws.randrange(self._run.frontends)
+        number = self._prompt_turns[frontend]
+        self._prompt_turns[frontend] = (number + 1) % len(self._prompt_workers)
+        worker = self._prompt_workers[number]
+        worker.waiting.append((now, frontend))
+        if not worker.busy:
+            worker.busy = True
+            self._push(now + _INSTANT_S, ~number, None)
+
+    def _compute(self, number: int, now: float) -> None:
+        """Begin a step with the prompts that came first, and send them on when it ends."""
+        worker, steps = self._prompt_workers[number], self._run.prompts
+        worker.busy = bool(worker.waiting)
+        if not worker.busy:
+            return
+        each = self._size / self._merged
+        count = min(max(int(steps.capacity / each), 1), len(worker.waiting))
+        step_s = steps.step_s(count * each)
+        # of a bundle that takes several steps, the mean request is computed in the middle of them
+        earlier_s = max(1 - steps.capacity / (count * each), 0.0) / 2 * step_s
+        ready_s = now + step_s - earlier_s + self._run.handed_over_s
+        for _ in range(count):
+            came_s, frontend = worker.waiting.popleft()
+            self._ready_s += ready_s - came_s
+            turn = self._turns[frontend]
+            self._turns[frontend] = (turn + 1) % self._run.workers
+            self._push(ready_s, turn, None)
+        self._push(now + step_s, ~number, None)
 
     def _start(self, worker: _Worker, waited_s: float) -> None:
         self._waits_s.append(waited_s)
