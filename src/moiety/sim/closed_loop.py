@@ -88,7 +88,10 @@ class TwoStageRun:
     least_share: float
     """Answers are drawn uniformly between this share of the longest and all of it; 1: all are equally long."""
     frontends: int = 1
-    """Routers, each of which sends its requests to one worker of a kind after the other."""
+    """Routers, each of which sends its requests to one worker of a kind after the other, all of them from the first on.
+
+    Dynamo's count from nought (ai-dynamo/dynamo, lib/runtime/src/pipeline/network/egress/push_router.rs).
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,13 +183,13 @@ class _Play:
 
     def __init__(self, run: TwoStageRun, seed: int, size: float = 1.0, merged: int = 1) -> None:
         self._run, self._size = run, size
-        self._draws = draws = random.Random(seed)  # noqa: S311 - a simulation, no secret
+        self._draws = random.Random(seed)  # noqa: S311 - a simulation, no secret
         self._left = self._requests = run.concurrency * run.waves
         self._prompt_workers = [_PromptWorker() for _ in range(run.prompt_workers)]
-        self._prompt_turns = [draws.randrange(run.prompt_workers) for _ in range(run.frontends)]
+        self._prompt_turns = [0] * run.frontends
         self._workers = [_Worker() for _ in range(run.workers)]
         self._merged = merged
-        self._turns = [draws.randrange(run.workers) for _ in range(run.frontends)]
+        self._turns = [0] * run.frontends
         self._events: list[tuple[float, int, int, int | None]] = []
         self._order = 0
         self._ready_s = 0.0
