@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from moiety.calibration.engine_memory import EngineMemory
 from moiety.calibration.serving import PREFILL_APART
+from moiety.calibration.serving_catalog import load_serving
 from moiety.projection.serving import (
     aggregated_latency,
     filled_prompt_s,
@@ -154,6 +155,17 @@ def test_what_a_sequence_waits_out_of_the_cache_is_no_wait_for_its_first_token(
     assert not_foreseen.tpot_s > foreseen.tpot_s
     waits = [each.ttft_s + 10_000 * each.tpot_s for each in (foreseen, not_foreseen)]
     assert waits[1] == pytest.approx(waits[0], rel=1e-9)
+
+
+def test_workers_that_agree_before_a_prompt_is_computed_hand_it_over_later() -> None:
+    apart = load_serving().apart
+    for groups in (1, 4):
+        once_s = apart.request_s("tensorrt-llm", groups)
+        assert once_s == pytest.approx(apart.handover_overhead_s + (groups - 1) * apart.group_overhead_s)
+        assert apart.request_s("vllm", groups) == once_s
+        assert apart.request_s("sglang", groups) == pytest.approx(apart.handshake_rounds * once_s)
+    assert apart.handshake_rounds > 1
+    assert apart.request_s("vllm", 64) == apart.request_s("vllm", 16), "no more groups were measured"
 
 
 def test_steps_of_prompts_that_are_captured_lose_their_launches(pools: tuple[ServingPool, ServingPool]) -> None:

@@ -55,3 +55,13 @@ def quantizes_cache(engine: str) -> bool:
     vLLM and SGLang cache in the format of the activations (`--kv-cache-dtype auto`).
     """
     return engine == "tensorrt-llm"
+
+
+def agrees_first(engine: str) -> bool:
+    """Return whether workers that compute prompts and those that decode agree on a prompt before it is computed.
+
+    SGLang's do: the decoding worker first keeps room for its cache, and each of them hears of it when its scheduler
+    looks, once a step (python/sglang/srt/disaggregation: `pop_preallocated`, `pop_bootstrapped`). TensorRT-LLM and vLLM
+    tell the decoding worker of a prompt that was computed.
+    """
+    return engine == "sglang"

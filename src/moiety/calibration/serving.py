@@ -17,8 +17,11 @@ from moiety.calibration.calibration import (
     Seconds,
     Sourced,
 )
+from moiety.calibration.scheduling import agrees_first
 from moiety.records import Record
 
+_MEASURED_GROUPS = 16
+"""The most attention groups of a worker that computes prompts only, in the rows that `PrefillApart` is fitted on."""
 _NUMBERS = re.compile(r"(?:.*:)?v?([0-9]+)\.([0-9]+)(?:\.([0-9]+))?")
 """A release, or the tag of an image that holds it: `lmsysorg/sglang:v0.5.9-cu130`."""
 
@@ -95,24 +98,28 @@ class PrefillApart(Sourced):
 
     handover_overhead_s: Seconds
     """Router, and the transfer of a cache set up, of a request alone."""
-    data_parallel_overhead_s: Seconds
-    """What is added where the prompt's worker has very many attention groups, which wait for one another to step.
-
-    With n groups (1 - 1/n) of it.
-    """
+    group_overhead_s: Seconds
+    """What each attention group of the prompt's worker but the first adds: all agree on what a step takes up."""
+    handshake_rounds: Factor
+    """Times both, where the workers agree on a prompt before it is computed (`calibration.scheduling.agrees_first`)."""
     concurrency_overhead_s: Seconds
     """What each request in flight adds."""
 
-    def request_s(self, groups: int) -> float:
-        """Return what a request alone takes longer by, where the prompts' workers have so many attention groups."""
-        return self.handover_overhead_s + (1 - 1 / groups) * self.data_parallel_overhead_s
+    def request_s(self, engine: Engine, groups: int) -> float:
+        """Return what a request alone takes longer by, where the prompts' workers have so many attention groups.
+
+        More of them than were measured count as many as were.
+        """
+        once_s = self.handover_overhead_s + (min(groups, _MEASURED_GROUPS) - 1) * self.group_overhead_s
+        return once_s * (self.handshake_rounds if agrees_first(engine) else 1)
 
 
 PREFILL_APART = PrefillApart(
     basis="assumed",
     source="expected before any fit",
     handover_overhead_s=0.1,
-    data_parallel_overhead_s=0.2,
+    group_overhead_s=0.04,
+    handshake_rounds=2.0,
     concurrency_overhead_s=4e-4,
 )
 """What is expected before any fit."""

@@ -19,6 +19,7 @@ from moiety.projection.serving import GroupLoad, ServingLatency, group_load
 from moiety.sim.closed_loop import PlayedRun, PromptSteps, TwoStageRun, played
 
 if TYPE_CHECKING:
+    from moiety.calibration.calibration import Engine
     from moiety.calibration.serving import PrefillApart
     from moiety.projection.serving_pool import ServingPool
 
@@ -37,6 +38,7 @@ class ApartParts:
     """What such latencies are made of, in seconds, before the constants of `PrefillApart`."""
 
     concurrency: int
+    engine: Engine
     prefill_groups: int
     """Attention groups of a prefill worker."""
     request_s: float
@@ -50,7 +52,7 @@ class ApartParts:
 
     def ttft_s(self, apart: PrefillApart) -> float:
         """Return the time to first token under the constants of deployments with prefill apart."""
-        overhead_s = self.request_s + apart.request_s(self.prefill_groups)
+        overhead_s = self.request_s + apart.request_s(self.engine, self.prefill_groups)
         return self.played.first_token_s(overhead_s + self.concurrency * apart.concurrency_overhead_s)
 
 
@@ -84,6 +86,7 @@ def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> 
     )
     return ApartParts(
         concurrency=concurrency,
+        engine=prefill.release.engine,
         prefill_groups=prefill.strategy.attn_dp,
         request_s=prefill.release.request_overhead_s,
         prompt_s=alone_s,

@@ -78,7 +78,7 @@ def serving_engine(
         workers = max(round(share), 1)
         table, slower = StepTable(prefill, decodes=False), workers / share
         if apart is not None:
-            overhead_s += apart.request_s(prefill.strategy.attn_dp)
+            overhead_s += apart.request_s(prefill.release.engine, prefill.strategy.attn_dp)
         stage = PrefillStage(
             num_workers=workers,
             step_s=lambda prefill_tokens, sequences, context_tokens: (

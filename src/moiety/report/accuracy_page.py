@@ -82,8 +82,15 @@ _KNOWN = """## What no law here explains
   other, and where slots are few, several that do not know of each other leave requests waiting at one worker while
   another has room. It is read in the operator's recipes (NVIDIA/srt-slurm: TensorRT-LLM on GB200, and in FP4 on B200);
   elsewhere it is taken to be one.
-- SGLang's prefill workers in FP8 on B200 computed half as many prompts as the law has them do when all were busy, with
-  several workers as with one; those of TensorRT-LLM in FP8 with eight attention groups two thirds, in FP4 with two all.
+- Prefill workers that are always busy compute as many prompts as the law has them do in FP4 and, with four attention
+  groups, in FP8 under TensorRT-LLM (most within a tenth); with eight groups in FP8 three quarters as many, on Hopper as
+  on Blackwell. SGLang's of GB200 and GB300 compute four fifths. On B200 its recipes of 2026-02 switched DeepGEMM off
+  (`SGLANG_ENABLE_JIT_DEEPGEMM`): a third as many; those of 2026-03 left each of eight groups room for one request
+  (`max-running-requests` 8), which keeps it until its cache was fetched: half. How many tokens a step took
+  (`max_num_tokens`, `chunked-prefill-size`) is published too; with it errors grow.
+- A few requests in flight waited two seconds under TensorRT-LLM where slots were free (four on B200 in FP8: 2.2 s;
+  eight: 0.3 s), and some of the largest loads far longer than half of them (8,192 on GB200: 35 s, 4,096: 5 s). No label
+  and no recipe says why; much of the order that is missed in groups is theirs.
 - gpt-oss with some hundred sequences of short prompts at a time on Hopper (offline runs): a token of an answer takes
   twice as long there as one of a prompt. On Blackwell it does not.
 - Llama-4-Maverick in FP4 (offline runs) is faster than its kernels in the serving rows let expect.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from moiety.projection.serving_apart import ApartParts
     from moiety.validation.system_row import SystemRow
 
-_CONSTANTS = ("handover_overhead_s", "data_parallel_overhead_s", "concurrency_overhead_s")
+_CONSTANTS = ("handover_overhead_s", "group_overhead_s", "handshake_rounds", "concurrency_overhead_s")
 _SCALE, _PRIOR_WEIGHT, _ROUNDS = 0.3, 0.3, 25
 
 
