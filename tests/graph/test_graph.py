@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from moiety.cost.memory import layer_weight_bytes
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.graph.op import AttentionCore, Collective, Gemm, Op
@@ -158,16 +159,51 @@ def test_absorbed_decode_reads_the_latent_cache_and_not_the_heads() -> None:
     assert core.work.bytes == cache + tokens * MLA.num_heads * (latent + MLA.kv_lora_rank) * 2
 
 
-def test_an_indexer_reads_keys_as_the_cache_keeps_them() -> None:
-    tokens, context, indexer = 512, 256, SparseIndexer(num_heads=4, head_dim=32, top_k=64)
-    model = small_model(MLA.model_copy(update={"indexer": indexer}))
-    for kv_cache, element in (("bf16", 2), ("fp8", 1)):  # a cache in FP8 has one static scale, and none by the block
-        options = Options(dtypes=DtypePolicy(kv_cache=kv_cache))
-        scores = next(
-            op for op in graph_of(model, strategy_of("tp1"), "decode", options).layers[0] if op.name == "index_scores"
-        )
-        queries = tokens * indexer.num_heads * indexer.head_dim
-        assert scores.memory_bytes == tokens * context * indexer.head_dim * element + queries
+def indexed_ops(top_k: int, phase: Phase, options: Options | None = None) -> dict[str, Op]:
+    """Return the ops of a layer with an indexer of 4 heads of 128, by name."""
+    model = small_model(MLA.model_copy(update={"indexer": SparseIndexer(num_heads=4, head_dim=128, top_k=top_k)}))
+    return {op.name: op for op in graph_of(model, Strategy(), phase, options).layers[0]}
+
+
+def test_an_indexer_s_keys_are_fp8_with_a_scale_each_whatever_the_cache_is() -> None:
+    tokens, context, heads, dim, row = 512, 256, 4, 128, 128 + 4
+    for kv_cache in ("bf16", "fp8"):
+        ops = indexed_ops(64, "decode", Options(dtypes=DtypePolicy(kv_cache=kv_cache)))
+        scores, picked, written = (ops[name] for name in ("index_scores", "index_top_k", "index_k_quantize"))
+        assert isinstance(scores.work, AttentionCore)
+        assert scores.work.dtype == "fp8"
+        read = tokens * context * row + tokens * heads * (row + 4)
+        assert scores.memory_bytes == read + tokens * context * 4
+        assert picked.memory_bytes == tokens * context * 4 + tokens * 64 * 4
+        assert written.memory_bytes == tokens * (2 * dim + row)
+
+
+def test_prompts_that_are_seen_whole_leave_keys_and_are_not_scored() -> None:
+    seen, picked = (indexed_ops(top_k, "prefill") for top_k in (256, 255))
+    assert {name for name in seen if name.startswith("index")} == {"index_k_proj", "index_k_norm", "index_k_quantize"}
+    assert layer_weight_bytes(tuple(seen.values())) == layer_weight_bytes(tuple(picked.values()))
+    pairs = 512 * (256 + 1) / 2
+    assert picked["index_scores"].flops == 2 * pairs * 4 * (128 + 1)
+    for phase in ("mixed", "decode"):
+        of_short, of_long = (indexed_ops(top_k, phase) for top_k in (256, 64))
+        assert of_short.keys() == of_long.keys() | ({"kv_up_proj"} if phase == "mixed" else set())
+
+
+def test_prompts_whose_tokens_are_picked_are_absorbed_into_the_latent() -> None:
+    whole, picked, trained = indexed_ops(256, "prefill"), indexed_ops(64, "prefill"), indexed_ops(64, "training")
+    assert "kv_up_proj" in whole
+    assert "kv_absorb" not in whole
+    assert "kv_up_proj" in trained
+    assert "index_scores" in trained
+    absorbed = picked["kv_absorb"]
+    assert isinstance(absorbed.work, Gemm)
+    assert absorbed.work.m == 512
+    assert "kv_up_proj" not in picked
+    latent, rank = MLA.kv_lora_rank + MLA.qk_rope_head_dim, MLA.kv_lora_rank
+    mean = (64 * 65 / 2 + 192 * 64) / 256
+    assert picked["attention"].flops == pytest.approx(2 * 512 * mean * MLA.num_heads * (latent + rank))
+    # queries, what comes out, and the cache
+    assert picked["attention"].memory_bytes == 512 * MLA.num_heads * (latent + rank) * 2 + 512 * latent * 2
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

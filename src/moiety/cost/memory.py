@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 from moiety.cost.arena import graph_lifetimes, live_peak, plan_arena
 from moiety.cost.training_memory import stored_activations, training_state_bytes, vocabulary_elements
 from moiety.cost.workspaces import Workspaces
-from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
 from moiety.graph.op import Collective, Gemm
 from moiety.graph.sharding import dense_shards, expert_shards
-from moiety.model.attention import GroupedQueryAttention, LinearAttention
+from moiety.model.attention import GroupedQueryAttention, LinearAttention, MultiHeadLatentAttention
 from moiety.plan import MemoryPlan
 
 if TYPE_CHECKING:
@@ -119,10 +119,16 @@ def layer_weight_bytes(ops: tuple[Op, ...]) -> tuple[int, int]:
 
 
 def cache_bytes_per_token(attention: Attention, tp: int, element_bytes: float) -> float:
-    """Return the bytes that a token adds to one layer's cache on each GPU; a latent cache is replicated over TP."""
+    """Return the bytes that a token adds to one layer's cache on each GPU; a latent cache is replicated over TP.
+
+    So is an indexer's key, which is FP8 with a scale of its own whatever the rest of the cache is.
+    """
     if isinstance(attention, GroupedQueryAttention):
         return 2 * max(attention.num_kv_heads // tp, 1) * attention.head_dim * element_bytes
-    return attention.cache_elements_per_token() * element_bytes
+    each = attention.cache_elements_per_token() * element_bytes
+    if isinstance(attention, MultiHeadLatentAttention):
+        each += attention.index_elements_per_token() * ROW_BYTES_PER_ELEMENT["fp8"]
+    return each
 
 
 def cache_bytes(graph: Graph, layers: Sequence[int], tokens: int, sequences: int, *, keeps_all: bool = False) -> int:

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
 from moiety.graph.op import AttentionCore, AttentionShape, Collective, Gemm, MemoryPass, Op, Tensor
 from moiety.model.attention import GroupedQueryAttention, LinearAttention, MultiHeadLatentAttention
 
@@ -30,7 +30,7 @@ def attention_ops(attention: Attention, hidden_size: int, layout: Layout) -> lis
     else:
         ops += _linear(attention, hidden_size, layout)
         width = layout.share(attention.num_value_heads) * attention.value_head_dim
-    cores = tuple(op.name for op in ops if isinstance(op.work, AttentionCore) and op.name != "index_scores")
+    cores = tuple(op.name for op in ops if op.name in {"attention", "attention_decode"})
     ops.append(gemm_op("o_proj", "attn_out", tokens, hidden_size, width, cores, layout))
     if layout.strategy.tp > 1:
         payload = tokens * hidden_size * BYTES_PER_ELEMENT[act]
@@ -104,7 +104,11 @@ def _gqa(attention: GroupedQueryAttention, hidden_size: int, layout: Layout) -> 
 
 
 def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) -> list[Op]:
-    """Prefill expands the latent to full heads; decode absorbs the expansion into query and output."""
+    """Prefill expands the latent to full heads; decode absorbs the expansion into query and output.
+
+    So do prompts of which an indexer picks tokens: every query has others, and no kernel expands those for it (SGLang's
+    `set_nsa_prefill_impl`; vLLM's `FlashMLASparseBackend`). Autograd's modules mask the scores of full heads instead.
+    """
     heads = layout.share(attention.num_heads)
     qk_dim = attention.qk_nope_head_dim + attention.qk_rope_head_dim
     latent = attention.kv_lora_rank + attention.qk_rope_head_dim
@@ -120,14 +124,17 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
         ]
         ops.append(gemm_op("q_up_proj", "q", tokens, heads * qk_dim, q_rank, "qkv_down_proj", layout))
     up_width, rank = heads * (attention.qk_nope_head_dim + attention.v_head_dim), attention.kv_lora_rank
-    prompt, decoded = layout.prompt_tokens, layout.schedule.decode_tokens
+    prompt, absorbed = layout.prompt_tokens, layout.schedule.decode_tokens
+    indexer = attention.indexer
+    picks = indexer is not None and not layout.training and layout.schedule.prompt_tokens > indexer.top_k
+    if picks:
+        prompt, absorbed = 0, absorbed + prompt
     compressed = "kv_down_proj" if attention.q_lora_rank is None else "qkv_down_proj"
     queries = "q_proj" if attention.q_lora_rank is None else "q_up_proj"
     if prompt:
         ops.append(gemm_op("kv_up_proj", "kv", prompt, up_width, rank, compressed, layout))
-    if decoded:
-        ops.append(gemm_op("kv_absorb", "q_latent", decoded, up_width, rank, queries, layout, weight="kv_up_proj"))
-    indexer = attention.indexer
+    if absorbed:
+        ops.append(gemm_op("kv_absorb", "q_latent", absorbed, up_width, rank, queries, layout, weight="kv_up_proj"))
     if indexer is not None:
         ops += _index(indexer, attention.q_lora_rank or hidden_size, hidden_size, queries, layout)
     return ops + _cores(
@@ -140,7 +147,8 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
         v_dim=attention.v_head_dim,
         cache_elements=latent,
         visible=_visible(indexer.top_k if indexer else None),
-        decode_dims=(latent, attention.kv_lora_rank),
+        absorbed_dims=(latent, attention.kv_lora_rank),
+        absorbs_prompts=picks,
         kernel=None
         if indexer
         else AttentionShape(
@@ -158,22 +166,60 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
 
 
 def _index(indexer: SparseIndexer, q_rank: int, hidden_size: int, queries: str, layout: Layout) -> list[Op]:
-    """Return what picks the tokens that attention sees: projections, and scores over every token in the cache."""
+    """Return what picks the tokens that attention sees: a key of each token, and scores over every key in the cache.
+
+    Keys and queries are FP8 with a scale each, scores FP32 (DeepSeek-V3.2-Exp, `inference/kernel.py`; DeepGEMM's
+    `fp8_mqa_logits`). A prompt that is seen whole leaves keys and needs no scores (SGLang: `_forward_cuda_k_only`);
+    autograd's modules score all the same.
+    """
     schedule, tokens, heads, dim = layout.schedule, layout.tokens, indexer.num_heads, indexer.head_dim
-    ops = [
-        gemm_op("index_q_proj", "index_q", tokens, heads * dim, q_rank, queries, layout),
-        gemm_op("index_k_proj", "index_k", tokens, dim + heads, hidden_size, "input_norm", layout),
-    ]
-    prompt = schedule.prefill_tokens * _mean_visible(schedule.prompt_tokens, 2**62) if schedule.prefill_tokens else 0.0
-    scored = prompt + schedule.decode_tokens * schedule.context_tokens
-    cached = schedule.prefill_tokens + schedule.decode_sequences * schedule.context_tokens
-    moved = cached * dim * CACHE_BYTES_PER_ELEMENT[layout.options.dtypes.kv_cache] + tokens * heads * dim
-    phase = "prefill" if schedule.prefill_tokens else "decode"
-    core = AttentionCore(phase, "gqa", 2.0 * scored * heads * dim, moved, layout.options.dtypes.weights)
     act = layout.options.dtypes.activations
+    element, row, score = BYTES_PER_ELEMENT[act], ROW_BYTES_PER_ELEMENT["fp8"], BYTES_PER_ELEMENT["fp32"]
+    prompts = schedule.prefill_tokens and (schedule.prompt_tokens > indexer.top_k or layout.training)
+    asking = (layout.prompt_tokens if prompts else 0) + schedule.decode_tokens
+    keys = gemm_op("index_k_proj", "index_k", tokens, dim, hidden_size, "input_norm", layout)
+    of_queries = gemm_op("index_q_proj", "index_q", asking, heads * dim, q_rank, queries, layout)
+    of_weights = gemm_op("index_weights_proj", "index_weights", asking, heads, hidden_size, "input_norm", layout)
+    if not asking:  # what is not computed is there all the same
+        keys = replace(keys, weights=(*keys.weights, *of_queries.weights, *of_weights.weights))
+    cached = Tensor("index_keys", (tokens, dim), "fp8", has_row_scales=True)
+    ops = [
+        keys,
+        Op(
+            "index_k_norm",
+            MemoryPass(2 * tokens * dim * element),
+            ("index_k_proj",),
+            Tensor("index_k_normed", (tokens, dim), act),
+        ),
+        Op("index_k_quantize", MemoryPass(tokens * dim * (element + row)), ("index_k_norm",), cached),
+    ]
+    if not asking:
+        return ops
+    pairs = layout.prompt_tokens * _mean_visible(schedule.prompt_tokens, 2**62) if prompts else 0.0
+    pairs += schedule.decode_tokens * schedule.context_tokens
+    read = (schedule.prefill_tokens if prompts else 0) + schedule.decode_sequences * schedule.context_tokens
+    moved = read * dim * row + asking * heads * (dim * row + score) + pairs * score
+    # a product of each head, and their weighted sum
+    core = AttentionCore("prefill" if prompts else "decode", "gqa", 2.0 * pairs * heads * (dim + 1), moved, "fp8")
+    longest = max(schedule.prompt_tokens if prompts else 0, schedule.context_tokens)
+    quantized = Tensor("index_queries", (asking, heads * dim), "fp8", has_row_scales=True)
     return [
         *ops,
-        Op("index_scores", core, ("index_q_proj", "index_k_proj"), Tensor("picked", (tokens, indexer.top_k), act)),
+        of_queries,
+        of_weights,
+        Op("index_q_quantize", MemoryPass(asking * heads * dim * (element + row)), ("index_q_proj",), quantized),
+        Op(
+            "index_scores",
+            core,
+            ("index_q_quantize", "index_weights_proj", "index_k_quantize"),
+            Tensor("index_scores", (asking, longest), "fp32"),
+        ),
+        Op(
+            "index_top_k",
+            MemoryPass(pairs * score + asking * indexer.top_k * score),
+            ("index_scores",),
+            Tensor("picked", (asking, indexer.top_k), "fp32"),
+        ),
     ]
 
 
@@ -231,12 +277,14 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
     v_dim: int,
     cache_elements: int,
     visible: int,
-    decode_dims: tuple[int, int] | None = None,
+    absorbed_dims: tuple[int, int] | None = None,
+    absorbs_prompts: bool = False,
     kernel: AttentionShape | None = None,
 ) -> list[Op]:
     """Return the attention proper: causal over the prompt tokens, over the cache for the decoded ones, or both.
 
-    `kernel` has the sizes of the kernel, without sequences and tokens, where one does it.
+    `kernel` has the sizes of the kernel, without sequences and tokens, where one does it. Decoded tokens, and prompts
+    where `absorbs_prompts`, have queries and outputs of `absorbed_dims` a head.
     """
     schedule, dtypes = layout.schedule, layout.options.dtypes
     act_bytes, cache_bytes = BYTES_PER_ELEMENT[dtypes.activations], CACHE_BYTES_PER_ELEMENT[dtypes.kv_cache]
@@ -248,8 +296,10 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
     if schedule.prefill_tokens:
         tokens = layout.prompt_tokens
         seen = _mean_visible(schedule.prompt_tokens, visible)
-        flops = 2.0 * tokens * seen * heads * (qk_dim + v_dim)
-        moved = tokens * heads * (qk_dim + v_dim) * 2 * act_bytes
+        dims = absorbed_dims if absorbed_dims and absorbs_prompts else (qk_dim, v_dim)
+        flops = 2.0 * tokens * seen * heads * sum(dims)
+        # queries and what comes out; and keys and values, where heads have their own
+        moved = tokens * heads * sum(dims) * (1 if absorbs_prompts else 2) * act_bytes
         moved += schedule.prefill_tokens * cache_elements * cache_bytes
         if not layout.options.flash_attention:
             # scores and probabilities, [tokens, seen] per head, each written once and read once, in FP32
@@ -264,7 +314,7 @@ def _cores(  # noqa: PLR0913 - the shape of an attention has this many numbers
     if schedule.decode_sequences:
         sequences, tokens = schedule.decode_sequences, schedule.decode_tokens
         seen = min(schedule.context_tokens, visible)
-        dims = decode_dims or (qk_dim, v_dim)
+        dims = absorbed_dims or (qk_dim, v_dim)
         flops = 2.0 * tokens * seen * heads * sum(dims)
         # the cache, read once for all tokens of a sequence; the queries and what comes out
         moved = sequences * seen * cache_elements * cache_bytes + tokens * heads * sum(dims) * act_bytes

@@ -36,6 +36,6 @@ def attention_flops_per_token(attention: Attention, context_tokens: float) -> fl
         dims = attention.qk_nope_head_dim + attention.qk_rope_head_dim + attention.v_head_dim
         index = attention.indexer
         seen = min(context_tokens, index.top_k) if index else context_tokens
-        picking = 2.0 * index.num_heads * index.head_dim * context_tokens if index else 0.0
+        picking = 2.0 * index.num_heads * (index.head_dim + 1) * context_tokens if index else 0.0
         return 2.0 * attention.num_heads * dims * seen + picking
     return 4.0 * attention.num_value_heads * attention.key_head_dim * attention.value_head_dim

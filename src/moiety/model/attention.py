@@ -101,8 +101,15 @@ class MultiHeadLatentAttention(Record):
         return count + self.num_heads * self.v_head_dim * hidden_size + bias * hidden_size
 
     def cache_elements_per_token(self) -> int:
-        """Return how many elements each token adds to a layer's cache: the latent, its rope part, the indexer's key."""
-        return self.kv_lora_rank + self.qk_rope_head_dim + (self.indexer.head_dim if self.indexer else 0)
+        """Return how many elements each token adds to a layer's cache: the latent and its rope part.
+
+        The key of an indexer lies beside them, in a format of its own (`index_elements_per_token`).
+        """
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+    def index_elements_per_token(self) -> int:
+        """Return how many elements the key has that each token leaves for the indexer: 0 where there is none."""
+        return self.indexer.head_dim if self.indexer else 0
 
 
 class LinearAttention(Record):

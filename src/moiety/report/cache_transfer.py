@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from moiety.cost.memory import cache_bytes_per_token
 from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
 from moiety.model.attention import LinearAttention
 from moiety.report.operator_text import tier_text
@@ -26,7 +27,7 @@ def prompt_cache_bytes(plan: Plan) -> float:
     element = CACHE_BYTES_PER_ELEMENT[plan.options.dtypes.kv_cache]
     total = 0.0
     for attention in (block.attention for block in plan.model.layers if block.attention is not None):
-        total += tokens * attention.cache_elements_per_token() * element
+        total += tokens * cache_bytes_per_token(attention, 1, element)
         if isinstance(attention, LinearAttention):
             total += attention.state_elements() * BYTES_PER_ELEMENT["fp32"]
     return total

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
+from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
 from moiety.model.attention import GroupedQueryAttention, MultiHeadLatentAttention
 from moiety.model.feed_forward import MoeFeedForward
 
@@ -29,7 +29,7 @@ def score_flops(attention: Attention, context_tokens: float) -> float:
         index = attention.indexer
         if index is None:
             return 2 * attention.num_heads * width * context_tokens
-        scored = 2 * index.num_heads * index.head_dim * context_tokens
+        scored = 2 * index.num_heads * (index.head_dim + 1) * context_tokens
         return 2 * attention.num_heads * width * min(context_tokens, index.top_k) + scored
     return 4 * attention.num_value_heads * attention.key_head_dim * attention.value_head_dim
 
@@ -156,7 +156,8 @@ def cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtype: Dtype
         return 2 * max(attention.num_kv_heads / tp, 1) * attention.head_dim * element * kept
     if isinstance(attention, MultiHeadLatentAttention):
         index = attention.indexer.head_dim if attention.indexer else 0
-        return (attention.kv_lora_rank + attention.qk_rope_head_dim + index) * element * tokens
+        latent = (attention.kv_lora_rank + attention.qk_rope_head_dim) * element
+        return (latent + index * ROW_BYTES_PER_ELEMENT["fp8"]) * tokens
     return 0.0 if attention is None else attention.state_elements() / tp * BYTES_PER_ELEMENT["fp32"] * sequences
 
 

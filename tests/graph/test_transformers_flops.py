@@ -1,0 +1,49 @@
+"""The FLOPs of a layer's products equal those that torch counts in the modules of `transformers`."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+
+from moiety.graph.op import Gemm
+from moiety.model.attention import SparseIndexer
+from moiety.strategy.strategy import Strategy
+from tests.scenarios import MLA, graph_of, small_model
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+FlopCounterMode = importlib.import_module("torch.utils.flop_counter").FlopCounterMode
+
+
+def of_transformers(architecture: str, name: str) -> Any:  # noqa: ANN401 - classes and functions of all kinds
+    """Return what a module of `transformers` calls `name`."""
+    return getattr(importlib.import_module(f"transformers.models.{architecture}.modeling_{architecture}"), name)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "prefix"), [("glm_moe_dsa", "GlmMoeDsa"), ("deepseek_v32", "DeepseekV32")], ids=["glm", "deepseek"]
+)
+def test_an_indexer_s_products_are_those_of_transformers(architecture: str, prefix: str) -> None:
+    index, tokens, hidden = SparseIndexer(num_heads=4, head_dim=128, top_k=64), 256, 1024
+    configuration = importlib.import_module(f"transformers.models.{architecture}.configuration_{architecture}")
+    config = getattr(configuration, f"{prefix}Config")(
+        hidden_size=hidden,
+        index_n_heads=index.num_heads,
+        index_head_dim=index.head_dim,
+        index_topk=index.top_k,
+        q_lora_rank=MLA.q_lora_rank,
+        qk_rope_head_dim=MLA.qk_rope_head_dim,
+    )
+    with torch.device("meta"), FlopCounterMode(display=False) as counted:
+        rows = (torch.empty(1, tokens, width) for width in (hidden, MLA.q_lora_rank))
+        turns = tuple(torch.empty(1, tokens, MLA.qk_rope_head_dim) for _ in range(2))
+        mask = torch.ones(1, tokens, tokens, dtype=torch.bool)
+        of_transformers(architecture, f"{prefix}Indexer")(config, 0)(*rows, turns, mask, None)
+    graph = graph_of(small_model(MLA.model_copy(update={"indexer": index})), Strategy())
+    ops = {op.name: op for op in graph.layers[0] if op.name.startswith("index_")}
+    projected = sum(op.flops for op in ops.values() if isinstance(op.work, Gemm)) / graph.layout.tokens
+    # of its whole square of scores the graph has the causal half
+    each = ops["index_scores"].flops / graph.layout.tokens / ((tokens + 1) / 2)
+    assert counted.get_total_flops() == tokens * (projected + tokens * each)
