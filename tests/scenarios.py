@@ -35,7 +35,13 @@ MLA = MultiHeadLatentAttention(
 )
 MLA_DIRECT = MLA.model_copy(update={"q_lora_rank": None})
 LINEAR = LinearAttention(
-    variant="gated_delta", num_key_heads=8, num_value_heads=16, key_head_dim=64, value_head_dim=64, conv_kernel_size=4
+    variant="gated_delta",
+    num_key_heads=8,
+    num_value_heads=16,
+    key_head_dim=64,
+    value_head_dim=64,
+    conv_kernel_size=4,
+    chunk_tokens=64,
 )
 MAMBA = LinearAttention(
     variant="mamba2",

@@ -37,6 +37,8 @@ class DtypePolicy(Record):
     critical: Dtype = "fp32"
     """Router logits, softmax, norms and reductions."""
     kv_cache: Dtype = "bf16"
+    state: Dtype = Field(default="fp32", exclude_if=lambda value: value == "fp32")
+    """States of linear attention between tokens; the last tokens that its convolution sees are kept as activations."""
     dispatch: Dtype = "bf16"
     """Tokens on their way to the experts."""
     combine: Dtype = "bf16"

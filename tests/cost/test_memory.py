@@ -98,9 +98,9 @@ def test_a_window_caps_the_cache_and_a_state_does_not_grow() -> None:
     }
     assert cached["full"] == [6 * n * 2 * 4 * 64 * 2 for n in (1_000, 100_000)]
     assert cached["window"] == [6 * n * 2 * 4 * 64 * 2 for n in (1_000, 10 * 128)]
-    assert cached["linear"] == [6 * 10 * LINEAR.state_elements() * 4] * 2
+    assert cached["linear"] == [6 * 10 * (16 * 64 * 64 * 4 + 3 * (16 * 64 + 2 * 8 * 64) * 2)] * 2
     # 16 heads of 128 x 64, and the last three tokens of what the convolution sees: x, and B and C of four groups
-    assert cached["mamba"] == [6 * 10 * (16 * 128 * 64 + 3 * (16 * 64 + 2 * 4 * 128)) * 4] * 2
+    assert cached["mamba"] == [6 * 10 * (16 * 128 * 64 * 4 + 3 * (16 * 64 + 2 * 4 * 128) * 2)] * 2
     assert cached["latent"] == [6 * n * (128 + 32) * 2 for n in (1_000, 100_000)]
 
 

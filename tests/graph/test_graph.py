@@ -9,6 +9,7 @@ import pytest
 
 from moiety.cost.memory import layer_weight_bytes
 from moiety.dtypes import BYTES_PER_ELEMENT
+from moiety.graph.graph import build_step_graph
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.graph.op import AttentionCore, Collective, Gemm, Op
 from moiety.graph.sharding import is_sharding
@@ -21,6 +22,7 @@ from moiety.strategy.strategy import Strategy, parse_strategy
 from tests.scenarios import (
     ATTENTIONS,
     GQA,
+    LINEAR,
     MAMBA,
     MLA,
     MLA_DIRECT,
@@ -34,6 +36,7 @@ from tests.scenarios import (
 )
 
 if TYPE_CHECKING:
+    from moiety.dtypes import Dtype
     from moiety.graph.graph import Graph
     from moiety.model.model import Block, Model
 
@@ -123,6 +126,21 @@ def test_a_prompt_s_scan_moves_the_states_of_its_chunks() -> None:
     tokens = graph_of(small_model(MAMBA), strategy_of("tp1")).layout.tokens
     assert moved(128) - moved(0) == 4 * tokens / 128 * state
     assert moved(128) - moved(0) == 2 * (moved(256) - moved(0))
+
+
+def test_a_state_is_moved_in_its_own_format_and_written_after_every_guess() -> None:
+    def moved(state: Dtype, guesses: int = 0) -> float:
+        schedule = schedule_of("decode").model_copy(update={"draft_tokens": guesses})
+        options = Options(dtypes=DtypePolicy(state=state))
+        graph = build_step_graph(small_model(LINEAR), Strategy(), schedule, options, training=False)
+        return next(op.memory_bytes for op in graph.layers[0] if op.name == "attention")
+
+    state = 16 * 64 * 64
+    last, mixed = 3 * (16 + 2 * 8) * 64, (16 + 2 * 8) * 64
+    assert moved("fp32") - moved("bf16") == 2 * 512 * state * 2
+    # of each guess: what is convolved and what is normed, read and written, the states after it, what goes in and out
+    each = 2 * mixed + 3 * 16 * 64 + last + state + mixed + 16 * 64
+    assert moved("bf16", 3) - moved("bf16") == 3 * 512 * each * 2
 
 
 @pytest.mark.parametrize("phase", ["prefill", "decode"])

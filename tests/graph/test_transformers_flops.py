@@ -10,7 +10,7 @@ import pytest
 from moiety.graph.op import Gemm
 from moiety.model.attention import SparseIndexer
 from moiety.strategy.strategy import Strategy
-from tests.scenarios import MLA, graph_of, small_model
+from tests.scenarios import LINEAR, MLA, graph_of, small_model
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -47,3 +47,18 @@ def test_an_indexer_s_products_are_those_of_transformers(architecture: str, pref
     # of its whole square of scores the graph has the causal half
     each = ops["index_scores"].flops / graph.layout.tokens / ((tokens + 1) / 2)
     assert counted.get_total_flops() == tokens * (projected + tokens * each)
+
+
+def test_a_prompt_s_gated_delta_rule_is_that_of_transformers() -> None:
+    graph = graph_of(small_model(LINEAR), Strategy())
+    tokens, heads, width, chunk = graph.layout.tokens, LINEAR.num_value_heads, LINEAR.key_head_dim, LINEAR.chunk_tokens
+    rule = of_transformers("qwen3_5_moe", "torch_chunk_gated_delta_rule")
+    with torch.device("meta"), FlopCounterMode(display=False) as counted:
+        vectors = [torch.empty(1, tokens, heads, width) for _ in range(3)]
+        rule(*vectors, *(torch.empty(1, tokens, heads) for _ in range(2)), chunk_size=chunk)
+    core = next(op for op in graph.layers[0] if op.name == "attention")
+    channels = 2 * LINEAR.num_key_heads * width + heads * width
+    convolved = 2 * LINEAR.conv_kernel_size * tokens * channels
+    # its triangular solver, which torch does not count, makes what kernels multiply by the solution
+    solved = 2 * tokens * chunk * heads * (width + LINEAR.value_head_dim)
+    assert core.flops == counted.get_total_flops() + solved + convolved

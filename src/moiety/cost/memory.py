@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from moiety.graph.layout import Layout
     from moiety.graph.op import Op
     from moiety.model.attention import Attention
-    from moiety.plan import Arena
+    from moiety.plan import Arena, DtypePolicy
 
 
 def plan_memory(
@@ -131,6 +131,12 @@ def cache_bytes_per_token(attention: Attention, tp: int, element_bytes: float) -
     return each
 
 
+def state_bytes(attention: LinearAttention, dtypes: DtypePolicy) -> float:
+    """Return the bytes that each sequence keeps for one layer of linear attention, on all GPUs together."""
+    last_tokens = attention.convolution_elements() * BYTES_PER_ELEMENT[dtypes.activations]
+    return attention.state_elements() * BYTES_PER_ELEMENT[dtypes.state] + last_tokens
+
+
 def cache_bytes(graph: Graph, layers: Sequence[int], tokens: int, sequences: int, *, keeps_all: bool = False) -> int:
     """Return the bytes of KV cache and attention state of `layers` on one GPU.
 
@@ -150,7 +156,7 @@ def _layer_cache_bytes(
     if attention is None:
         return 0.0
     if isinstance(attention, LinearAttention):
-        return sequences * attention.state_elements() / layout.strategy.tp * BYTES_PER_ELEMENT["fp32"]
+        return sequences * state_bytes(attention, layout.options.dtypes) / layout.strategy.tp
     element = CACHE_BYTES_PER_ELEMENT[layout.options.dtypes.kv_cache]
     window = attention.sliding_window if isinstance(attention, GroupedQueryAttention) else None
     kept = tokens if window is None or keeps_all else min(tokens, sequences * window)

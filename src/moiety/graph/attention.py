@@ -225,28 +225,88 @@ def _index(indexer: SparseIndexer, q_rank: int, hidden_size: int, queries: str, 
 
 def _linear(attention: LinearAttention, hidden_size: int, layout: Layout) -> list[Op]:
     """Linear attention: work per token does not grow with the context."""
+    if attention.variant == "gated_delta":
+        return _gated_delta(attention, hidden_size, layout)
     heads = layout.share(attention.num_value_heads)
     keys = layout.share(attention.num_key_heads) * attention.key_head_dim
     values = heads * attention.value_head_dim
     # queries, keys, values, the output gate, and what each value head takes beside its vectors
     emitted = 2 * keys + 2 * values + attention.head_scalars * heads
-    act, schedule = layout.options.dtypes.activations, layout.schedule
+    act, state_bytes = layout.options.dtypes.activations, BYTES_PER_ELEMENT[layout.options.dtypes.state]
     tokens = layout.tokens
     state = heads * attention.key_head_dim * attention.value_head_dim
     # each token updates and reads the state: two products of key_dim x value_dim per value head, and the convolution
     flops = 4.0 * tokens * state + 2.0 * attention.conv_kernel_size * tokens * (2 * keys + values)
-    prompts = math.ceil(schedule.prefill_tokens / schedule.prompt_tokens) if schedule.prefill_tokens else 0
-    sequences = schedule.decode_sequences + prompts
-    moved = 2 * sequences * state * BYTES_PER_ELEMENT["fp32"] + 2 * tokens * emitted * BYTES_PER_ELEMENT[act]
+    moved = _states_moved(layout) * state * state_bytes + 2 * tokens * emitted * BYTES_PER_ELEMENT[act]
     if attention.chunk_tokens:
         # a chunk's own state is written, read to pass on what came before it, written with that, and read
         moved += 4 * layout.prompt_tokens / attention.chunk_tokens * state * BYTES_PER_ELEMENT["fp32"]
-    phase = "prefill" if schedule.prefill_tokens else "decode"
     ops = [gemm_op("qkvz_proj", "qkvz", tokens, emitted, hidden_size, "input_norm", layout)]
     if layout.strategy.cp > 1:
-        ops.append(_gathered_states(attention, prompts * heads, layout))
-    core = AttentionCore(phase, "linear", flops, moved, act)
+        ops.append(_gathered_states(attention, _prompts(layout) * heads, layout))
+    core = AttentionCore(_linear_phase(layout), "linear", flops, moved, act)
     return [*ops, Op("attention", core, (ops[-1].name,), Tensor("context", (tokens, values), act))]
+
+
+def _gated_delta(attention: LinearAttention, hidden_size: int, layout: Layout) -> list[Op]:
+    """Return the ops of a gated delta net (Yang et al. 2024, arXiv 2412.06464): convolution, state and norm in one.
+
+    A decoded token reads from the state, corrects it and reads what it asked for: three products of key_dim x
+    value_dim a head. A prompt goes in chunks: what tokens of one chunk do to each other is solved for all at once
+    (`chunk_gated_delta_rule` of flash-linear-attention, which transformers, vLLM and SGLang call).
+    """
+    heads, key_dim, value_dim = (
+        layout.share(attention.num_value_heads),
+        attention.key_head_dim,
+        attention.value_head_dim,
+    )
+    keys, values = layout.share(attention.num_key_heads) * key_dim, heads * value_dim
+    act, tokens, schedule = layout.options.dtypes.activations, layout.tokens, layout.schedule
+    element, state_element = BYTES_PER_ELEMENT[act], BYTES_PER_ELEMENT[layout.options.dtypes.state]
+    mixed, state, states = 2 * keys + values, heads * key_dim * value_dim, _states_moved(layout)
+    kernel, chunk, prompt = attention.conv_kernel_size, attention.chunk_tokens, layout.prompt_tokens
+    emitted = (mixed, values)
+    # the convolution; three products; in a chunk, keys by keys, queries by keys, the solution by keys, by values and
+    # by corrections
+    flops = 2.0 * kernel * tokens * mixed + 6.0 * tokens * state
+    flops += 2.0 * prompt * chunk * heads * (3 * key_dim + 2 * value_dim)
+    moved = element * mixed * (2 * tokens + states * max(kernel - 1, 0)) + states * state * state_element
+    # what was mixed goes in and the output out, which its norm reads with a gate and writes
+    moved += schedule.decode_tokens * (mixed + values) * element + 3 * tokens * values * element
+    if prompt and chunk:
+        # keys are read four times and queries once; of corrections, and of keys that read the state, one kernel makes
+        # what the next reads; so are the chunks' states, and the solution of each, once in FP32
+        rows = 5 * keys + 2 * heads * key_dim + 6 * values + 2 * heads * chunk
+        moved += prompt * (rows * element + 2 * heads * chunk * BYTES_PER_ELEMENT["fp32"])
+        moved += 2 * prompt / chunk * state * element
+    ops = [
+        gemm_op("qkvz_proj", "qkvz", tokens, sum(emitted), hidden_size, "input_norm", layout, matrices=emitted),
+        gemm_op("ba_proj", "ba", tokens, attention.head_scalars * heads, hidden_size, "input_norm", layout),
+    ]
+    after = tuple(op.name for op in ops)
+    if layout.strategy.cp > 1:
+        ops.append(_gathered_states(attention, _prompts(layout) * heads, layout))
+        after = ("ba_proj", "state_gather")
+    core = AttentionCore(_linear_phase(layout), "linear", flops, moved, act)
+    return [*ops, Op("attention", core, after, Tensor("context", (tokens, values), act))]
+
+
+def _linear_phase(layout: Layout) -> Literal["prefill", "decode"]:
+    return "prefill" if layout.schedule.prefill_tokens else "decode"
+
+
+def _prompts(layout: Layout) -> int:
+    schedule = layout.schedule
+    return math.ceil(schedule.prefill_tokens / schedule.prompt_tokens) if schedule.prefill_tokens else 0
+
+
+def _states_moved(layout: Layout) -> int:
+    """Return how often a sequence's state is read or written: once each, and written after every guess.
+
+    Which guess is the last right one is known only after all of them.
+    """
+    schedule = layout.schedule
+    return 2 * _prompts(layout) + schedule.decode_sequences + schedule.decode_tokens
 
 
 def _gathered_states(attention: LinearAttention, heads: int, layout: Layout) -> Op:

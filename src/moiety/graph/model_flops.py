@@ -38,4 +38,6 @@ def attention_flops_per_token(attention: Attention, context_tokens: float) -> fl
         seen = min(context_tokens, index.top_k) if index else context_tokens
         picking = 2.0 * index.num_heads * (index.head_dim + 1) * context_tokens if index else 0.0
         return 2.0 * attention.num_heads * dims * seen + picking
-    return 4.0 * attention.num_value_heads * attention.key_head_dim * attention.value_head_dim
+    # a token changes the state and reads it; the delta rule first reads what there is to correct
+    products = 3 if attention.variant == "gated_delta" else 2
+    return 2.0 * products * attention.num_value_heads * attention.key_head_dim * attention.value_head_dim

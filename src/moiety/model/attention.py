@@ -131,7 +131,8 @@ class LinearAttention(Record):
     projection_bias: bool = False
     """Input and output projections have a bias (Mamba-2's `use_bias`)."""
     chunk_tokens: int = Field(default=0, ge=0, le=2**40)
-    """Tokens after which the kernels of a prompt put the state into memory (Mamba-2's `chunk_size`); 0: they do not."""
+    """Tokens after which the kernels of a prompt put the state into memory (Mamba-2's `chunk_size`; 64 in those of the
+    gated delta rule); 0: they do not."""
 
     @property
     def head_scalars(self) -> int:
@@ -160,11 +161,14 @@ class LinearAttention(Record):
         return 0
 
     def state_elements(self) -> int:
-        """Return the elements of state that each sequence keeps in one layer."""
+        """Return the elements of state that each sequence keeps in one layer, without those of the convolution."""
+        return self.num_value_heads * self.key_head_dim * self.value_head_dim
+
+    def convolution_elements(self) -> int:
+        """Return the elements of the last tokens that each sequence keeps for a layer's convolution."""
         keys = self.num_key_heads * self.key_head_dim
         values = self.num_value_heads * self.value_head_dim
-        convolution = (2 * keys + values) * max(self.conv_kernel_size - 1, 0)
-        return self.num_value_heads * self.key_head_dim * self.value_head_dim + convolution
+        return (2 * keys + values) * max(self.conv_kernel_size - 1, 0)
 
 
 Attention = Annotated[GroupedQueryAttention | MultiHeadLatentAttention | LinearAttention, Field(discriminator="kind")]

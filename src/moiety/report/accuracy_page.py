@@ -129,6 +129,12 @@ _KNOWN = """## What no law here explains
 - DeepSeek-R1 on B300 under SGLang 0.5.10.post1 had prompts five times as long as its labels say: under transformers 5
   the benchmark's client took another tokenizer than the server (InferenceX, pull requests 937 and 1381: 35,921 tokens
   of a prompt of 7,140). They are predicted so (`prompt_growth`); with 128 in flight the cache is full.
+- Qwen3.5 in FP8 under SGLang 0.5.9 is predicted to its first token a third too early on B200, and too early with long
+  prompts on H200; in BF16 and in FP4 it is not. The scripts switch DeepGEMM off on B200; which kernels computed instead
+  is not stated. Runs on B300 under 0.5.9 have the labels of B200's sets, of which those with TP 4 and no expert
+  parallelism speculated; no set was published for B300, and they are predicted without.
+- GLM-5 in FP4 on B200 (nightly-dev) ran with SGLang's default back ends for attention and experts and without fused
+  all-reduce, and took longer than in FP8, which ran with TensorRT-LLM's kernels. It is predicted as if with these.
 - Qwen3-235B FP8 on vLLM 0.12 is predicted a fifth to a third too fast where attention is data parallel, and with a few
   long prompts in flight. Its other rows agree with a kernel that goes through the tiles of all experts.
 - Runs of Llama-3.1-8B under TensorRT-LLM 1.0.0rc3 have an answer's time over the requests in flight in their time to

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from moiety.cost.memory import cache_bytes_per_token
-from moiety.dtypes import BYTES_PER_ELEMENT, CACHE_BYTES_PER_ELEMENT
+from moiety.cost.memory import cache_bytes_per_token, state_bytes
+from moiety.dtypes import CACHE_BYTES_PER_ELEMENT
 from moiety.model.attention import LinearAttention
 from moiety.report.operator_text import tier_text
 from moiety.units import format_si
@@ -29,7 +29,7 @@ def prompt_cache_bytes(plan: Plan) -> float:
     for attention in (block.attention for block in plan.model.layers if block.attention is not None):
         total += tokens * cache_bytes_per_token(attention, 1, element)
         if isinstance(attention, LinearAttention):
-            total += attention.state_elements() * BYTES_PER_ELEMENT["fp32"]
+            total += state_bytes(attention, plan.options.dtypes)
     return total
 
 

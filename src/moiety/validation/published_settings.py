@@ -78,6 +78,8 @@ class RunSetting(Runs):
     """Prompt tokens of a full step (SGLang: `chunked-prefill-size`) of runs without warm-up; None: they had one."""
     kv_cache: Dtype | None = None
     """Format of the cache; None: as `row_dtypes` takes it to be."""
+    state: Dtype | None = None
+    """Format of the states of linear attention (SGLang: `--mamba-ssm-dtype`); None: FP32, as the models' files say."""
     prompt_growth: Annotated[float, Field(ge=1)] = 1.0
     """Tokens that the engine made of a prompt for each that the client had counted, where their tokenizers differed."""
 

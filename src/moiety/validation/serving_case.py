@@ -122,7 +122,8 @@ def serving_case(row: ServingRow) -> ServingCase:
         prefill = decode = _worker(model, row, row.num_gpus)
         setting = published_setting(row, _run_as(model), engine, decode.strategy)
         memory_share = published_memory_share(row, _run_as(model), engine, decode.strategy)
-        dtypes = dtypes.model_copy(update={"kv_cache": setting.kv_cache or dtypes.kv_cache})
+        formats = {"kv_cache": setting.kv_cache or dtypes.kv_cache, "state": setting.state or dtypes.state}
+        dtypes = dtypes.model_copy(update=formats)
     else:
         if row.prefill is None or row.decode is None:
             raise SkippedRow("prefill or decode workers are not stated")

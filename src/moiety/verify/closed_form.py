@@ -13,10 +13,9 @@ from moiety.model.attention import GroupedQueryAttention, MultiHeadLatentAttenti
 from moiety.model.feed_forward import MoeFeedForward
 
 if TYPE_CHECKING:
-    from moiety.dtypes import Dtype
     from moiety.model.attention import Attention
     from moiety.model.model import Block
-    from moiety.plan import Plan, Pool
+    from moiety.plan import DtypePolicy, Plan, Pool
 
 
 def score_flops(attention: Attention, context_tokens: float) -> float:
@@ -31,7 +30,8 @@ def score_flops(attention: Attention, context_tokens: float) -> float:
             return 2 * attention.num_heads * width * context_tokens
         scored = 2 * index.num_heads * (index.head_dim + 1) * context_tokens
         return 2 * attention.num_heads * width * min(context_tokens, index.top_k) + scored
-    return 4 * attention.num_value_heads * attention.key_head_dim * attention.value_head_dim
+    products = {"gated_delta": 3, "lightning": 2, "mamba2": 2}[attention.variant]
+    return 2 * products * attention.num_value_heads * attention.key_head_dim * attention.value_head_dim
 
 
 def layer_flops(block: Block, hidden_size: int, context_tokens: float) -> float:
@@ -148,9 +148,9 @@ def expert_weights(block: Block, hidden_size: int, slots: float, etp: int) -> fl
     return slots * matrices * (part.latent_size or hidden_size) * part.expert_intermediate_size / etp
 
 
-def cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtype: Dtype) -> float:
+def cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtypes: DtypePolicy) -> float:
     """Return a layer's KV cache on each GPU: 2 kv d b a token, MLA's latent and indexer, a state if linear."""
-    attention, element = block.attention, CACHE_BYTES_PER_ELEMENT[dtype]
+    attention, element = block.attention, CACHE_BYTES_PER_ELEMENT[dtypes.kv_cache]
     if isinstance(attention, GroupedQueryAttention):
         kept = min(tokens, sequences * (attention.sliding_window or tokens))
         return 2 * max(attention.num_kv_heads / tp, 1) * attention.head_dim * element * kept
@@ -158,7 +158,12 @@ def cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtype: Dtype
         index = attention.indexer.head_dim if attention.indexer else 0
         latent = (attention.kv_lora_rank + attention.qk_rope_head_dim) * element
         return (latent + index * ROW_BYTES_PER_ELEMENT["fp8"]) * tokens
-    return 0.0 if attention is None else attention.state_elements() / tp * BYTES_PER_ELEMENT["fp32"] * sequences
+    if attention is None:
+        return 0.0
+    mixed = 2 * attention.num_key_heads * attention.key_head_dim + attention.num_value_heads * attention.value_head_dim
+    last_tokens = mixed * max(attention.conv_kernel_size - 1, 0) * BYTES_PER_ELEMENT[dtypes.activations]
+    states = attention.num_value_heads * attention.key_head_dim * attention.value_head_dim
+    return (states * BYTES_PER_ELEMENT[dtypes.state] + last_tokens) / tp * sequences
 
 
 def distinct_shares(num_experts: int, top_k: int, shares: int) -> float:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from moiety.model.config import Config
 
+_CHUNK_TOKENS = 64
+"""Of `chunk_gated_delta_rule`, in transformers and in flash-linear-attention: no config says another number."""
+
 
 def qwen3_next(config: Config) -> list[Block]:
     """Return the layers of a `qwen3_next` model."""
@@ -50,6 +53,7 @@ def gated_delta_net(config: Config) -> LinearAttention:
         key_head_dim=config.integer("linear_key_head_dim", default=128),
         value_head_dim=config.integer("linear_value_head_dim", default=128),
         conv_kernel_size=config.integer("linear_conv_kernel_dim", default=4),
+        chunk_tokens=_CHUNK_TOKENS,
     )
 
 

@@ -224,7 +224,7 @@ def _expected_parts(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
     }
     if pool.role != "training":
         tokens, sequences = _cached(inspection, pool)
-        cache = math.fsum(cache_bytes(block, strategy.tp, tokens, sequences, dtypes.kv_cache) for block in blocks)
+        cache = math.fsum(cache_bytes(block, strategy.tp, tokens, sequences, dtypes) for block in blocks)
         expected["kv_cache"] = (cache, _TOLERANCE)
     else:
         expected |= _training_state(inspection, pool, memory)

@@ -208,7 +208,7 @@ def _least_bytes(plan: Plan, pool: Pool) -> float:
         sequences = schedule.decode_sequences * schedule.num_microbatches
         if sequences:
             context = schedule.context_tokens * sequences
-            size += sum(cache_bytes(b, strategy.tp, context, sequences, plan.options.dtypes.kv_cache) for b in blocks)
+            size += sum(cache_bytes(b, strategy.tp, context, sequences, plan.options.dtypes) for b in blocks)
         sizes.append(size)
     return min(sizes)
 
