@@ -31,6 +31,8 @@ class DtypePolicy(Record):
 
     weights: Dtype = "bf16"
     """Dense weights: attention, dense layers, shared experts."""
+    block_scales: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Dense FP8 weights have a scale for every block of them, not one for all: their products take other kernels."""
     experts: Dtype = "bf16"
     """Routed experts' weights."""
     activations: Dtype = "bf16"

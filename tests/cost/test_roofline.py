@@ -68,6 +68,20 @@ def test_a_format_may_reach_less_of_the_memory_than_of_the_tensor_cores() -> Non
     assert product_seconds(many, H100, slow) < 1.2 * product_seconds(many, H100, line)
 
 
+def test_weights_with_a_scale_a_block_may_reach_less_than_those_with_one_scale() -> None:
+    line = CALIBRATION.roofline["dense_gemm"].model_copy(
+        update={
+            "tiles": None,
+            "overhead_s": 0.0,
+            "format_efficiency": {"fp8": 0.8},
+            "block_scale_memory_efficiency": 0.25,
+        }
+    )
+    for rows, slower in ((1, 4), (1_000_000, 1)):
+        one, blocks = (Gemm(rows, 65_536, 65_536, "fp8", "bf16", block_scales=each) for each in (False, True))
+        assert product_seconds(blocks, H100, line) == pytest.approx(slower * product_seconds(one, H100, line), rel=0.2)
+
+
 def test_waves_of_tiles_by_hand() -> None:
     only = TileGrid(rows=(128,), columns=(128,), step_bytes=128, step_s=1e-7)
     # 9 x 8 tiles on 64 SMs: two waves of 16 steps, each 128 x 128 x 128 multiply-adds of one byte

@@ -57,6 +57,19 @@ def test_formats_of_dense_weights_and_experts(quantization: dict[str, Any] | Non
     assert model.warnings == ()
 
 
+@pytest.mark.parametrize(
+    ("quantization", "in_blocks"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, True),
+        ({"quant_method": "fp8"}, False),
+        ({"quant_method": "fp8", "weight_block_size": [128, 128], "modules_to_not_convert": ["self_attn"]}, False),
+        (None, False),
+    ],
+)
+def test_dense_weights_with_a_scale_a_block_are_read_so(quantization: dict[str, Any] | None, in_blocks: bool) -> None:
+    assert _read(quantization).block_scales is in_blocks
+
+
 def test_two_groups_of_formats_are_read_with_a_warning() -> None:
     model = _read({"quant_method": "modelopt", "config_groups": _groups(FP8, NVFP4)})
     assert (model.weight_dtype, model.expert_dtype) == ("fp8", "fp4")

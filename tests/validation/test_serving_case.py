@@ -394,6 +394,27 @@ def test_a_precision_stands_for_formats(precision: str | None, model: str, forma
 
 
 @pytest.mark.parametrize(
+    ("precision", "model", "in_blocks"),
+    [
+        ("fp8", "deepseek-ai/DeepSeek-R1-0528", True),
+        ("fp4", "deepseek-ai/DeepSeek-R1-0528", True),
+        ("fp8", "MiniMaxAI/MiniMax-M2.5", True),
+        ("fp4", "MiniMaxAI/MiniMax-M2.5", False),
+        ("fp8", "Qwen/Qwen3.5-397B-A17B", True),
+        ("bf16", "Qwen/Qwen3.5-397B-A17B", False),
+        ("fp8", "zai-org/GLM-5", True),
+        ("fp4", "zai-org/GLM-5", False),
+        ("fp8", "Qwen/Qwen3-235B-A22B-FP8", True),
+        ("fp8", "Qwen/Qwen3-32B", False),
+        ("fp8", "nvidia/Llama-3.1-8B-Instruct-FP8", False),
+    ],
+)
+def test_checkpoints_with_a_scale_a_block_are_known(precision: str, model: str, in_blocks: bool) -> None:
+    dtypes = _case(precision=precision, model=model, tp=8, moe_tp=1, moe_ep=8).options.dtypes
+    assert dtypes.block_scales is in_blocks
+
+
+@pytest.mark.parametrize(
     ("changes", "reason"),
     [
         ({"model": "acme/unheard-of"}, "model 'acme/unheard-of' is not in the catalogue"),

@@ -90,6 +90,8 @@ class Roofline(Sourced):
         default_factory=dict[Dtype, Share], exclude_if=lambda value: not value
     )
     """The same of the memory efficiency alone, where the two were told apart."""
+    block_scale_memory_efficiency: Share = Field(default=1.0, exclude_if=lambda value: value == 1)
+    """What products with FP8 weights that have a scale a block reach of the memory traffic of those with one scale."""
     tiles: TileGrid | None = Field(default=None, exclude_if=lambda value: value is None)
     """Of products; None: any number of SMs shares the work evenly."""
     contiguous_layout: bool = Field(default=False, exclude_if=lambda value: not value)

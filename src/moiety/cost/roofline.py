@@ -67,6 +67,9 @@ def product_seconds(work: Gemm, device: Device, line: Roofline, *, load: float =
         rows, groups = buffer_rows(rows, work.slots, line.row_block), 1
     written = BYTES_PER_ELEMENT[work.activation_dtype]
     reached = line.format_efficiency.get(work.weight_dtype, 1.0)
+    moves = line.memory_efficiency * line.format_memory_efficiency.get(work.weight_dtype, reached)
+    if work.block_scales:
+        moves *= line.block_scale_memory_efficiency
     rate = line.compute_efficiency * reached * device.peak(work.weight_dtype)
     if line.tiles is None:
         read = written
@@ -78,7 +81,6 @@ def product_seconds(work: Gemm, device: Device, line: Roofline, *, load: float =
         parts = line.tiles.depth_parts.get(work.weight_dtype, (1,))
         compute = tile_wave_seconds(down, work.n, work.k * read, line.tiles, sms, sm_rate * read, parts)
     moved = work.weight_bytes + rows * (work.k * read + work.n * written) * work.times
-    moves = line.memory_efficiency * line.format_memory_efficiency.get(work.weight_dtype, reached)
     memory = moved / (moves * device.memory_bandwidth_bytes_per_s)
     return _together(compute * work.times, memory, line)
 

@@ -55,9 +55,10 @@ def gemm_op(  # noqa: PLR0913, PLR0917 - a product has this many parts
     `matrices` are the parts of n that checkpoints have matrices of their own for.
     """
     dtypes = layout.options.dtypes
+    in_blocks = dtypes.block_scales and dtypes.weights == "fp8"
     return Op(
         name,
-        Gemm(m, n, k, dtypes.weights, dtypes.activations),
+        Gemm(m, n, k, dtypes.weights, dtypes.activations, block_scales=in_blocks),
         (after,) if isinstance(after, str) else after,
         Tensor(result, (m, n), dtypes.activations),
         (Tensor(f"{weight or name}.weight", (n, k), dtypes.weights, matrices=matrices),),

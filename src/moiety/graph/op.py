@@ -52,6 +52,8 @@ class Gemm:
     """How often it runs (the backward pass runs it twice: for inputs and for weights)."""
     slots: int = 1
     """Weight matrices that the GPU holds, read or not."""
+    block_scales: bool = False
+    """FP8 weights have a scale for every block of them."""
 
     @property
     def flops(self) -> float:

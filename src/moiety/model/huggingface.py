@@ -71,6 +71,7 @@ def _model(
         max_position_embeddings=text.optional_integer(*_POSITIONS_KEYS, maximum=MAX_POSITIONS),
         num_mtp_layers=text.integer(*_MTP_KEYS, minimum=0, maximum=MAX_LAYERS, default=0),
         weight_dtype=formats.dense,
+        block_scales=formats.block_scales,
         expert_dtype=formats.experts,
         source=top.text("_source") or top.source,
         warnings=warnings,

@@ -72,6 +72,8 @@ class Model(DerivedRecord):
     """Multi-token-prediction layers that the checkpoint carries beside `layer_blocks`; not counted as parameters."""
     weight_dtype: Dtype = "bf16"
     """Format of the dense weights in the checkpoint."""
+    block_scales: bool = Field(default=False, exclude_if=lambda value: not value)
+    """Dense FP8 weights have a scale for every block of them in the checkpoint."""
     expert_dtype: Dtype = "bf16"
     """Format of the routed experts' weights in the checkpoint."""
     source: str = ""

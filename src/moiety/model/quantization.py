@@ -42,6 +42,8 @@ class WeightFormats:
     dense: Dtype
     experts: Dtype
     warnings: tuple[str, ...] = ()
+    block_scales: bool = False
+    """FP8 dense weights have a scale for every block of them (`weight_block_size`)."""
 
 
 def weight_formats(config: Config, top: Config) -> WeightFormats:
@@ -66,7 +68,8 @@ def weight_formats(config: Config, top: Config) -> WeightFormats:
         )
         warnings = (*warnings, mixed)
     experts = _ALGORITHMS.get((section.text("moe_quant_algo") or "").lower(), formats[0])
-    return WeightFormats(base if _keeps_attention(section) else formats[-1], experts, warnings)
+    dense = base if _keeps_attention(section) else formats[-1]
+    return WeightFormats(dense, experts, warnings, block_scales=dense == "fp8" and section.has("weight_block_size"))
 
 
 def _base(config: Config, *, quantized: bool) -> tuple[Dtype, tuple[str, ...]]:

@@ -135,6 +135,9 @@ _KNOWN = """## What no law here explains
   parallelism speculated; no set was published for B300, and they are predicted without.
 - GLM-5 in FP4 on B200 (nightly-dev) ran with SGLang's default back ends for attention and experts and without fused
   all-reduce, and took longer than in FP8, which ran with TensorRT-LLM's kernels. It is predicted as if with these.
+- Dense products of FP8 weights with a scale a block (DeepSeek, MiniMax, GLM-5, Qwen's own FP8 checkpoints) take longer
+  with few rows than those with one scale (Llama's): `block_scale_memory_efficiency`. What ModelOpt or an engine
+  quantized is taken to have one scale. Dense weights of DeepSeek's FP4 checkpoints count as their FP8 ones.
 - Qwen3-235B FP8 on vLLM 0.12 is predicted a fifth to a third too fast where attention is data parallel, and with a few
   long prompts in flight. Its other rows agree with a kernel that goes through the tiles of all experts.
 - Runs of Llama-3.1-8B under TensorRT-LLM 1.0.0rc3 have an answer's time over the requests in flight in their time to

@@ -41,6 +41,7 @@ def default_dtypes(scenario: Scenario) -> DtypePolicy:
     quantized = "fp8" in {model.weight_dtype, model.expert_dtype} and device.compute_dtype("fp8") == "fp8"
     return DtypePolicy(
         weights=model.weight_dtype,
+        block_scales=model.block_scales,
         experts=model.expert_dtype,
         activations=computed,
         kv_cache="fp32" if whole else "bf16",

@@ -47,6 +47,8 @@ LINES: tuple[RooflineKind, ...] = (
     "memory_pass",
 )
 FORMATS: tuple[Dtype, ...] = ("fp8", "fp4", "mxfp4")
+_BLOCK_FP8 = len(FORMATS) + 1
+"""The place after those of the formats: dense FP8 weights with a scale a block."""
 COLLECTIVE, FIXED = len(LINES), len(LINES) + 1
 """Kinds of term beyond the rooflines: transfers inside a domain of links, and seconds that no constant changes."""
 GROUPED = {"grouped_gemm_decode", "grouped_gemm_prefill"}
@@ -182,6 +184,7 @@ def _term(op: Op, pool: ServingPool, moe: object, *, decode: bool) -> tuple[floa
         flops = 2.0 * padded_rows(work.m, work.groups, line) * work.n * work.k * work.times
         moved = work.weight_bytes + work.m * (work.k + work.n) * BYTES_PER_ELEMENT[work.activation_dtype] * work.times
         form = FORMATS.index(work.weight_dtype) + 1 if work.weight_dtype in FORMATS else 0
+        form = _BLOCK_FP8 if work.block_scales else form
         return (LINES.index(kind), form, flops / device.peak(work.weight_dtype), moved / bandwidth)
     peak = device.peak(work.dtype) if isinstance(work, AttentionCore) else device.peak("fp32")
     return (LINES.index(kind), 0, work.flops / peak, work.bytes / bandwidth)

@@ -78,7 +78,7 @@ def phase_case(row: SystemRow) -> tuple[ServingCase, Schedule]:
         two_batch_overlap=False,
         fused_kernels=False,
         redundant_experts=-model.moe.num_experts % ranks,
-        dtypes=_formats(row),
+        dtypes=_formats(row, model),
     )
     case = ServingCase(
         model=model,
@@ -142,7 +142,7 @@ def _calibration(engine: Engine, cluster: Cluster, serving: ServingConstants | N
     return engine_calibration(engine, device.architecture, device.memory_bytes, serving=serving)
 
 
-def _formats(row: SystemRow) -> DtypePolicy:
+def _formats(row: SystemRow, model: Model) -> DtypePolicy:
     """Return the formats of weights, rows and cache.
 
     What is stated of attention is the format of its core and of the cache that it reads, not of its projections
@@ -154,4 +154,5 @@ def _formats(row: SystemRow) -> DtypePolicy:
     dense: Dtype = "fp8" if "fp8" in stated else "bf16"
     sent: Dtype = "bf16" if experts == "bf16" else "fp8"
     cache: Dtype = "fp8" if "fp8 attn" in stated else "bf16"
-    return DtypePolicy(weights=dense, experts=experts, dispatch=sent, kv_cache=cache)
+    in_blocks = dense == "fp8" and model.block_scales
+    return DtypePolicy(weights=dense, block_scales=in_blocks, experts=experts, dispatch=sent, kv_cache=cache)

@@ -48,7 +48,15 @@ _DENSE_OF_FP4: dict[str, Dtype] = {"deepseek-r1": "fp8", "deepseek-v3": "fp8"}
 
 The published runs of DeepSeek had nvidia/DeepSeek-R1-0528-FP4-v2, whose model card says that the output projections of
 attention are FP4 beside dense layers and shared experts; with the rest in BF16 that is 1.0 bytes a weight, as in FP8.
+They reach what the FP8 of the same models does, with a scale a block.
 """
+
+
+_FP8_IN_BLOCKS = frozenset({"glm-5", "qwen3.5-397b-a17b"})
+"""Models that ran in FP8 from a checkpoint with a scale a block, which is not the catalogue's: InferenceX names
+Qwen/Qwen3.5-397B-A17B-FP8 and zai-org/GLM-5-FP8. What ModelOpt or an engine quantizes has one scale for all."""
+_QWEN_FP8 = re.compile(r"Qwen/.*-FP8")
+"""Checkpoints that are block-scaled by their model cards ("fine-grained fp8 quantization with block size of 128")."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +236,14 @@ def row_dtypes(row: ServingRow, model: Model) -> DtypePolicy:
     upcast = experts == "mxfp4" and row_cluster(row.system, 1).device.compute_dtype("mxfp4") == "bf16"
     told = has_published_lengths(row) or quantizes_cache(engine_name(row.backend))
     cached: Dtype = "fp8" if narrow and told and not upcast else "bf16"
-    return DtypePolicy(weights=dense, experts=experts, dispatch=sent, kv_cache=cached)
+    in_blocks = model.block_scales or _run_as(model) in _FP8_IN_BLOCKS or _QWEN_FP8.fullmatch(row.model) is not None
+    return DtypePolicy(
+        weights=dense,
+        block_scales=dense == "fp8" and in_blocks,
+        experts=experts,
+        dispatch=sent,
+        kv_cache=cached,
+    )
 
 
 def _worker(model: Model, stated: Degrees, num_gpus: int | None) -> WorkerCase:

@@ -65,6 +65,7 @@ def serving_family(
             row_block=64 if kind == "grouped_gemm_prefill" else 1,
             format_efficiency=compute_shares,
             format_memory_efficiency=memory_shares,
+            block_scale_memory_efficiency=_rounded(device["block_fp8_memory"]) if kind == "dense_gemm" else 1.0,
             basis="fitted",
             source=source,
         )
