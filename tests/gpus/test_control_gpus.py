@@ -174,3 +174,11 @@ def test_a_journal_that_is_none_is_refused_with_the_way_out(machine: FakeMachine
     message = refused(control(machine, "restore", "--journal", "limits.json"))
     assert "changed.0.kind" in message
     assert "nvidia-smi -rgc" in message
+
+
+def test_a_journal_that_cannot_be_read_is_named_before_anything_is_printed(
+    machine: FakeMachine, decode_plan: Path
+) -> None:
+    done = control(machine, "power", decode_plan, "--journal", ".")
+    assert (done.code, done.out) == (2, "")
+    assert "is a folder, not a file" in done.err

@@ -152,6 +152,33 @@ def test_rows_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.Captu
     assert "empty.jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("what", "text", "words"),
+    [
+        ("kernels", "junk", ("into.json", "not valid JSON")),
+        ("collectives", "{}", ("into.json", "Field required")),
+        ("power", "", ("into.json", "not valid JSON")),
+        ("serving", "{}", ("into.json", "Field required", "copy of the catalogue's")),
+        ("prefill-apart", "", ("into.json", "Invalid JSON", "copy of the catalogue's")),
+        ("kernels", None, ("rows.jsonl", "no row tells of what kernels is fitted on", "moiety validate")),
+    ],
+)
+def test_a_file_of_other_constants_and_rows_of_other_things_are_named(
+    what: str, text: str | None, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, into = tmp_path / "rows.jsonl", tmp_path / "into.json"
+    rows.write_text(catalog_text("measurements", "facts", ".jsonl").splitlines()[0] + "\n{", encoding="utf-8")
+    if text is not None:
+        into.write_text(text, encoding="utf-8")
+    assert main([what, str(rows), *(("--into", str(into)) if text is not None else ())]) == 2
+    found = capsys.readouterr()
+    malformed, message = found.err.splitlines()
+    assert malformed == f"{rows}:2: is no JSON"
+    assert all(word in message for word in words), message
+    assert found.out == ""
+    assert text is None or into.read_text(encoding="utf-8") == text
+
+
 def test_a_fit_without_its_library_names_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

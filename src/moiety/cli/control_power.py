@@ -85,6 +85,7 @@ def _show(
     from moiety.cli.json_text import json_text
 
     document, sections = _document(choices), [choices_table(choices)]
+    left = noted.read()
     try:
         with open_gpus() as found:
             indices = _indices(on, found)
@@ -97,7 +98,7 @@ def _show(
         output.note(f"nothing would be set here: {error}")
     output.document(lambda: json_text(document))
     output.tables(sections)
-    if noted.read():
+    if left:
         output.note(f"{noted.path} names limits that are still set, by a run that goes on or was killed")
 
 

@@ -45,9 +45,9 @@ def choices_table(choices: Sequence[LimitChoice]) -> RenderableType:
         (
             each.phase,
             _setting(each),
-            f"{each.point.power_w:,.0f} W ({-each.saved_share:+.1%})",
+            f"{each.point.power_w:,.0f} W ({0 - each.saved_share:+.1%})",
             f"{each.point.step_s * 1e3:,.2f} ms ({each.longer_share:+.1%})",
-            f"{-each.energy_saved_share:+.1%}",
+            f"{0 - each.energy_saved_share:+.1%}",
             each.reason,
         )
         for each in choices

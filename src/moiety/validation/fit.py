@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moiety.errors import MoietyError
-from moiety.files import read_text, write_all
+from pydantic import ValidationError
+
+from moiety.calibration.reader import read_calibration
+from moiety.calibration.serving import ServingConstants
+from moiety.errors import InputError, MoietyError
+from moiety.files import check_folder, read_text, write_all
+from moiety.records import broken_rule
 from moiety.validation.fit_apart import APART_FIT
 from moiety.validation.fit_collectives import COLLECTIVES_FIT
 from moiety.validation.fit_kernels import KERNELS_FIT
@@ -49,14 +54,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fit(fitting: Fitting[Any, Any], paths: Sequence[Path], into: Path | None, *, cross_validate: bool) -> None:
     read = [read_rows(path) for path in paths]
     refuse_empty(read)
+    for found in read:
+        for each in found.malformed:
+            sys.stderr.write(f"{found.source}:{each.line}: {each.reason}\n")
+    before = _before(fitting.name, into) if into is not None else ""
     samples = fitting.samples([each.row for found in read for each in found.rows])
+    if not samples:
+        rule = f"no row tells of what {fitting.name} is fitted on"
+        remedy = f"`moiety validate {' '.join(map(str, paths))}` says what each row is and lacks"
+        raise InputError(rule, source=", ".join(map(str, paths)), remedy=remedy)
     constants = fitting.fit(samples)
     for line in fitted_lines(fitting, samples, constants, cross_validate=cross_validate):
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
     if into is not None:
-        before = read_text(into) if into.exists() else ""
         write_all(into.parent, {into.name: fitting.rewritten(before, constants, samples)})
+
+
+def _before(name: str, into: Path) -> str:
+    """Return what the file of constants holds, empty where it is new; raise InputError where it holds others."""
+    check_folder(into.parent)
+    text, source = read_text(into) if into.exists() else "", str(into)
+    if name in {COLLECTIVES_FIT.name, KERNELS_FIT.name, POWER_FIT.name}:
+        read_calibration(text, source=source)
+    elif name == APART_FIT.name or (name == SERVING_FIT.name and text):
+        try:
+            ServingConstants.model_validate_json(text)
+        except ValidationError as error:
+            first = broken_rule(error)
+            remedy = "begin with a copy of the catalogue's constants of engines"
+            raise InputError(first.rule, source=source, field=first.field, remedy=remedy) from None
+    return text
 
 
 if __name__ == "__main__":
