@@ -114,3 +114,14 @@ def test_files_that_could_not_be_written_are_named_before_the_work(
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert all(word in err for word in words), err
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_rows_of_several_files_name_theirs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / name / "rows.jsonl" for name in "ab"]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(ROWS[0] + "\n" + ROWS[1], encoding="utf-8")
+    code, out, _ = _run(capsys, *map(str, paths), "--json")
+    found = [(row["file"], row["line"]) for row in json.loads(out)["rows"]]
+    assert code == 0
+    assert found == [(str(path), line) for path in paths for line in (1, 2)]

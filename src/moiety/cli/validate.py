@@ -80,8 +80,9 @@ def document(files: Sequence[ReadRows], compared: Sequence[Compared]) -> dict[st
     """Return the JSON document: every row, every malformed line, the errors by metric and by group."""
     from moiety.validation.score import as_document, group_scores, metric_scores, skipped_reasons
 
+    sources = [file.source for file in files for _ in file.rows]
     return {
-        "rows": [_row(each) for each in compared],
+        "rows": [_row(each, source) for each, source in zip(compared, sources, strict=True)],
         "malformed": [
             {"file": file.source, "line": each.line, "reason": each.reason} for file in files for each in file.malformed
         ],
@@ -120,8 +121,8 @@ def _choices(compared: Sequence[Compared]) -> dict[str, Any]:
     }
 
 
-def _row(each: Compared) -> dict[str, Any]:
-    found: dict[str, Any] = {"id": each.id, "line": each.line, "measured": dict(each.measured)}
+def _row(each: Compared, source: str) -> dict[str, Any]:
+    found: dict[str, Any] = {"id": each.id, "file": source, "line": each.line, "measured": dict(each.measured)}
     if each.skipped is not None:
         return found | {"skipped": each.skipped}
     return found | {"predicted": dict(each.predicted), "error": each.error}

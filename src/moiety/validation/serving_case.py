@@ -56,7 +56,7 @@ _FP8_IN_BLOCKS = frozenset({"glm-5", "qwen3.5-397b-a17b"})
 """Models that ran in FP8 from a checkpoint with a scale a block, which is not the catalogue's: InferenceX names
 Qwen/Qwen3.5-397B-A17B-FP8 and zai-org/GLM-5-FP8. What ModelOpt or an engine quantizes has one scale for all."""
 _QWEN_FP8 = re.compile(r"Qwen/.*-FP8")
-"""Checkpoints that are block-scaled by their model cards ("fine-grained fp8 quantization with block size of 128")."""
+"""Checkpoints whose configs have a `weight_block_size` of 128 x 128."""
 
 
 @dataclass(frozen=True, slots=True)
