@@ -55,6 +55,14 @@ def test_one_request_alone_takes_its_chunks_and_its_steps() -> None:
     assert outcome.tpot.mean == pytest.approx(_step(0, 1, 250), rel=1e-3)
 
 
+def test_tokens_take_longer_as_their_contexts_grow() -> None:
+    def by_context(prefill_tokens: int, sequences: int, context_tokens: int) -> float:
+        return 1e-3 + 1e-6 * context_tokens * sequences + 1e-5 * prefill_tokens
+
+    outcome = simulate_serving(_engine(step_s=by_context), together(16, 4001, count=8), concurrency=8)
+    assert outcome.tpot.mean == pytest.approx(1e-3 + 8e-6 * (16 + 4000 / 2), rel=1e-3)
+
+
 def test_prompts_hold_up_decoding_unless_they_have_workers_of_their_own() -> None:
     load = {"input_tokens": 2000, "output_tokens": 20, "count": 60}
     shared = simulate_serving(_engine(), together(**load), concurrency=8)

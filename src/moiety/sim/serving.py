@@ -236,15 +236,20 @@ class _Run:
                 self._preempt()
                 return
             steps = min(steps, max(int(free // self._count), 1))
-        seconds = self._engine.step_s(0, self._count, self._context())
+        seconds = self._pace_s(steps)
         arrival = self._next.at_s if self._next is not None and self._room else math.inf
         if self._prefilled and self._fits(self._prefilled[0][2]):
             arrival = min(arrival, self._prefilled[0][0])
         if arrival < self.now + steps * seconds:
             steps = max(math.ceil((arrival - self.now) / seconds), 1)
+            seconds = self._pace_s(steps)
         self.now += steps * seconds
         self._tokens(steps, seconds)
         self._retire()
+
+    def _pace_s(self, steps: int) -> float:
+        """Return the seconds of each of the next so many steps: those of the middle one, since contexts grow."""
+        return self._engine.step_s(0, self._count, self._context() + (steps - 1) // 2)
 
     def _context(self) -> int:
         return (self._cached + self._count * self._step) // self._count if self._count else 0
