@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from moiety.errors import InputError
-from moiety.plan import Plan
+from moiety.plan import DtypePolicy, Plan
 from moiety.runtime.model.batch import Segment, packed
 from moiety.runtime.model.kv_cache import CachedStep, KvCache, cache_dtype
 from moiety.verify.closed_form import cache_bytes
@@ -63,7 +63,8 @@ def test_a_rank_keeps_the_bytes_that_the_plan_counts(
     tokens = len(PROMPTS) * (max(map(len, PROMPTS)) + NEW)
     for (name, kept, division), (plan, ranks) in outcomes.items():
         tp = plan.pools[0].strategy.tp
-        planned = sum(cache_bytes(block, tp, tokens, len(PROMPTS), kept) for block in plan.model.layers)
+        dtypes = DtypePolicy(kv_cache=kept)
+        planned = sum(cache_bytes(block, tp, tokens, len(PROMPTS), dtypes) for block in plan.model.layers)
         for rank in (each for each in ranks if each is not None):
             assert rank["cache_bytes"] == planned, (name, kept, division)
 
