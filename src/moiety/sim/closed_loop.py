@@ -13,19 +13,21 @@ import random
 import statistics
 from collections import deque
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 _FOLLOWED = 256
 """Requests in flight that are followed one by one; more of them go in as many bundles, or down to a quarter fewer."""
 _REPEATS = 16
 """Short runs scatter: they are played anew until as many requests went as in one long run, but no more often."""
-
 _INSTANT_S = 1e-9
 """Requests that come within it come together, rounded as times are."""
 
@@ -147,7 +149,7 @@ def _bundled(run: TwoStageRun) -> _Play:
         token_s=tuple((sequences * run.workers / size, seconds) for sequences, seconds in run.token_s),
         frontends=1,
     )
-    return _Play(merged, 0, size, run.prompt_workers)
+    return _Play(merged, 0, size / run.prompt_workers)
 
 
 @dataclass(slots=True)
@@ -163,6 +165,7 @@ class _Worker:
     waiting: deque[float] = field(default_factory=deque[float])
     """Since when requests wait for a slot, the first come first."""
     changes: int = 0
+    """How often one came or ended: an end that was foreseen before the last of them is none."""
 
 
 @dataclass(slots=True)
@@ -175,22 +178,20 @@ class _PromptWorker:
 
 
 class _Play:
-    """The state of a run of bundles of `size` requests, whose one prompt worker stands for `merged` of them.
+    """The state of a run whose requests each stand for `prompts` in each worker that computes them.
 
-    Events are (time, order, worker, its changes when its next end was foreseen or None where a request comes to it);
-    workers that compute prompts have negative numbers, and their events are ends of steps.
+    Events are (time, order, what happens then).
     """
 
-    def __init__(self, run: TwoStageRun, seed: int, size: float = 1.0, merged: int = 1) -> None:
-        self._run, self._size = run, size
+    def __init__(self, run: TwoStageRun, seed: int, prompts: float = 1.0) -> None:
+        self._run, self._prompts = run, prompts
         self._draws = random.Random(seed)  # noqa: S311 - a simulation, no secret
         self._left = self._requests = run.concurrency * run.waves
-        self._prompt_workers = [_PromptWorker() for _ in range(run.prompt_workers)]
-        self._prompt_turns = [0] * run.frontends
-        self._workers = [_Worker() for _ in range(run.workers)]
-        self._merged = merged
-        self._turns = [0] * run.frontends
-        self._events: list[tuple[float, int, int, int | None]] = []
+        prompt_workers = [_PromptWorker() for _ in range(run.prompt_workers)]
+        workers = [_Worker() for _ in range(run.workers)]
+        self._prompt_turns = [cycle(prompt_workers) for _ in range(run.frontends)]
+        self._turns = [cycle(workers) for _ in range(run.frontends)]
+        self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._order = 0
         self._ready_s = 0.0
         self._waits_s = list[float]()
@@ -213,20 +214,8 @@ class _Play:
         for _ in range(self._run.concurrency):
             self._arrive(0.0)
         while self._events:
-            now, _, number, changes = heapq.heappop(self._events)
-            if number < 0:
-                self._compute(~number, now)
-                continue
-            worker = self._workers[number]
-            if changes is not None:
-                if changes == worker.changes:
-                    self._end(number, now)
-            elif len(worker.ends) < max(self._run.slots, 1):
-                self._advance(worker, now)
-                self._start(worker, 0.0)
-                self._await_end(number, now)
-            else:
-                worker.waiting.append(now)
+            now, _, happens = heapq.heappop(self._events)
+            happens(now)
 
     def _arrive(self, now: float) -> None:
         """Send the next request to the worker whose turn it is to compute its prompt."""
@@ -234,21 +223,18 @@ class _Play:
             return
         self._left -= 1
         frontend = self._draws.randrange(self._run.frontends)
-        number = self._prompt_turns[frontend]
-        self._prompt_turns[frontend] = (number + 1) % len(self._prompt_workers)
-        worker = self._prompt_workers[number]
+        worker = next(self._prompt_turns[frontend])
         worker.waiting.append((now, frontend))
         if not worker.busy:
             worker.busy = True
-            self._push(now + _INSTANT_S, ~number, None)
+            self._at(now + _INSTANT_S, partial(self._compute, worker))
 
-    def _compute(self, number: int, now: float) -> None:
+    def _compute(self, worker: _PromptWorker, now: float) -> None:
         """Begin a step with the prompts that came first, and send them on when it ends."""
-        worker, steps = self._prompt_workers[number], self._run.prompts
         worker.busy = bool(worker.waiting)
         if not worker.busy:
             return
-        each = self._size / self._merged
+        steps, each = self._run.prompts, self._prompts
         count = min(max(int(steps.capacity / each), 1), len(worker.waiting))
         step_s = steps.step_s(count * each)
         # of a bundle that takes several steps, the mean request is computed in the middle of them
@@ -257,24 +243,33 @@ class _Play:
         for _ in range(count):
             came_s, frontend = worker.waiting.popleft()
             self._ready_s += ready_s - came_s
-            turn = self._turns[frontend]
-            self._turns[frontend] = (turn + 1) % self._run.workers
-            self._push(ready_s, turn, None)
-        self._push(now + step_s, ~number, None)
+            self._at(ready_s, partial(self._come, next(self._turns[frontend])))
+        self._at(now + step_s, partial(self._compute, worker))
+
+    def _come(self, worker: _Worker, now: float) -> None:
+        """Have a request whose prompt was computed decode, or wait for a slot."""
+        if len(worker.ends) < max(self._run.slots, 1):
+            self._advance(worker, now)
+            self._start(worker, 0.0)
+            self._await_end(worker, now)
+        else:
+            worker.waiting.append(now)
 
     def _start(self, worker: _Worker, waited_s: float) -> None:
         self._waits_s.append(waited_s)
         share = self._run.least_share + (1 - self._run.least_share) * self._draws.random()
         heapq.heappush(worker.ends, worker.tokens + self._longest * share)
 
-    def _end(self, number: int, now: float) -> None:
-        worker = self._workers[number]
+    def _end(self, worker: _Worker, foreseen: int, now: float) -> None:
+        """End the sequence whose end was `foreseen` after so many changes, unless there were more since."""
+        if foreseen != worker.changes:
+            return
         self._advance(worker, now)
         heapq.heappop(worker.ends)
         if worker.waiting:
             self._start(worker, now - worker.waiting.popleft())
         self._arrive(now)
-        self._await_end(number, now)
+        self._await_end(worker, now)
 
     def _advance(self, worker: _Worker, now: float) -> None:
         """Count the tokens that the worker's sequences were given until now."""
@@ -282,13 +277,12 @@ class _Play:
             worker.tokens += (now - worker.counted_s) / self._token_s[len(worker.ends)]
         worker.counted_s = now
 
-    def _await_end(self, number: int, now: float) -> None:
-        worker = self._workers[number]
+    def _await_end(self, worker: _Worker, now: float) -> None:
         worker.changes += 1
         if worker.ends:
             left = max(worker.ends[0] - worker.tokens, 0.0)
-            self._push(now + left * self._token_s[len(worker.ends)], number, worker.changes)
+            self._at(now + left * self._token_s[len(worker.ends)], partial(self._end, worker, worker.changes))
 
-    def _push(self, at_s: float, worker: int, changes: int | None) -> None:
+    def _at(self, at_s: float, happens: Callable[[float], None]) -> None:
         self._order += 1
-        heapq.heappush(self._events, (at_s, self._order, worker, changes))
+        heapq.heappush(self._events, (at_s, self._order, happens))
