@@ -75,7 +75,7 @@ def test_who_finds_no_slot_waits_for_one(pools: tuple[ServingPool, ServingPool])
     free, limited = (
         disaggregated_latency(prefill, replace(decode, max_sequences=most), 64, PREFILL_APART) for most in (32, 16)
     )
-    assert limited.running == 16
+    assert group_load(replace(decode, max_sequences=16), 64).running == 16
     assert limited.tpot_s < free.tpot_s
     # as long as an answer, but for one request in twenty (a run begins with empty slots), and longer where the prompt
     # takes its time too: yet the two do not add up

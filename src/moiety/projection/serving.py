@@ -27,20 +27,10 @@ _FULL = 0.98
 
 @dataclass(frozen=True, slots=True)
 class ServingLatency:
-    """What a mean request sees, in seconds, and what it is made of."""
+    """What a mean request sees, in seconds."""
 
     ttft_s: float
     tpot_s: float
-    decode_step_s: float
-    """A step without prompts."""
-    prefill_s: float
-    """The prompt's own chunks."""
-    running: float
-    """Sequences that run at a time in each attention group; the rest wait for room in the cache."""
-
-    def throughput(self, output_tokens: int, concurrency: int) -> float:
-        """Return output tokens a second by Little's law."""
-        return concurrency * output_tokens / (self.ttft_s + max(output_tokens - 1, 0) * self.tpot_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +60,11 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     """Return the latencies of workers that run prompts and output tokens on the same GPUs.
 
     TPOT: a decode step, the group's share of the prompts that are computed meanwhile, and the time in which a sequence
-    has been thrown out of the cache. TTFT: the engine's own share;
-    the prompt's chunks; the wait to be taken up (half the running step, where the engine does so at every one) and for
-    the prompts ahead (M/D/1 at the share of the time that chunks take); the prompts that come together, at a run's
-    start and where all answers are equally long, which fill the steps that compute them; kernels that a run without
-    warm-up has made; and, where the cache is full, a running request's whole time, as far as it is not waited later.
+    has been thrown out of the cache. TTFT: the engine's own share; the prompt's chunks; the wait to be taken up (half
+    the running step, where the engine does so at every one) and for the prompts ahead (M/D/1 at the share of the time
+    that chunks take); the prompts that come together, at a run's start and where all answers are equally long, which
+    fill the steps that compute them; kernels that a run without warm-up has made; and, where the cache is full, a
+    running request's whole time, as far as it is not waited later.
 
     In lockstep all prompts are computed one step after the other: what a request waits for comes before its first
     token or after it, and only the latter is in its time per output token; nothing else waits in a queue.
@@ -103,7 +93,7 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
         + cold_s(pool, load.running)
         + (load.offered / load.running - 1 - out) * work.output_tokens * tpot_s
     )
-    return ServingLatency(ttft_s, (1 + out) * tpot_s, load.decode_s, own_s, load.running)
+    return ServingLatency(ttft_s, (1 + out) * tpot_s)
 
 
 def offline_sequences(pool: ServingPool, num_requests: int | None = None) -> float:

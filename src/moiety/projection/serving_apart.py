@@ -43,8 +43,6 @@ class ApartParts:
     """Attention groups of a prefill worker."""
     request_s: float
     """The engine's own share of a request."""
-    prompt_s: float
-    """A prompt alone in its worker."""
     played: PlayedRun
     """The prompt, its transfer, and what waits for both."""
     load: GroupLoad
@@ -89,7 +87,6 @@ def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> 
         engine=prefill.release.engine,
         prefill_groups=prefill.strategy.attn_dp,
         request_s=prefill.release.request_overhead_s,
-        prompt_s=alone_s,
         played=played(run),
         load=load,
     )
@@ -100,8 +97,7 @@ def disaggregated_latency(
 ) -> ServingLatency:
     """Return the latencies where prompts are computed by one pool and handed over to another that decodes."""
     parts = apart_parts(prefill, decode, concurrency)
-    load = parts.load
-    return ServingLatency(parts.ttft_s(apart), load.token_s, load.decode_s, parts.prompt_s, load.running)
+    return ServingLatency(parts.ttft_s(apart), parts.load.token_s)
 
 
 def handover_s(prefill: ServingPool, decode: ServingPool) -> float:
