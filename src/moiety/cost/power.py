@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from moiety.calibration.calibration import Engine, PowerConstants
     from moiety.cluster.device import Device
     from moiety.model.feed_forward import MoeFeedForward
+    from moiety.model.model import Model
+    from moiety.plan import DtypePolicy
 
 _TILE_ROWS: dict[Engine, int] = {"vllm": 64}
 """Rows of a tile of an engine's kernel for experts in FP8 blocks where none is tuned (vLLM's `get_default_config` in
@@ -34,6 +36,11 @@ def power_w(
     cores = curve.base_w - known.idle_w + curve.compute_w * mfu**constants.compute_exponent
     watts = (known.idle_w + cores * phi + curve.memory_w * mbu) * device.max_power_w / known.max_power_w
     return min(max(watts, device.idle_power_w), device.max_power_w)
+
+
+def products_peak(device: Device, model: Model, dtypes: DtypePolicy) -> float:
+    """Return the peak FLOP/s of a device in the format of most products: the experts', without any the weights'."""
+    return device.peak(dtypes.weights if model.moe is None else dtypes.experts)
 
 
 def padding_flops(engine: Engine, moe: MoeFeedForward, hidden_size: int, tokens: float) -> float:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.cost.memory import cache_bytes
-from moiety.cost.power import padding_flops, power_w
+from moiety.cost.power import padding_flops, power_w, products_peak
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.plan import Plan, Pool, Projection
 from moiety.projection.phase import PhaseOutcome, PoolCase, phase_outcome
@@ -91,13 +91,10 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_s
 
 
 def computing_share(scenario: Scenario, pool: Pool, phase: PhaseOutcome) -> float:
-    """Return the share of its peak that a GPU computes, what experts' kernels pad their rows with included.
-
-    The peak is that of the format of most products: the experts', or the weights' where there are none.
-    """
+    """Return the share of its peak that a GPU computes, what experts' kernels pad their rows with included."""
     device, model, schedule = scenario.cluster.device, scenario.model, phase.schedule
     dtypes = phase.outcome.graph.layout.options.dtypes
-    peak = device.peak(dtypes.weights if model.moe is None else dtypes.experts)
+    peak = products_peak(device, model, dtypes)
     busy = phase.computed_tokens_per_s * flops_per_token(scenario, pool) / peak
     if model.moe is not None and dtypes.experts == "fp8":
         tokens = schedule.tokens_per_microbatch * pool.strategy.attn_dp

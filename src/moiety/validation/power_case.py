@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moiety.calibration.catalog import calibration_for
 from moiety.calibration.serving_catalog import load_serving
-from moiety.cost.power import padding_flops, power_w
+from moiety.cost.power import padding_flops, power_w, products_peak
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import row_model, serving_case
@@ -54,8 +54,8 @@ def power_point(row: SystemRow) -> PowerPoint:
     pool = ServingPredictor(load_serving()).pool(case, case.decode)
     flops = model_flops_per_token(model, context_tokens=row.osl / 2, emitted_share=1.0, training=False)
     step_s, in_flight, dtypes = step_ms * 1e-3, batch(row), case.options.dtypes
-    peak, padded = device.peak(dtypes.weights if model.moe is None else dtypes.experts), 0.0
-    if model.moe is not None and dtypes.experts == "fp8" and _has_blocks(row):
+    peak, padded = products_peak(device, model, dtypes), 0.0
+    if model.moe is not None and dtypes.experts == "fp8" and dtypes.block_scales:
         padded = padding_flops("vllm", model.moe, model.hidden_size, in_flight) * model.num_moe_layers
     sequences = max(round(in_flight / pool.num_groups), 1)
     moved = pool.decode_bytes(sequences, round(row.osl / 2))
@@ -66,11 +66,6 @@ def power_point(row: SystemRow) -> PowerPoint:
         mbu=min(moved / (step_s * device.memory_bandwidth_bytes_per_s), 1.0),
         prompt_share=min(max(1 - rate * step_s / in_flight, 0.0), 1.0),
     )
-
-
-def _has_blocks(row: SystemRow) -> bool:
-    """Return whether a checkpoint's FP8 has a scale for each block (DeepSeek's, Qwen's), not for each row (Meta's)."""
-    return not row.model.startswith("meta-llama/")
 
 
 def predict_power(row: SystemRow) -> dict[str, float]:
