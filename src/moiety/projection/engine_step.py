@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from moiety.projection.serving_pool import num_kernels
@@ -17,13 +16,11 @@ def engine_step_s(engine: EngineOverheads, graph: Graph, kernels_s: float, seque
 
     `sequences` output tokens are sampled in each attention group. Steps that hold prompts run no captured graph.
     """
-    blocks = graph.model.blocks
-    mixtures = sum(count for block, count in Counter(graph.model.layer_blocks).items() if blocks[block].moe is not None)
     gap_s = engine.eager_gap_s if graph.layout.schedule.prefill_tokens else engine.op_gap_s
     return (
         kernels_s * engine.kernel_slowdown
         + engine.step_overhead_s
         + num_kernels(graph) * gap_s
-        + mixtures * engine.moe_layer_gap_s
+        + graph.model.num_moe_layers * engine.moe_layer_gap_s
         + sequences * engine.sequence_overhead_s
     )

@@ -143,13 +143,12 @@ class ServingPool:
         )
         load = LoadClass("all", strategy.ep, (expert_load,) * model.num_layers)
         outcome = time_step(scenario, strategy, schedule, self.options, None, timing="estimated", classes=[load])
-        release, blocks = self.release, Counter(model.layer_blocks)
+        release = self.release
         eager = schedule.prefill_tokens and not self.captured_prompts
-        mixtures = sum(n for b, n in blocks.items() if model.blocks[b].moe is not None)
         return (
             outcome.step_s * release.kernel_slowdown
             + num_kernels(outcome.graph) * (release.eager_gap_s if eager else release.op_gap_s)
-            + mixtures * release.moe_layer_gap_s
+            + model.num_moe_layers * release.moe_layer_gap_s
         )
 
     def decode_bytes(self, sequences: int, context_tokens: int) -> float:

@@ -99,7 +99,7 @@ def _known_phase(row: SystemRow, start: ServingPredictor) -> Known:
     if case.engine not in ENGINES:
         raise SkippedRow("of the kernels alone no engine's constants can be told")
     case = replace(case, version=RELEASES[case.engine][-1])
-    return Known(as_steps(row), case, phase_terms(start.pool(case, case.decode), schedule))
+    return Known(as_steps(row, case, schedule), case, phase_terms(start.pool(case, case.decode), schedule))
 
 
 def fit_serving(rows: Sequence[Known]) -> Logs:

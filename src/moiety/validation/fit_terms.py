@@ -113,7 +113,6 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
     chunk = CHUNK_TOKENS if offline else min(work.input_tokens, pool.step_tokens)
     filled = filled_tokens(pool, running)
     beside = sequences if pool.release.mixes_prefill else 0
-    blocks = Counter(pool.model.layer_blocks)
     return RowTerms(
         decode=_step(pool, 0, sequences, context),
         chunk=_step(pool, chunk, beside, context),
@@ -124,7 +123,7 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
         thrown_out=pool.thrown_out(offered, running) if computes_prompts else 0.0,
         chunks=work.input_tokens / chunk if computes_prompts else 0.0,
         filled_chunks=work.input_tokens / filled if computes_prompts else 0.0,
-        mixtures=sum(n for b, n in blocks.items() if pool.model.blocks[b].moe is not None),
+        mixtures=pool.model.num_moe_layers,
         captured_prompts=pool.captured_prompts,
         admission_steps=pool.admission_steps(running),
         mixes=pool.release.mixes_prefill,
@@ -183,8 +182,8 @@ def _term(op: Op, pool: ServingPool, moe: object, *, decode: bool) -> tuple[floa
             return (FIXED, 0, 0.0, product_seconds(work, device, line))
         flops = 2.0 * padded_rows(work.m, work.groups, line) * work.n * work.k * work.times
         moved = work.weight_bytes + work.m * (work.k + work.n) * BYTES_PER_ELEMENT[work.activation_dtype] * work.times
-        form = FORMATS.index(work.weight_dtype) + 1 if work.weight_dtype in FORMATS else 0
-        form = _BLOCK_FP8 if work.block_scales else form
+        known = FORMATS.index(work.weight_dtype) + 1 if work.weight_dtype in FORMATS else 0
+        form = _BLOCK_FP8 if work.block_scales else known
         return (LINES.index(kind), form, flops / device.peak(work.weight_dtype), moved / bandwidth)
     peak = device.peak(work.dtype) if isinstance(work, AttentionCore) else device.peak("fp32")
     return (LINES.index(kind), 0, work.flops / peak, work.bytes / bandwidth)

@@ -14,7 +14,7 @@ from moiety.cost.roofline import line_seconds, roofline_kind
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.op import AttentionCore, AttentionShape, Gemm
 from moiety.validation.skipped import SkippedRow
-from moiety.validation.stated import batch, metric
+from moiety.validation.stated import batch
 from moiety.validation.transfer_case import row_device
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ class Kernel:
 
     def measured_s(self, row: SystemRow) -> float | None:
         """Return the seconds that the row states; None where it states none."""
-        times = [1e-6 * metric(row, name) for name in self.microseconds]
-        times += [1e-12 * self.work.flops / metric(row, name) for name in self.teraflops if metric(row, name)]
-        times += [1e-9 * self.work.bytes / metric(row, name) for name in self.gigabytes if metric(row, name)]
+        times = [1e-6 * each for name in self.microseconds if (each := row.metric(name))]
+        times += [1e-12 * self.work.flops / each for name in self.teraflops if (each := row.metric(name))]
+        times += [1e-9 * self.work.bytes / each for name in self.gigabytes if (each := row.metric(name))]
         return next((each for each in times if each > 0), None)
 
 
@@ -134,7 +134,7 @@ def dense_product(m: int, n: int, k: int) -> Gemm:
 def _expert_pair(row: SystemRow, match: re.Match[str]) -> tuple[Kernel, ...]:
     """Return the two products of a GPU's experts, of which each gets `tokens_per_expert` rows on average."""
     experts, hidden, width = (int(part) for part in match.groups()[:3])
-    each = metric(row, "tokens_per_expert")
+    each = row.metric("tokens_per_expert")
     if not each:
         raise SkippedRow("tokens_per_expert is not stated")
     kind = _line(match[4]) if match[4] else None

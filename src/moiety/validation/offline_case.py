@@ -9,7 +9,7 @@ from moiety.projection.serving import offline_sequences, offline_throughput
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import row_model, serving_case
 from moiety.validation.skipped import SkippedRow
-from moiety.validation.stated import deployment
+from moiety.validation.stated import deployment, timed
 
 if TYPE_CHECKING:
     from moiety.validation.serving_case import ServingCase
@@ -61,7 +61,7 @@ def as_closed_loop(row: SystemRow) -> ServingRow:
     running = offline_sequences(pool, requests) * pool.num_groups
     lengths = case.input_tokens, case.output_tokens
     loop = deployment(_with_attention(row), "trtllm", round(running), *lengths, _release(row))
-    return loop.model_copy(update={"measured": loop.measured.model_copy(update={"tpot_ms": 1e3 * running / rate})})
+    return timed(loop, 1e3 * running / rate)
 
 
 def _offline_case(row: SystemRow) -> tuple[ServingCase, int | None]:

@@ -16,7 +16,7 @@ from moiety.projection.step import time_step
 from moiety.strategy.strategy import Strategy
 from moiety.validation.serving_case import ServingCase, WorkerCase, row_cluster, row_model
 from moiety.validation.skipped import SkippedRow
-from moiety.validation.stated import deployment, metric
+from moiety.validation.stated import deployment, timed
 from moiety.validation.transfer_case import row_device
 
 if TYPE_CHECKING:
@@ -53,16 +53,14 @@ def predict_phase(row: SystemRow, serving: ServingConstants | None = None) -> di
     return _rates(case, schedule, step_s)
 
 
-def as_steps(row: SystemRow) -> ServingRow:
-    """Return a phase that was measured as a serving row whose time per output token is that of one of its steps."""
-    case, schedule = phase_case(row)
-    of_a_second = _rates(case, schedule, 1.0)
-    found = [of_a_second[name] / metric(row, name) for name in of_a_second if metric(row, name)]
+def as_steps(row: SystemRow, case: ServingCase, schedule: Schedule) -> ServingRow:
+    """Return a phase (`phase_case`) as a serving row whose time per output token is that of one of its steps."""
+    rates = _rates(case, schedule, 1.0)
+    found = [rate / measured for name, rate in rates.items() if (measured := row.metric(name))]
     if row.kind != "e2e" or row.tier != "A" or not found:
         raise SkippedRow("it is no phase that was measured")
     lengths, named = (case.input_tokens, case.output_tokens), row.model_copy(update={"model": case.model.name})
-    steps = deployment(named, case.engine, case.concurrency, *lengths)
-    return steps.model_copy(update={"measured": steps.measured.model_copy(update={"tpot_ms": 1e3 * found[0]})})
+    return timed(deployment(named, case.engine, case.concurrency, *lengths), 1e3 * found[0])
 
 
 def phase_case(row: SystemRow) -> tuple[ServingCase, Schedule]:

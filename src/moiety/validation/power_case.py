@@ -12,7 +12,7 @@ from moiety.graph.model_flops import model_flops_per_token
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import row_model, serving_case
 from moiety.validation.skipped import SkippedRow
-from moiety.validation.stated import batch, deployment, metric
+from moiety.validation.stated import batch, deployment
 from moiety.validation.transfer_case import row_device
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def power_point(row: SystemRow) -> PowerPoint:
     Prompts' lengths are not stated; their share of the time is what a token takes on average (requests in flight over
     throughput) beyond what it takes in the median, which is a step without prompts.
     """
-    rate, step_ms, gpus = metric(row, "output_tok_s_total"), metric(row, "median_itl_ms"), row.n_gpus
+    rate, step_ms, gpus = row.metric("output_tok_s_total"), row.metric("median_itl_ms"), row.n_gpus
     if not rate or not step_ms or not gpus or not row.osl:
         raise SkippedRow("throughput, time between tokens or output length is not stated")
     model, device = row_model(row.model), row_device(row)

@@ -1,4 +1,4 @@
-"""What a row that is no serving run states: a metric, a batch, a deployment."""
+"""What a row that is no serving run states, as a serving row where it describes a deployment."""
 
 from __future__ import annotations
 
@@ -12,11 +12,6 @@ from moiety.validation.transfer_case import row_device
 
 if TYPE_CHECKING:
     from moiety.validation.system_row import SystemRow
-
-
-def metric(row: SystemRow, name: str) -> float:
-    """Return a measured number; 0 where it was not measured."""
-    return row.metric(name) or 0.0
 
 
 def batch(row: SystemRow) -> int:
@@ -57,3 +52,8 @@ def deployment(
             "moe_ep": row.degree("ep") or 1,
         }
     )
+
+
+def timed(row: ServingRow, tpot_ms: float) -> ServingRow:
+    """Return a serving row with the time per output token that was measured."""
+    return row.model_copy(update={"measured": row.measured.model_copy(update={"tpot_ms": tpot_ms})})
