@@ -95,6 +95,10 @@ PHASE = next(row for row in ROWS if row.get("phase") == "decode")
         (ENERGY | {"parallel": {"attn_tp": 10**9}}, "parallel.attn_tp = 1000000000 is no number of ranks"),
         (PHASE | {"parallel": {"ep": math.inf}}, "parallel.ep = inf is no number of ranks"),
         (_kernel("dense GEMM") | {"model": "dense GEMM M0 N0 K0"}, "the sizes that it states come to no work"),
+        (
+            _kernel("grouped GEMM 4 experts") | {"metrics": {"tokens_per_expert": 1e-300, "up_us": 5}},
+            "tokens_per_expert is not stated, or below 1",
+        ),
         (GOOD | {"measured": {}}, "neither ttft_ms nor tpot_ms was measured"),
     ],
 )

@@ -135,8 +135,8 @@ def _expert_pair(row: SystemRow, match: re.Match[str]) -> tuple[Kernel, ...]:
     """Return the two products of a GPU's experts, of which each gets `tokens_per_expert` rows on average."""
     experts, hidden, width = (int(part) for part in match.groups()[:3])
     each = row.metric("tokens_per_expert")
-    if not each:
-        raise SkippedRow("tokens_per_expert is not stated")
+    if each is None or each < 1:
+        raise SkippedRow("tokens_per_expert is not stated, or below 1")
     kind = _line(match[4]) if match[4] else None
     filled = experts * min((2 - _DRAWN_FROM - 1 / each) / (2 - 2 * _DRAWN_FROM), 1.0)
     made: list[Kernel] = []
