@@ -22,7 +22,7 @@ _SHARE = 0.9
 
 Since 0.21 vLLM counts captured graphs within it, and by 0.25 it was 0.92.
 """
-_MIB = 2**20
+_MIB, _GIB = 2**20, 2**30
 _SGLANG_SINCE = (0, 5, 3)
 """First release of SGLang that sets memory apart by the tokens of a chunk and the batches that are captured."""
 _SGLANG_OLD_TIERS = ((35, 2.8, 0.1), (90, 9.5, 0.5), (160, 12.0, 0.5))
@@ -72,12 +72,10 @@ def _sglang_reserve_bytes(version: str, memory_bytes: float, num_gpus: int) -> f
     """
     number = release_number(version)
     if number is not None and number < _SGLANG_SINCE:
-        gib, each_gpu = next(
-            (tier[1:] for tier in _SGLANG_OLD_TIERS if memory_bytes < tier[0] * _MIB * 1024), (32.0, 0.0)
-        )
-        return (gib + each_gpu * num_gpus) * 1024 * _MIB
-    chunk, few, many = next((tier[1:] for tier in _SGLANG_TIERS if memory_bytes < tier[0] * _MIB * 1024), _SGLANG_LARGE)
+        gib, each_gpu = next((tier[1:] for tier in _SGLANG_OLD_TIERS if memory_bytes < tier[0] * _GIB), (32.0, 0.0))
+        return (gib + each_gpu * num_gpus) * _GIB
+    chunk, few, many = next((tier[1:] for tier in _SGLANG_TIERS if memory_bytes < tier[0] * _GIB), _SGLANG_LARGE)
     captured = few if num_gpus < _SGLANG_MANY_GPUS else many
     reserve = 512 + 1.5 * chunk + 2 * captured + 128 * num_gpus
-    least = 10 * 1024 if memory_bytes > 60 * 1024 * _MIB else 0
+    least = 10 * 1024 if memory_bytes > 60 * _GIB else 0
     return max(reserve, least) * _MIB

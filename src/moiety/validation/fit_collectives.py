@@ -147,8 +147,8 @@ def timed_rows(rows: Sequence[ServingRow | SystemRow]) -> list[Timed]:
     for row in rows:
         if not isinstance(row, SystemRow) or row.kind != "comm" or row.model not in COLLECTIVES:
             continue
-        size, us = row.metrics.get("bytes"), row.metrics.get("us")
-        if not isinstance(size, float) or not isinstance(us, float) or us <= 0:
+        size, us = row.metric("bytes"), row.metric("us")
+        if size is None or not us:
             continue
         try:
             device = row_device(row)

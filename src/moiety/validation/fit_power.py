@@ -50,8 +50,7 @@ def powered_rows(rows: Sequence[ServingRow | SystemRow]) -> list[Powered]:
     """Return the rows that state watts of a GPU and what they were drawn for."""
     found = list[Powered]()
     for row in rows:
-        watts = row.metrics.get("gpu_power_W_per_gpu") if isinstance(row, SystemRow) else None
-        if isinstance(row, SystemRow) and isinstance(watts, float) and watts > 0:
+        if isinstance(row, SystemRow) and (watts := row.metric("gpu_power_W_per_gpu")):
             try:
                 found.append(Powered(row, power_point(row), watts))
             except SkippedRow:

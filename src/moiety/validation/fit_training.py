@@ -33,6 +33,7 @@ _START = np.array([0.8, 1.5, 0.3, 0.4, 1e-5, 2.0])
 """Power is scarce on every device; some unfused passes; transfers mostly hidden; ten microseconds a launch, twice that
 for each of two micro-batches in turns."""
 _DEAREST = 100.0
+"""The most that a launch in turns can cost, over one elsewhere (`TrainingConstants.paired_launches`)."""
 _SCALE, _ROUNDS = 0.2, 60
 _SOURCE = "Megatron-Bridge performance summaries, Megatron-MoE-ModelZoo, MoE Parallel Folding (arXiv 2504.14960)"
 
@@ -68,12 +69,10 @@ def measured_runs(rows: Sequence[ServingRow | SystemRow]) -> list[MeasuredRun]:
 
 
 def _measured_step_s(row: SystemRow, run: TrainingRun) -> float | None:
-    tokens = row.metrics.get("tok_s_per_gpu")
-    if isinstance(tokens, float) and tokens > 0:
+    if tokens := row.metric("tok_s_per_gpu"):
         return run.tokens_per_step / tokens / run.strategy.num_gpus
     for name in ("tflops_per_gpu", "tflops_forced_balance"):
-        tflops = row.metrics.get(name)
-        if isinstance(tflops, float) and tflops > 0:
+        if tflops := row.metric(name):
             return run.tokens_per_step * published_flops_per_token(row, run) / (1e12 * tflops * run.strategy.num_gpus)
     return None
 
