@@ -100,12 +100,12 @@ _KNOWN = """## What no law here explains
   leaves no room for one sequence beside the weights, more memory was had than is stated, and the cache is taken to have
   no end.
 - What an engine's cache gets of the memory is what its release takes by default, or what published scripts set
-  (`calibration/engine_memory.py`); beside weights 5 GB are taken to be kept for context, graphs and activations, which
-  runs near their limit agree with. What aiconfigurator generates for TensorRT-LLM says 0.8: with it requests of
-  Qwen3-32B on one H100 wait as long as they did. Some had less: as their requests waited, the same in BF16 under SGLang
-  0.5.8 ran in 0.79 of the memory (by default 0.835, which leaves three times as many tokens beside the weights),
-  gpt-oss-120b on one H200 under TensorRT-LLM held half of the sequences that the share of its scripts holds. Neither
-  says how it was set.
+  (`calibration/engine_memory.py`); beside weights 5 GB are taken to be kept for context, graphs and activations (1 GB
+  for context alone under SGLang, whose share leaves room for the rest), which runs near their limit agree with. What
+  aiconfigurator generates for TensorRT-LLM says 0.8: with it requests of Qwen3-32B on one H100 wait as long as they
+  did. Some had less: as their requests waited, the same in BF16 under SGLang 0.5.8 ran in 0.79 of the memory (by
+  default 0.835, which leaves three times as many tokens beside the weights), gpt-oss-120b on one H200 under
+  TensorRT-LLM held half of the sequences that the share of its scripts holds. Neither says how it was set.
 - vLLM takes up prompts that fit, and throws sequences out that outgrow the cache together: short prompts with long
   answers wait after their first token (`thrown_out`, held to the steps played one by one). SGLang foresees part of that
   growth, and is taken to foresee it all.
