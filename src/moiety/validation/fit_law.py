@@ -289,8 +289,8 @@ class Law:
         spent, num_rows, num_parts = steps.count * seconds[steps.kind], len(steps.kernels), steps.part.max() + 1
         parts = steps.row * num_parts + steps.part
         moving, beside = (
-            np.bincount(parts, spent * (steps.stream == stream), minlength=num_rows * num_parts).reshape(num_rows, -1)
-            for stream in (MOVING, BESIDE)
+            np.bincount(parts[terms], spent[terms], minlength=num_rows * num_parts).reshape(num_rows, -1)
+            for terms in (steps.stream == MOVING, steps.stream == BESIDE)
         )
         hidden = np.minimum(moving, beside).sum(axis=1)
         return np.asarray(np.bincount(steps.row, spent, minlength=num_rows) - hidden, dtype=np.float64)
