@@ -53,7 +53,7 @@ class GroupLoad:
     @property
     def sequences(self) -> int:
         """Sequences that a step holds, whole."""
-        return math.ceil(self.running - 1e-9)
+        return whole_sequences(self.running)
 
 
 def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
@@ -187,12 +187,23 @@ def starts_cold(pool: ServingPool, sequences: float) -> bool:
     return pool.cold_tokens is not None and sequences * pool.workload.input_tokens >= pool.cold_tokens
 
 
+def whole_sequences(running: float) -> int:
+    """Return the sequences that a step holds where so many run on average."""
+    return math.ceil(running - 1e-9)
+
+
+def decode_token_s(pool: ServingPool, running: float) -> float:
+    """Return the seconds of a step without prompts for each token that so many sequences of a group advance by."""
+    step_s = pool.step_s(0, whole_sequences(running), pool.workload.decode_context_tokens)
+    return step_s / tokens_per_step(pool.draft_tokens, pool.acceptance)
+
+
 def group_load(pool: ServingPool, concurrency: float, chunk: int | None = None) -> GroupLoad:
     """Return what the decoding workers of `pool` do at a time; a step takes a prompt's tokens unless `chunk` says."""
     work, release = pool.workload, pool.release
     offered = max(concurrency / pool.num_groups, 1.0)
     running = min(offered, pool.capacity())
-    sequences = math.ceil(running - 1e-9)
+    sequences = whole_sequences(running)
     context = work.decode_context_tokens
     chunk = chunk or min(work.input_tokens, pool.step_tokens)
     decode_s = pool.step_s(0, sequences, context)

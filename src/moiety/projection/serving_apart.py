@@ -15,7 +15,7 @@ from moiety.calibration.scheduling import takes_whole_prompts
 from moiety.cost.memory import cache_bytes
 from moiety.graph.graph import build_step_graph
 from moiety.plan import Schedule
-from moiety.projection.serving import GroupLoad, ServingLatency, group_load
+from moiety.projection.serving import GroupLoad, ServingLatency, decode_token_s, group_load
 from moiety.sim.closed_loop import PlayedRun, PromptSteps, TwoStageRun, played
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> 
         workers=decode.num_workers,
         slots=decode.capacity() * groups,
         token_s=tuple(
-            (running * groups, group_load(decode, running * decode.num_groups).token_s)
+            (running * groups, decode_token_s(decode, running))
             for running in sorted({1.0, max(load.running / 2, 1.0), load.running})
         ),
         output_tokens=work.output_tokens,

@@ -22,7 +22,7 @@ from moiety.graph.op import AttentionCore, Collective, Gemm
 from moiety.model.feed_forward import MoeFeedForward
 from moiety.plan import Schedule
 from moiety.projection.admission import CHUNK_TOKENS
-from moiety.projection.serving import filled_tokens, starts_cold
+from moiety.projection.serving import filled_tokens, starts_cold, whole_sequences
 from moiety.projection.serving_pool import num_kernels
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
     work = pool.workload
     offered = max(concurrency / pool.num_groups, 1.0)
     running = min(offered, pool.capacity())
-    sequences, context = math.ceil(running - 1e-9), work.decode_context_tokens
+    sequences, context = whole_sequences(running), work.decode_context_tokens
     chunk = CHUNK_TOKENS if offline else min(work.input_tokens, pool.step_tokens)
     filled = filled_tokens(pool, running)
     beside = sequences if pool.release.mixes_prefill else 0
