@@ -61,7 +61,7 @@ class TrainedDeployment:
     """What training runs are compared by: they train the same under one load, in different ways."""
 
     load: tuple[object, ...]
-    """GPUs, sequence length and sequences of a step."""
+    """GPUs, sequence length and tokens of a step."""
     way: tuple[object, ...]
     """Precision, degrees and micro-batch, and what a recipe adds to them."""
     release: str
