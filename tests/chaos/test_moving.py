@@ -32,16 +32,16 @@ def _kill_while_experts_move(server: Server, expected: dict[int, list[int]]) -> 
     """Send prompts until experts are on their way, and kill the server then; return how long its ranks outlive it."""
     prompts, deadline_s = itertools.cycle(PROMPTS), time.monotonic() + PATIENCE_S
     prompt = next(prompts)
-    stream, pending = Stream(server, prompt, NEW), 0
+    stream = Stream(server, prompt, NEW)
     with server.client as client:
-        while not pending:
-            assert time.monotonic() < deadline_s, "no expert has moved"
+        said = client.get("/ranks").json()
+        while not said["control"]["pending_moves"]:
+            assert time.monotonic() < deadline_s, f"no expert was seen to move: {said}"
             if not stream.is_alive():
                 stream.check(expected[prompt[0]])
                 prompt = next(prompts)
                 stream = Stream(server, prompt, NEW)
             said = client.get("/ranks").json()
-            pending = said["control"]["pending_moves"]
     server.process.kill()
     began_s = time.monotonic()
     awaited(lambda: all(is_gone(each["pid"]) for each in said["ranks"]))
