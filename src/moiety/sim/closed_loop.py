@@ -1,8 +1,8 @@
 """A closed loop of requests through workers that compute prompts and others that decode, played event by event.
 
-Coarser than `sim/serving.py`: it knows prompts and whole answers, not steps. All requests begin together, as those of
-benchmarks do, and a run ends with its last answer. Where more are in flight than are followed one by one, they go in
-bundles.
+Coarser than `sim/serving.py`: it knows steps that compute prompts and whole answers, not steps that decode. All
+requests begin together, as those of benchmarks do, and a run ends with its last answer. Where more are in flight than
+are followed one by one, they go in bundles.
 """
 
 from __future__ import annotations
