@@ -47,8 +47,8 @@ without a file), and a test fails when a change makes their errors worse by more
 has no constants.
 
 Latencies are predicted in closed form (`projection/serving.py`), those with prefill apart by a run that is played,
-prompts and whole answers at a time (`sim/closed_loop.py`); the simulation (`sim/serving.py`) takes the same steps one
-by one and is held to the closed form by a test.
+steps of prompts and whole answers at a time (`sim/closed_loop.py`); the simulation (`sim/serving.py`) takes the same
+steps one by one and is held to the closed form by a test.
 """
 _KNOWN = """## What no law here explains
 
