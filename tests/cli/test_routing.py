@@ -81,6 +81,7 @@ def test_synthetic_routing_is_written_and_reads_back(dump: Path, tmp_path: Path)
         (("synthesize", "--like", "a.npz"), "--out"),
         (("synthesize", "--like", "a.npz", "--out", "b.txt"), "must end in .npz"),
         (("synthesize", "--like", "missing.npz", "--out", "b.npz"), "there is no such file"),
+        (("synthesize", "--like", "missing.npz", "--out", "/dev/null/b.npz"), "--out: /dev/null: cannot be written"),
         (("synthesize", "--like", "a.npz", "--out", "b.npz", "--layers", "0"), "--layers"),
     ],
 )

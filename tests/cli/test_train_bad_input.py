@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("no_ranks")
         (("--data", "d.jsonl", "--resume", "nowhere"), ("--resume = nowhere", ".metadata")),
         (("--data", "d.jsonl", "--save", "full"), ("--save = full", "is no distributed checkpoint")),
         (("--data", "d.jsonl", "--save", "d.jsonl"), ("--save", "is no distributed checkpoint")),
-        (("--data", "d.jsonl", "--save", "d.jsonl/state"), ("--save", "nothing can be written")),
+        (("--data", "d.jsonl", "--save", "d.jsonl/state"), ("--save", "d.jsonl: cannot be written: there is a file")),
         (("--data", "d.jsonl", "--balance-router", "0.1"), ("--balance-router", "e_score_correction_bias")),
         (("--data", "d.jsonl", "--transport", "socket"), ("--transport", "did you mean 'sockets'")),
         (("--data", "d.jsonl", "--fold", "3"), ("--fold = 3", "2 ranks")),

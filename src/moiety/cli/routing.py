@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
+from moiety.cli.target import checked_target
 from moiety.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -130,6 +131,7 @@ def _synthesize(like: str, out: Path, sizes: dict[str, int | None], groups: int,
 
     if out.suffix != ".npz":
         raise InputError("must end in .npz", field="--out", value=str(out))
+    checked_target("--out", str(out))
     made = synthesize(_read(like), **sizes, num_groups=groups, seed=seed)
     found = {"topk": made.topk, "sequence": made.sequence}
     arrays = {key: array for key, array in found.items() if array is not None}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moiety.cli.run_choice import choose, transport_named
+from moiety.cli.target import check_folder_of
 from moiety.cli.train_plan import batch_of, check_trainable, planned_peaks, planned_sharding, trained
 from moiety.errors import InputError
 from moiety.files import MAX_DATA_BYTES, read_text
@@ -126,9 +126,7 @@ def _check_folders(wish: Wish) -> None:
         ):
             rule = "is there and is no distributed checkpoint, which alone would be replaced"
             raise InputError(rule, source=str(target), field="--save", value=wish.save, remedy="name a new folder")
-    nearest = next(each for each in Path(wish.save).absolute().parents if each.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
-        raise InputError(f"nothing can be written to {nearest}", field="--save", value=wish.save)
+    check_folder_of("--save", Path(wish.save).absolute())
 
 
 def _places(folder: str) -> tuple[Path, Path]:
