@@ -13,7 +13,7 @@ from moiety.cost.memory import cache_bytes, plan_memory
 from moiety.cost.training_memory import activation_bytes
 from moiety.graph.graph import build_step_graph
 from moiety.model.catalog import catalog_models, load_catalog_model
-from moiety.plan import MemoryPlan, Options, Phase
+from moiety.plan import DtypePolicy, MemoryPlan, Options, Phase
 from moiety.strategy.strategy import Strategy
 from tests.scenarios import (
     ATTENTIONS,
@@ -30,6 +30,7 @@ from tests.scenarios import (
 )
 
 if TYPE_CHECKING:
+    from moiety.dtypes import Dtype
     from moiety.model.model import Model
 
 H100 = load_device("h100")
@@ -168,6 +169,20 @@ def test_everything_is_divided_over_who_would_hold_a_copy_of_it() -> None:
         others = plain[kind] - times * experts
         assert dense[kind] == pytest.approx(others / 4 + times * experts, rel=1e-6)
         assert full[kind] == pytest.approx(others / 16 + times * experts / 4, rel=1e-6)
+
+
+def test_gradients_have_the_format_that_is_trained_in_whatever_weights_are_held_in() -> None:
+    def state(*, router: bool = False, **held: Dtype) -> tuple[int, int]:
+        model = small_model(part=moe().model_copy(update={"router_in_fp32": router}))
+        options = Options(dtypes=DtypePolicy.model_validate(held), dense_parameter_sharding=True)
+        found = memory_of(model, Strategy(attn_dp=4, ep=4), "training", options).bytes_by_kind
+        return found["gradients"], found["optimizer_state"]
+
+    plain = state()
+    assert state(experts="fp32") == state(weights="fp32") == state(weights="fp8", experts="fp8") == plain
+    routers = 6 * 16 * small_model().hidden_size // 4
+    assert state(router=True) == (plain[0] + 2 * routers, plain[1] - 4 * routers)
+    assert state(router=True, activations="fp32") == state(activations="fp32") == (2 * plain[0], plain[1] * 8 // 12)
 
 
 def test_the_arena_saves_memory() -> None:

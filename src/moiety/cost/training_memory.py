@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     from moiety.graph.graph import Graph
-    from moiety.graph.op import Op
     from moiety.model.model import Block
 
-_FP32_BYTES = 4
 _MOMENT_BYTES, _MASTER_BYTES = 8, 4
 """AdamW's two moments, and the FP32 master of a weight of another format, for each parameter."""
 
@@ -34,7 +32,8 @@ def vocabulary_elements(graph: Graph, stage: int) -> int:
 def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
     """Return a stage's gradients and optimizer state on each GPU, sharded where the parameters are.
 
-    The state is FP32; weights that are FP32 themselves need no master beside them, and have gradients in FP32.
+    Weights are trained in the format of the activations, but for routers that stay in FP32. The state is FP32; weights
+    that are FP32 themselves need no master beside it.
     """
     layout, model = graph.layout, graph.model
     kinds = [graph.block_of(layer) for layer in graph.stages[stage]]
@@ -43,20 +42,15 @@ def training_state_bytes(graph: Graph, stage: int) -> dict[str, int]:
     routed = sum(experts[kind] for kind in kinds) / expert_shards(layout)
     dense = sum(others[kind] for kind in kinds)
     dense = (dense + vocabulary_elements(graph, stage)) / dense_shards(layout)
-    element = BYTES_PER_ELEMENT[layout.options.dtypes.activations]
-    whole = dense + routed
-    if layout.options.dtypes.activations != "fp32":
-        whole = sum(_held_in_fp32(graph.layers[kind]) for kind in kinds) / dense_shards(layout)
-    narrow = dense + routed - whole
+    mixtures = [part for part in (model.blocks[kind].moe for kind in kinds) if part is not None]
+    whole = sum(part.num_experts * model.hidden_size for part in mixtures if part.router_in_fp32) / dense_shards(layout)
+    rest = dense + routed - whole
+    computed = layout.options.dtypes.activations
+    master = 0 if computed == "fp32" else _MASTER_BYTES
     return {
-        "gradients": int(element * narrow + _FP32_BYTES * whole),
-        "optimizer_state": int(_MOMENT_BYTES * (narrow + whole) + _MASTER_BYTES * narrow),
+        "gradients": int(BYTES_PER_ELEMENT[computed] * rest + BYTES_PER_ELEMENT["fp32"] * whole),
+        "optimizer_state": int(_MOMENT_BYTES * (dense + routed) + master * rest),
     }
-
-
-def _held_in_fp32(ops: Sequence[Op]) -> int:
-    """Return the elements of a layer's weights that are FP32."""
-    return sum(math.prod(weight.shape) for op in ops for weight in op.weights if weight.dtype == "fp32")
 
 
 def block_dense_parameters(graph: Graph, kind: int) -> int:
