@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING, Literal
 from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT, Dtype
 
 if TYPE_CHECKING:
+    from moiety.plan import AllToAll
     from moiety.strategy.strategy import Axis
+
+    ExchangeMethod = AllToAll | Literal["gathered"]
+    """How tokens reach experts: as a plan says it, or `gathered`, as Megatron-LM sends them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,8 +122,6 @@ class MemoryPass:
 
 
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "send", "dispatch", "combine"]
-ExchangeMethod = Literal["flat", "dedup", "hierarchical", "gathered"]
-"""How tokens reach experts: as a plan says it (`plan.AllToAll`), or `gathered`, as Megatron-LM sends them."""
 
 
 @dataclass(frozen=True, slots=True)
