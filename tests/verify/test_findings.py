@@ -78,6 +78,23 @@ def test_options_change_the_plan_and_not_the_checks(options: Options) -> None:
     assert errors(plan) == []
 
 
+def test_latents_that_no_token_picks_need_not_be_read() -> None:
+    workload = Workload(name="books", kind="decode", input_tokens=131_072, output_tokens=1024, concurrency=1024)
+    plan = decided("deepseek-v3.2", "gb300x64", workload, parse_strategy("ep64_tp1", 64))
+    assert errors(plan) == []
+    (least,) = (
+        finding.expected
+        for finding in verify_plan(plan, CALIBRATION)
+        if finding.check == "speed-of-light" and "cache" in finding.subject
+    )
+    sequences, context, memory = 1024 // 64, plan.pools[0].schedule.context_tokens, plan.pools[0].memory
+    # of 61 layers: FP8 keys of 128 with a scale for all tokens, 2,048 latents of 576 in BF16
+    cache = 61 * sequences * (context * (128 + 4) + 2048 * 576 * 2)
+    assert memory is not None
+    bandwidth = plan.cluster.device.memory_bandwidth_bytes_per_s
+    assert least == pytest.approx((cache + memory.bytes_by_kind["dense_weights"]) / bandwidth, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("per_node", "strategy", "workload"),
     [

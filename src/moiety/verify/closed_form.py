@@ -166,6 +166,15 @@ def cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtypes: Dtyp
     return (states * BYTES_PER_ELEMENT[dtypes.state] + last_tokens) / tp * sequences
 
 
+def read_cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtypes: DtypePolicy) -> float:
+    """Return what a step that decodes must read of a layer's cache: of latents only those that an indexer picks."""
+    attention, held = block.attention, cache_bytes(block, tp, tokens, sequences, dtypes)
+    if not isinstance(attention, MultiHeadLatentAttention) or attention.indexer is None:
+        return held
+    latent = (attention.kv_lora_rank + attention.qk_rope_head_dim) * CACHE_BYTES_PER_ELEMENT[dtypes.kv_cache]
+    return held - latent * max(tokens - sequences * attention.indexer.top_k, 0)
+
+
 def distinct_shares(num_experts: int, top_k: int, shares: int) -> float:
     """Return how many of `shares` equal shares of the experts a token's top-k reaches, if all choices are alike.
 

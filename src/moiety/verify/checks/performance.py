@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.strategy.stages import held_layers
-from moiety.verify.closed_form import cache_bytes, dense_weights, pool_flops_per_token, router_weights
+from moiety.verify.closed_form import dense_weights, pool_flops_per_token, read_cache_bytes, router_weights
 from moiety.verify.findings import Finding, judged
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def _least_bytes(plan: Plan, pool: Pool) -> float:
         sequences = schedule.decode_sequences * schedule.num_microbatches
         if sequences:
             context = schedule.context_tokens * sequences
-            size += sum(cache_bytes(b, strategy.tp, context, sequences, plan.options.dtypes) for b in blocks)
+            size += sum(read_cache_bytes(b, strategy.tp, context, sequences, plan.options.dtypes) for b in blocks)
         sizes.append(size)
     return min(sizes)
 
