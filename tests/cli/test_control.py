@@ -13,8 +13,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-def test_a_day_is_the_same_document_each_time(small_folder: Path) -> None:
-    call = ("control", "simulate", small_folder, "--hours", "4", "--fail", "gpu:3@1.2")
+def test_a_day_is_the_same_document_each_time(tmp_path: Path) -> None:
+    done = moiety(
+        "plan", "mixtral-8x7b", "--cluster", "h100x8", "--strategy", "tp1_dp8_ep2", "--out", tmp_path / "plan"
+    )
+    assert done.code == 0, done.err
+    call = ("control", "simulate", tmp_path / "plan", "--hours", "4", "--fail", "gpu:3@1.2")
     done = moiety(*call, "--json")
     assert done.code == 0, done.err
     assert moiety(*call, "--json").out == done.out

@@ -103,7 +103,7 @@ def check_that_all_adds_up(folder: Path, num_gpus: int, name: str = "enhanced") 
     assert verification["summary"]["passed"]
     assert verification["summary"]["num_errors"] == sum(f["severity"] == "error" for f in verification["findings"]) == 0
     drawn = (folder / f"{name}_llm_deployment_comprehensive.dot").read_text()
-    assert f"{num_gpus} GPUs" in drawn
+    assert all(f"{pool['num_gpus']} GPUs" in drawn for pool in document["pools"])
 
 
 def test_reference_scenario_writes_exactly_the_files_and_they_agree(reference_folder: Path) -> None:

@@ -174,10 +174,9 @@ def _prefill(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
 
 def _decode(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
     """Return one output token for every sequence in flight; steps follow each other without a gap."""
-    engine, schedule = case.scenario.overheads, work.schedule
+    schedule = work.schedule
     outcome = case.timed(work.graph, timing)
-    sequences = schedule.decode_sequences * schedule.num_microbatches
-    tpot_s = engine_step_s(engine, outcome.graph, _token_period_s(outcome, schedule.num_microbatches), sequences)
+    tpot_s = _period_s(case, outcome.graph, outcome)
     rate = case.served(schedule) / tpot_s
     return PhaseOutcome(
         schedule=schedule,
@@ -191,28 +190,34 @@ def _decode(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
     )
 
 
-def _token_period_s(outcome: StepOutcome, microbatches: int) -> float:
+def _period_s(case: PoolCase, graph: Graph, outcome: StepOutcome) -> float:
     """Return the time until a sequence's next token: its way through all stages, or the wait for its turn."""
+    schedule = graph.layout.schedule
+    microbatches = schedule.num_microbatches
     through = outcome.step_s - outcome.steady_s * (microbatches - 1) / microbatches
-    return max(outcome.steady_s, through)
+    kernels_s = max(outcome.steady_s, through)
+    return engine_step_s(case.scenario.overheads, graph, kernels_s, schedule.decode_sequences * microbatches)
 
 
 def _mixed(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
     """Return continuous batching with chunked prefill, in a closed loop or at the workload's arrival rate.
 
-    Over the life of a request its group computes as many prompts as it finishes, so the mean step holds
-    sequences x input / output prompt tokens; its time is the time per output token. A new request waits for the
-    running step, for the prompts before it (M/D/1) and for its own chunks.
+    Over the life of a request its group computes a prompt of each of the others, in steps that take longer by a chunk
+    and are launched as such; all other steps decode alone, and the mean of both is the time per output token. A new
+    request waits for the running step, for the prompts before it (M/D/1) and for its own chunks.
     """
     workload, schedule = case.scenario.workload, work.schedule
-    engine = case.scenario.overheads
+    engine, microbatches = case.scenario.overheads, schedule.num_microbatches
+    sequences = schedule.decode_sequences * microbatches
     outcome = case.timed(work.graph, timing)
-    sequences = schedule.decode_sequences * schedule.num_microbatches
-    tpot_s = engine_step_s(engine, outcome.graph, _token_period_s(outcome, schedule.num_microbatches), sequences)
-    busiest = case.timed(work.busiest, "folded" if timing == "simulated" else timing)
+    alone = case.graph(schedule.model_copy(update={"prefill_tokens": 0, "prompt_tokens": 0}), training=False)
+    alone_s, burst_s = (
+        _period_s(case, graph, case.timed(graph, "folded" if timing == "simulated" else timing))
+        for graph in (alone, work.busiest)
+    )
     burst = work.busiest.layout.schedule
-    burst_s = engine_step_s(engine, busiest.graph, _token_period_s(busiest, schedule.num_microbatches), sequences)
-    steps = workload.input_tokens / (burst.prefill_tokens * burst.num_microbatches)
+    steps = workload.input_tokens / (burst.prefill_tokens * microbatches)
+    tpot_s = alone_s + (sequences - 1) * steps / workload.output_tokens * (burst_s - alone_s)
     own_s = case.request_s(case.served(schedule)) + tpot_s / 2 + engine.prefill_slowdown * math.ceil(steps) * burst_s
     decode_s = (workload.output_tokens - 1) * tpot_s
     load = closed_loop_load(sequences * steps * burst_s, own_s + decode_s, steps * burst_s)
