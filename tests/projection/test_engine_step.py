@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moiety.calibration.engine_memory import EngineMemory
 from moiety.calibration.engines import engine_calibration
+from moiety.calibration.scheduling import scheduling
 from moiety.calibration.serving_catalog import load_serving
 from moiety.cluster.catalog import load_cluster
 from moiety.cost.price import Pricer
@@ -38,14 +38,10 @@ def test_planning_and_validating_time_a_decode_step_alike(engine: str) -> None:
         decode_sequences=32,
         context_tokens=LOAD.decode_context_tokens,
     )
-    planned = phase_outcome(
-        PoolCase(Scenario(MODEL, CLUSTER, LOAD, engine, calibration), STRATEGY, OPTIONS, None),
-        "decode",
-        schedule,
-        timing="estimated",
-    )
+    scenario = Scenario(MODEL, CLUSTER, LOAD, engine, calibration)
+    planned = phase_outcome(PoolCase(scenario, STRATEGY, OPTIONS, None), "decode", schedule, timing="estimated")
     release = load_serving().family("hopper").newest_release(engine)
-    validated = ServingPool(MODEL, CLUSTER, STRATEGY, OPTIONS, 1, calibration, release, LOAD, EngineMemory(1.0, 0))
+    validated = ServingPool(scenario, STRATEGY, OPTIONS, release, scheduling(engine))
     assert planned.tpot_s == pytest.approx(validated.step_s(0, 32, LOAD.decode_context_tokens), rel=1e-9)
 
 
@@ -57,12 +53,12 @@ def test_planning_and_validating_time_tokens_beside_prompts_alike(
     load = Workload(name="chat", kind="mixed", input_tokens=prompt, output_tokens=answer, concurrency=concurrency)
     calibration = engine_calibration(engine, "hopper", CLUSTER.device.memory_bytes)
     (schedule,) = schedules(load, "mixed", STRATEGY, OPTIONS)
-    case = PoolCase(Scenario(MODEL, CLUSTER, load, engine, calibration), STRATEGY, OPTIONS, None)
-    planned = phase_outcome(case, "mixed", schedule, timing="estimated")
+    scenario = Scenario(MODEL, CLUSTER, load, engine, calibration)
+    planned = phase_outcome(PoolCase(scenario, STRATEGY, OPTIONS, None), "mixed", schedule, timing="estimated")
     # what runs of a benchmark were seen to wait beyond the steps themselves is in the fitted law alone
     release = load_serving().family("hopper").newest_release(engine)
     release = release.model_copy(update={"interference": 1.0, "unshared_prefill": 0.0})
-    validated = ServingPool(MODEL, CLUSTER, STRATEGY, OPTIONS, 1, calibration, release, load, EngineMemory(1e3, 0))
+    validated = ServingPool(scenario, STRATEGY, OPTIONS, release, scheduling(engine))
     assert planned.tpot_s == pytest.approx(aggregated_latency(validated, concurrency).tpot_s, rel=0.01)
 
 

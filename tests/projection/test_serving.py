@@ -84,7 +84,7 @@ def test_who_finds_no_slot_waits_for_one(pools: tuple[ServingPool, ServingPool])
 
 def test_a_prompt_alone_in_its_worker_has_the_experts_of_all_ranks(pools: tuple[ServingPool, ServingPool]) -> None:
     prefill = pools[0]
-    strategy = prefill.strategy.model_copy(update={"tp": 1, "attn_dp": prefill.strategy.num_gpus})
+    strategy = prefill.strategy.model_copy(update={"tp": 1, "attn_dp": prefill.strategy.gpus_per_instance})
     parallel = replace(prefill, strategy=strategy)
     assert parallel.prompt_alone_s(8192) < 0.8 * parallel.step_s(8192, 0, 0)
     whole = replace(prefill, strategy=prefill.strategy.model_copy(update={"tp": 8, "attn_dp": 1}))
@@ -93,18 +93,19 @@ def test_a_prompt_alone_in_its_worker_has_the_experts_of_all_ranks(pools: tuple[
 
 def test_few_workers_for_prompts_make_a_queue(pools: tuple[ServingPool, ServingPool]) -> None:
     prefill, decode = pools
+    several = [prefill.strategy.model_copy(update={"instances": count}) for count in (1, 4, 64)]
     waits = [
-        disaggregated_latency(replace(prefill, num_workers=count), decode, 2000, PREFILL_APART).ttft_s
-        for count in (1, 4, 64)
+        disaggregated_latency(replace(prefill, strategy=strategy), decode, 2000, PREFILL_APART).ttft_s
+        for strategy in several
     ]
     assert waits[0] > 2 * waits[1] > 2 * waits[2]
 
 
 def test_groups_that_step_as_one_see_the_prompts_of_the_others(pools: tuple[ServingPool, ServingPool]) -> None:
     def tpot_s(groups: int, unshared: float) -> float:
-        release = pools[1].release.model_copy(update={"unshared_prefill": unshared})
+        overheads = pools[1].overheads.model_copy(update={"unshared_prefill": unshared})
         strategy = pools[1].strategy.model_copy(update={"tp": 8 // groups, "attn_dp": groups})
-        return aggregated_latency(replace(pools[1], strategy=strategy, release=release), 64).tpot_s
+        return aggregated_latency(replace(pools[1], strategy=strategy, overheads=overheads), 64).tpot_s
 
     assert tpot_s(1, 0.5) == tpot_s(1, 0.0)
     assert tpot_s(8, 0.0) < tpot_s(8, 0.5) < tpot_s(8, 1.0)
@@ -124,8 +125,7 @@ def test_an_engine_that_keeps_all_tokens_holds_fewer_sequences_with_windows(mode
     case = serving_case(ServingRow.model_validate(row))
     pool = ServingPredictor().pool(case, case.decode)
     few, many = (
-        replace(pool, release=pool.release.model_copy(update={"keeps_all_tokens": each})).capacity()
-        for each in (True, False)
+        replace(pool, scheduling=replace(pool.scheduling, keeps_all_tokens=each)).capacity() for each in (True, False)
     )
     # half of the layers of gpt-oss see a window, which is short beside a prompt and its answer
     assert many / few == pytest.approx(1.8 if "gpt-oss" in model else 1.0, abs=0.05)
@@ -133,9 +133,7 @@ def test_an_engine_that_keeps_all_tokens_holds_fewer_sequences_with_windows(mode
 
 def test_an_engine_that_keeps_whole_sequences_free_holds_fewer(pools: tuple[ServingPool, ServingPool]) -> None:
     work = pools[1].workload
-    few, many = (
-        replace(pools[1], release=pools[1].release.model_copy(update={"keeps_whole": each})) for each in (True, False)
-    )
+    few, many = (replace(pools[1], scheduling=replace(pools[1].scheduling, keeps_whole=each)) for each in (True, False))
     assert few.capacity() == many.capacity(work.input_tokens + work.output_tokens) < many.capacity()
 
 
@@ -144,12 +142,11 @@ def test_what_a_sequence_waits_out_of_the_cache_is_no_wait_for_its_first_token(
 ) -> None:
     pool = replace(pools[1], memory=EngineMemory(0.9, 0.0))
     work = pool.workload.model_copy(update={"input_tokens": 100, "output_tokens": 10_000})
-    crowded = round(1.5 * replace(pool, workload=work).capacity() * pool.num_groups)
+    pool = replace(pool, scenario=replace(pool.scenario, workload=work))
+    crowded = round(1.5 * pool.capacity() * pool.num_groups)
     foreseen, not_foreseen = (
-        aggregated_latency(
-            replace(pool, workload=work, release=pool.release.model_copy(update={"engine": engine})), crowded
-        )
-        for engine in ("sglang", "vllm")
+        aggregated_latency(replace(pool, scheduling=replace(pool.scheduling, foresees_growth=foresees)), crowded)
+        for foresees in (True, False)
     )
     assert not_foreseen.ttft_s < foreseen.ttft_s
     assert not_foreseen.tpot_s > foreseen.tpot_s
@@ -170,9 +167,9 @@ def test_workers_that_agree_before_a_prompt_is_computed_hand_it_over_later() -> 
 
 def test_steps_of_prompts_that_are_captured_lose_their_launches(pools: tuple[ServingPool, ServingPool]) -> None:
     eager = pools[1]
-    captured, release = replace(eager, captured_prompts=True), eager.release
+    captured, overheads = replace(eager, captured_prompts=True), eager.overheads
     saved_s = eager.step_s(1024, 8, 1000) - captured.step_s(1024, 8, 1000)
-    launches = saved_s / (release.eager_gap_s - release.op_gap_s)
+    launches = saved_s / (overheads.eager_gap_s - overheads.op_gap_s)
     assert launches == pytest.approx(round(launches), abs=1e-6)
     assert launches > 10 * eager.model.num_layers
     assert captured.step_s(0, 8, 1000) == eager.step_s(0, 8, 1000)
@@ -183,7 +180,7 @@ def test_prompts_that_wait_together_fill_steps(pools: tuple[ServingPool, Serving
     alone = replace(filled, step_tokens=filled.workload.input_tokens)
     load = group_load(alone, 64)
     assert filled_prompt_s(alone, load) == pytest.approx(load.prefill_s * load.chunks), "whole steps: none is cut"
-    cut = replace(alone, release=alone.release.model_copy(update={"engine": "vllm"}))
+    cut = replace(alone, scheduling=replace(alone.scheduling, takes_whole_prompts=False))
     assert filled_prompt_s(cut, load) == pytest.approx(load.added_s * load.chunks)
     assert filled_prompt_s(filled, load) < 0.9 * filled_prompt_s(alone, load)
     assert aggregated_latency(filled, 64).ttft_s < aggregated_latency(alone, 64).ttft_s
@@ -194,16 +191,16 @@ def test_prompts_that_wait_together_fill_steps(pools: tuple[ServingPool, Serving
 
 def test_answers_of_one_length_keep_prompts_together(pools: tuple[ServingPool, ServingPool]) -> None:
     drawn = pools[1]
-    release = drawn.release.model_copy(update={"convoy": 9.0})
-    drawn, equal = (replace(drawn, release=release, least_share=share) for share in (0.8, 1.0))
+    overheads = drawn.overheads.model_copy(update={"convoy": 9.0})
+    drawn, equal = (replace(drawn, overheads=overheads, least_share=share) for share in (0.8, 1.0))
     added_s = [aggregated_latency(equal, n).ttft_s - aggregated_latency(drawn, n).ttft_s for n in (2, 10, 64, 128)]
     prompt_s = [filled_prompt_s(drawn, group_load(drawn, n)) for n in (2, 10, 64, 128)]
     # two workers: one sequence each waits for nobody, five for two others, and more for no more than four; all of them
     # for a part of the first batch that grows with it
     mates = [0, 2, 4, 4]
-    first = [release.burst_growth / 64 * sequences**2 for sequences in (1, 5, 32, 64)]
+    first = [overheads.burst_growth / 64 * sequences**2 for sequences in (1, 5, 32, 64)]
     expected = [sum(each) for each in zip(mates, first, strict=True)]
-    prompts = [s / (release.interference * each) for s, each in zip(added_s, prompt_s, strict=True)]
+    prompts = [s / (overheads.interference * each) for s, each in zip(added_s, prompt_s, strict=True)]
     assert prompts == pytest.approx(expected)
     assert aggregated_latency(equal, 64).tpot_s == aggregated_latency(drawn, 64).tpot_s
 
@@ -216,7 +213,7 @@ def test_in_lockstep_closed_form_and_simulation_agree(isl: int, osl: int, concur
     pool = ServingPredictor().pool(case, case.decode)
     # what is measured of an engine beside its steps, left out of both
     plain = {"interference": 1.0, "prefill_slowdown": 1.0, "concurrency_overhead_s": 0.0, "wait": 1.0}
-    pool = replace(pool, release=pool.release.model_copy(update=plain))
+    pool = replace(pool, overheads=pool.overheads.model_copy(update=plain))
     assert pool.in_lockstep
     closed = aggregated_latency(pool, concurrency)
     simulated = simulated_closed_loop(pool, concurrency, requests_per_sequence=10)
@@ -231,7 +228,7 @@ def test_a_run_without_warm_up_waits_once_its_start_fills_a_step(pools: tuple[Se
     cold = replace(warm, cold_tokens=16 * warm.workload.input_tokens)
     added_s = [aggregated_latency(cold, n).ttft_s - aggregated_latency(warm, n).ttft_s for n in (30, 32, 256)]
     assert added_s[0] == 0
-    expected = warm.release.cold_fp4_step_s if warm.options.dtypes.experts == "fp4" else warm.release.cold_step_s
+    expected = warm.overheads.cold_fp4_step_s if warm.options.dtypes.experts == "fp4" else warm.overheads.cold_step_s
     assert added_s[1:] == pytest.approx([expected, expected])
 
 

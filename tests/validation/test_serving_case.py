@@ -320,8 +320,8 @@ def test_whether_an_engine_was_told_to_mix_prompts_into_decoding_is_read_where_i
     degrees = {"tp": 4, "moe_tp": 1, "num_gpus": 4}
     case = _case(**({"model": "Qwen/Qwen3-32B", "system": "h100_sxm", "precision": None} | degrees | changes))
     assert case.mixes_prefill == mixes
-    release = ServingPredictor().pool(case, case.decode).release
-    assert release.mixes_prefill == (mixes or case.engine != "sglang")
+    scheduling = ServingPredictor().pool(case, case.decode).scheduling
+    assert scheduling.mixes_prefill == (mixes or case.engine != "sglang")
 
 
 def test_a_cache_that_was_not_told_a_format_has_that_of_the_activations() -> None:

@@ -200,7 +200,7 @@ class ExchangeConstants(Sourced):
 
 
 class EngineOverheads(Sourced):
-    """What an engine adds to the kernels.
+    """What an engine adds to the kernels, and how requests wait in it.
 
     A step of n ops, m of its layers mixtures, that serves s sequences takes
     `kernel_slowdown x kernels + step_overhead + n x gap + m x moe_layer_gap + s x sequence_overhead`.
@@ -220,6 +220,31 @@ class EngineOverheads(Sourced):
     """What each request in flight adds to that."""
     prefill_slowdown: Factor = 1.0
     """Of a request's own chunks until its first token is seen."""
+    data_parallel_slowdown: Factor = 1.0
+    """Times `prefill_slowdown` where attention is data parallel, whose groups wait for one another."""
+    interference: Factor = 1.0
+    """What those that wait see of the computation of others' prompts, as a share: before a first token and after it."""
+    unshared_prefill: Factor = 0.0
+    """Share of that which attention groups without a prompt of their own see where others of their worker compute one.
+
+    All groups of a worker step together.
+    """
+    wait: Factor = 1.0
+    """Share of the modelled wait for the running step and for the prompts ahead."""
+    burst: Factor = 0.0
+    """Share of a whole batch of prompts that a mean request waits for: runs start with all of them at once."""
+    burst_growth: Factor = 0.0
+    """What each 64 sequences add to that share in runs whose answers are equally long, and have as many requests
+    whatever the concurrency."""
+    convoy: Factor = 1.0
+    """Prompts that come together all through a run whose answers are equally long: what started as one ends as one.
+
+    Where nothing decodes beside prompts all do (`ServingPool.in_lockstep`), whatever this says.
+    """
+    cold_step_s: Seconds = 0.0
+    """What a mean request of a run without warm-up waits for kernels that its first full step of prompts has made."""
+    cold_fp4_step_s: Seconds = 0.0
+    """The same where experts have FP4 weights."""
 
     def overheads(self) -> dict[str, Any]:
         """Return these fields, without those of a record that has more, with what they rest on."""

@@ -2,42 +2,47 @@
 
 from __future__ import annotations
 
-
-def mixes_prefill(engine: str) -> bool:
-    """Return whether an engine decodes in the steps that hold prompts: SGLang by default does not."""
-    return engine != "sglang"
+from dataclasses import dataclass
 
 
-def takes_whole_prompts(engine: str) -> bool:
-    """Return whether a prompt that a step has no room for waits for the next one: TensorRT-LLM, unless it is told else.
+@dataclass(frozen=True, slots=True)
+class Scheduling:
+    """How an engine takes up prompts, and what it caches."""
 
-    Its `enable_chunked_prefill` is false by default; vLLM and SGLang cut prompts into chunks.
+    mixes_prefill: bool = True
+    """Chunks of prompts run in the steps that decode; in SGLang in steps of their own, while decoding waits."""
+    takes_whole_prompts: bool = False
+    """A prompt that a step has no room for waits for the next one; otherwise it is cut into chunks.
+
+    TensorRT-LLM: its `enable_chunked_prefill` is false by default.
     """
-    return engine == "tensorrt-llm"
+    keeps_all_tokens: bool = False
+    """Layers with a sliding window have all tokens of a sequence in their cache, not the window's only.
 
-
-def keeps_all_tokens(engine: str) -> bool:
-    """Return whether an engine caches what lies outside of a sliding window: TensorRT-LLM, unless it is told windows.
-
-    Its KvCacheConfig.max_attention_window is the longest sequence for all layers where it is not set.
+    TensorRT-LLM: its KvCacheConfig.max_attention_window is the longest sequence for all layers where it is not set.
     """
-    return engine == "tensorrt-llm"
-
-
-def keeps_whole(engine: str) -> bool:
-    """Return whether an engine starts a sequence only where the cache holds it to its last token.
+    keeps_whole: bool = False
+    """A sequence starts only where the cache holds it to its last token; otherwise some are thrown out of it.
 
     TensorRT-LLM's default (CapacitySchedulerPolicy.GUARANTEED_NO_EVICT); vLLM and SGLang throw the youngest out.
     """
-    return engine == "tensorrt-llm"
+    foresees_growth: bool = True
+    """Prompts are held back for what running sequences will still grow by; vLLM takes up a prompt that fits now.
 
-
-def foresees_growth(engine: str) -> bool:
-    """Return whether an engine holds back prompts for what running sequences will still grow by.
-
-    vLLM takes up a prompt that fits now; SGLang (`new_token_ratio`) and TensorRT-LLM count answers to come.
+    SGLang (`new_token_ratio`) and TensorRT-LLM count answers to come.
     """
-    return engine != "vllm"
+
+
+_SCHEDULING = {
+    "vllm": Scheduling(foresees_growth=False),
+    "sglang": Scheduling(mixes_prefill=False),
+    "tensorrt-llm": Scheduling(takes_whole_prompts=True, keeps_all_tokens=True, keeps_whole=True),
+}
+
+
+def scheduling(engine: str) -> Scheduling:
+    """Return how an engine schedules by default."""
+    return _SCHEDULING.get(engine, Scheduling())
 
 
 def hides_shared_experts(engine: str) -> bool:

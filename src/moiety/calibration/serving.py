@@ -34,37 +34,6 @@ class EngineRelease(EngineOverheads):
     """First release, such as `0.15.0`; None: the runs that state no release."""
     until: str | None = None
     """First release that it no longer holds for; None: all that follow."""
-    mixes_prefill: bool
-    """Chunks of prompts run in the steps that decode; otherwise in steps of their own, while decoding waits."""
-    keeps_all_tokens: bool
-    """Layers with a sliding window have all tokens of a sequence in their cache, not the window's only."""
-    keeps_whole: bool
-    """A sequence starts only where the cache holds it to its last token; otherwise some are thrown out of it."""
-    interference: Factor
-    """What those that wait see of the computation of others' prompts, as a share: before a first token and after it."""
-    unshared_prefill: Factor
-    """Share of that which attention groups without a prompt of their own see where others of their worker compute one.
-
-    All groups of a worker step together.
-    """
-    data_parallel_slowdown: Factor
-    """Times `prefill_slowdown` where attention is data parallel, whose groups wait for one another."""
-    wait: Factor
-    """Share of the modelled wait for the running step and for the prompts ahead."""
-    burst: Factor
-    """Share of a whole batch of prompts that a mean request waits for: runs start with all of them at once."""
-    burst_growth: Factor
-    """What each 64 sequences add to that share in runs whose answers are equally long, and have as many requests
-    whatever the concurrency."""
-    convoy: Factor
-    """Prompts that come together all through a run whose answers are equally long: what started as one ends as one.
-
-    Where nothing decodes beside prompts all do (`ServingPool.in_lockstep`), whatever this says.
-    """
-    cold_step_s: Seconds
-    """What a mean request of a run without warm-up waits for kernels that its first full step of prompts has made."""
-    cold_fp4_step_s: Seconds
-    """The same where experts have FP4 weights."""
 
 
 class ServingFamily(Record):

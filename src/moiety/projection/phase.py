@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from moiety.cost.memory import plan_memory
 from moiety.graph.graph import build_step_graph
 from moiety.projection.admission import CHUNK_TOKENS
-from moiety.projection.engine_step import engine_step_s
+from moiety.projection.engine_step import engine_step_s, kernels_period_s
 from moiety.projection.queue import closed_loop_load, queue_wait_s
 from moiety.projection.step import time_graph
 
@@ -176,7 +176,7 @@ def _decode(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
     """Return one output token for every sequence in flight; steps follow each other without a gap."""
     schedule = work.schedule
     outcome = case.timed(work.graph, timing)
-    tpot_s = _period_s(case, outcome.graph, outcome)
+    tpot_s = _period_s(case, outcome)
     rate = case.served(schedule) / tpot_s
     return PhaseOutcome(
         schedule=schedule,
@@ -190,13 +190,11 @@ def _decode(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
     )
 
 
-def _period_s(case: PoolCase, graph: Graph, outcome: StepOutcome) -> float:
-    """Return the time until a sequence's next token: its way through all stages, or the wait for its turn."""
-    schedule = graph.layout.schedule
-    microbatches = schedule.num_microbatches
-    through = outcome.step_s - outcome.steady_s * (microbatches - 1) / microbatches
-    kernels_s = max(outcome.steady_s, through)
-    return engine_step_s(case.scenario.overheads, graph, kernels_s, schedule.decode_sequences * microbatches)
+def _period_s(case: PoolCase, outcome: StepOutcome) -> float:
+    """Return the time until a sequence's next token, with what the engine adds to it."""
+    schedule = outcome.graph.layout.schedule
+    sequences = schedule.decode_sequences * schedule.num_microbatches
+    return engine_step_s(case.scenario.overheads, outcome.graph, kernels_period_s(outcome), sequences)
 
 
 def _mixed(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
@@ -212,7 +210,7 @@ def _mixed(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
     outcome = case.timed(work.graph, timing)
     alone = case.graph(schedule.model_copy(update={"prefill_tokens": 0, "prompt_tokens": 0}), training=False)
     alone_s, burst_s = (
-        _period_s(case, graph, case.timed(graph, "folded" if timing == "simulated" else timing))
+        _period_s(case, case.timed(graph, "folded" if timing == "simulated" else timing))
         for graph in (alone, work.busiest)
     )
     burst = work.busiest.layout.schedule

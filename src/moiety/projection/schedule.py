@@ -36,23 +36,27 @@ def schedules(
     if in_flight < groups:
         return []
     sequences = math.ceil(in_flight / groups)
-    counts = [strategy.pp] if strategy.pp > 1 else [2 if options.two_batch_overlap and sequences > 1 else 1]
-    found: list[Schedule] = []
-    for count in counts:
-        if count > sequences:
-            continue
-        decoded = math.ceil(sequences / count)
-        prompt = decoded * workload.input_tokens / workload.output_tokens if phase == "mixed" else 0
-        found.append(
-            Schedule(
-                num_microbatches=count,
-                prefill_tokens=math.ceil(prompt),
-                prompt_tokens=workload.input_tokens if prompt else 0,
-                decode_sequences=decoded,
-                context_tokens=workload.decode_context_tokens,
-            )
+    count = microbatches_of(strategy, options, sequences)
+    if count > sequences:
+        return []
+    decoded = math.ceil(sequences / count)
+    prompt = decoded * workload.input_tokens / workload.output_tokens if phase == "mixed" else 0
+    return [
+        Schedule(
+            num_microbatches=count,
+            prefill_tokens=math.ceil(prompt),
+            prompt_tokens=workload.input_tokens if prompt else 0,
+            decode_sequences=decoded,
+            context_tokens=workload.decode_context_tokens,
         )
-    return found
+    ]
+
+
+def microbatches_of(strategy: Strategy, options: Options, sequences: int) -> int:
+    """Return the micro-batches of a serving step: one for each stage, two where they overlap."""
+    if strategy.pp > 1:
+        return strategy.pp
+    return 2 if options.two_batch_overlap and sequences > 1 else 1
 
 
 def _batches(workload: Workload, phase: Phase, tokens: float, strategy: Strategy, options: Options) -> list[Schedule]:

@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.calibration.scheduling import takes_whole_prompts
 from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.queue import queue_wait_s
 from moiety.projection.speculation import tokens_per_step
@@ -69,7 +68,7 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     In lockstep all prompts are computed one step after the other: what a request waits for comes before its first
     token or after it, and only the latter is in its time per output token; nothing else waits in a queue.
     """
-    release, work = pool.release, pool.workload
+    engine, work = pool.overheads, pool.workload
     load = group_load(pool, concurrency)
     share = load.running * load.chunks / work.output_tokens
     others = max(load.running - 1, 0) / load.running
@@ -78,18 +77,18 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
         stalled_s = prompts_behind(pool, load.running) * prompt_s / work.output_tokens
     else:
         stalled_s = others * share * load.added_s * _seen(pool, share)
-    tpot_s = load.token_s + release.interference * stalled_s
+    tpot_s = load.token_s + engine.interference * stalled_s
     step_s = tpot_s - load.token_s + load.decode_s
     out = pool.thrown_out(load.offered, load.running)
     own_s = load.prefill_s * load.chunks
     busy = 0.0 if pool.in_lockstep else min(share * load.added_s / tpot_s, _FULL)
-    slowdown = release.prefill_slowdown * (release.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
+    slowdown = engine.prefill_slowdown * (engine.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
     ttft_s = (
-        release.request_overhead_s
-        + concurrency * release.concurrency_overhead_s
+        engine.request_overhead_s
+        + concurrency * engine.concurrency_overhead_s
         + slowdown * own_s
-        + release.wait * (pool.admission_steps(load.running) * step_s + queue_wait_s(busy, own_s))
-        + release.interference * prompts_ahead(pool, load.running) * prompt_s
+        + engine.wait * (pool.admission_steps(load.running) * step_s + queue_wait_s(busy, own_s))
+        + engine.interference * prompts_ahead(pool, load.running) * prompt_s
         + cold_s(pool, load.running)
         + (load.offered / load.running - 1 - out) * work.output_tokens * tpot_s
     )
@@ -112,10 +111,10 @@ def offline_sequences(pool: ServingPool, num_requests: int | None = None) -> flo
 
 def offline_throughput(pool: ServingPool, num_requests: int | None = None) -> float:
     """Return output tokens a second of all workers in such a run; waiting prompts fill the steps that compute them."""
-    work, release = pool.workload, pool.release
+    work, engine = pool.workload, pool.overheads
     load = group_load(pool, offline_sequences(pool, num_requests) * pool.num_groups, chunk=CHUNK_TOKENS)
     share = load.running * load.chunks / work.output_tokens
-    step_s = load.token_s + release.interference * share * load.added_s * _seen(pool, share)
+    step_s = load.token_s + engine.interference * share * load.added_s * _seen(pool, share)
     return pool.num_groups * load.running / step_s
 
 
@@ -127,7 +126,7 @@ def _seen(pool: ServingPool, share: float) -> float:
     """
     own = min(share, 1.0)
     elsewhere = (1 - (1 - own) ** pool.strategy.attn_dp) / own - 1 if own > 0 else 0.0
-    return 1 + pool.release.unshared_prefill * elsewhere
+    return 1 + pool.overheads.unshared_prefill * elsewhere
 
 
 def filled_prompt_s(pool: ServingPool, load: GroupLoad) -> float:
@@ -135,10 +134,10 @@ def filled_prompt_s(pool: ServingPool, load: GroupLoad) -> float:
 
     Prompts that are not cut wait for whole steps, with all that these decode.
     """
-    work, mixes = pool.workload, pool.release.mixes_prefill
+    work, mixes = pool.workload, pool.scheduling.mixes_prefill
     tokens = filled_tokens(pool, load.running)
     step_s = pool.step_s(tokens, load.sequences if mixes else 0, work.decode_context_tokens)
-    whole = not mixes or takes_whole_prompts(pool.release.engine)
+    whole = not mixes or pool.scheduling.takes_whole_prompts
     return (step_s if whole else step_s - load.decode_s) * work.input_tokens / tokens
 
 
@@ -150,13 +149,13 @@ def prompts_ahead(pool: ServingPool, sequences: float) -> float:
     that the batch is the larger a part of them; others, a multiple of the concurrency. In lockstep all come together,
     and those of one step end with it.
     """
-    release = pool.release
+    engine = pool.overheads
     if pool.in_lockstep:
         return max((sequences + _prompts_a_step(pool, sequences)) / 2 - 1, 0.0)
     if not pool.equal_lengths:
-        return min(release.burst, MOST_BURST) * sequences
-    share = min(release.burst + release.burst_growth * sequences / 64, MOST_BURST)
-    return share * sequences + max(min(sequences, release.convoy) - 1, 0) / 2
+        return min(engine.burst, MOST_BURST) * sequences
+    share = min(engine.burst + engine.burst_growth * sequences / 64, MOST_BURST)
+    return share * sequences + max(min(sequences, engine.convoy) - 1, 0) / 2
 
 
 def prompts_behind(pool: ServingPool, sequences: float) -> float:
@@ -178,8 +177,8 @@ def cold_s(pool: ServingPool, sequences: float) -> float:
     """Return what a mean request waits for kernels to be made: in a run without warm-up whose start fills a step."""
     if not starts_cold(pool, sequences):
         return 0.0
-    release = pool.release
-    return release.cold_fp4_step_s if pool.options.dtypes.experts == "fp4" else release.cold_step_s
+    engine = pool.overheads
+    return engine.cold_fp4_step_s if pool.options.dtypes.experts == "fp4" else engine.cold_step_s
 
 
 def starts_cold(pool: ServingPool, sequences: float) -> bool:
@@ -200,14 +199,14 @@ def decode_token_s(pool: ServingPool, running: float) -> float:
 
 def group_load(pool: ServingPool, concurrency: float, chunk: int | None = None) -> GroupLoad:
     """Return what the decoding workers of `pool` do at a time; a step takes a prompt's tokens unless `chunk` says."""
-    work, release = pool.workload, pool.release
+    work = pool.workload
     offered = max(concurrency / pool.num_groups, 1.0)
     running = min(offered, pool.capacity())
     sequences = whole_sequences(running)
     context = work.decode_context_tokens
     chunk = chunk or min(work.input_tokens, pool.step_tokens)
     decode_s = pool.step_s(0, sequences, context)
-    if release.mixes_prefill:
+    if pool.scheduling.mixes_prefill:
         prefill_s = pool.step_s(chunk, sequences, context)
         added_s = prefill_s - decode_s
     else:

@@ -11,7 +11,6 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.calibration.scheduling import takes_whole_prompts
 from moiety.cost.memory import cache_bytes
 from moiety.graph.graph import build_step_graph
 from moiety.plan import Schedule
@@ -61,7 +60,7 @@ def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> 
     chunks = work.input_tokens / chunk
     alone_s, beside_s = prefill.prompt_alone_s(chunk) * chunks, prefill.step_s(chunk, 0, 0) * chunks
     most = max(PROMPT_TOKENS / work.input_tokens, 1.0)
-    if takes_whole_prompts(prefill.release.engine):
+    if prefill.scheduling.takes_whole_prompts:
         most = float(math.floor(most))
     full_s = prefill.step_s(round(most * work.input_tokens), 0, 0) if most > 1 else beside_s
     groups = decode.strategy.attn_dp
@@ -84,9 +83,9 @@ def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> 
     )
     return ApartParts(
         concurrency=concurrency,
-        engine=prefill.release.engine,
+        engine=prefill.engine,
         prefill_groups=prefill.strategy.attn_dp,
-        request_s=prefill.release.request_overhead_s,
+        request_s=prefill.overheads.request_overhead_s,
         played=played(run),
         load=load,
     )

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.calibration.engine_memory import EngineMemory
-from moiety.calibration.engines import family_calibration
-from moiety.calibration.scheduling import keeps_all_tokens, keeps_whole, mixes_prefill
-from moiety.calibration.serving import EngineRelease
+from moiety.calibration.scheduling import scheduling
 from moiety.calibration.serving_catalog import load_serving
 from moiety.errors import InputError
+from moiety.projection.scenario import scenario_of
 from moiety.projection.serving_pool import ServingPool
 
 if TYPE_CHECKING:
-    from moiety.calibration.calibration import Calibration, Engine, EngineOverheads
+    from moiety.calibration.calibration import Calibration
     from moiety.calibration.serving import PrefillApart
     from moiety.plan import Plan, Pool
+    from moiety.projection.scenario import Scenario
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,53 +32,25 @@ class ServingPools:
 def serving_pools(plan: Plan, calibration: Calibration) -> ServingPools:
     """Return the pools of a plan that serves whole requests; raise InputError where it does not."""
     by_role = {pool.role: pool for pool in plan.pools}
+    scenario = scenario_of(plan, calibration)
     if "mixed" in by_role:
-        return ServingPools(_pool(plan, by_role["mixed"], calibration), None)
+        return ServingPools(_pool(scenario, by_role["mixed"], plan), None)
     if {"prefill", "decode"} <= by_role.keys():
-        decode, prefill = (_pool(plan, by_role[role], calibration) for role in ("decode", "prefill"))
-        return ServingPools(decode, prefill, load_serving().apart if decode.release.basis == "fitted" else None)
+        decode, prefill = (_pool(scenario, by_role[role], plan) for role in ("decode", "prefill"))
+        return ServingPools(decode, prefill, load_serving().apart if decode.overheads.basis == "fitted" else None)
     rule = f"holds pools for {', '.join(sorted(by_role))}; requests need one for mixed, or prefill and decode"
     raise InputError(rule, source=plan.name, field="pools", remedy="plan a mixed workload, e.g. --workload chat")
 
 
-def _pool(plan: Plan, pool: Pool, calibration: Calibration) -> ServingPool:
-    """Return a pool with the constants that were measured for its engine on such devices, else with the plan's own."""
-    architecture = plan.cluster.device.architecture
-    family = load_serving().family(architecture)
-    reserve = calibration.engines[plan.engine].reserve_bytes
-    measured = architecture in family.architectures and any(each.engine == plan.engine for each in family.releases)
-    if measured and plan.calibration is None:
-        calibration, release = family_calibration(family), family.newest_release(plan.engine)
-    else:
-        release = _assumed_release(plan.engine, calibration.engines[plan.engine])
+def _pool(scenario: Scenario, pool: Pool, plan: Plan) -> ServingPool:
+    """Return a pool whose cache has what its weights and the engine's reserve leave of the memory."""
     return ServingPool(
-        model=plan.model,
-        cluster=plan.cluster,
-        strategy=pool.strategy.model_copy(update={"instances": 1}),
+        scenario=scenario,
+        strategy=pool.strategy,
         options=plan.options,
-        num_workers=pool.strategy.instances,
-        calibration=calibration,
-        release=release,
-        workload=plan.workload,
-        memory=EngineMemory(1.0, reserve),
-    )
-
-
-def _assumed_release(engine: Engine, overheads: EngineOverheads) -> EngineRelease:
-    """Return an engine whose queues were not measured: it schedules by its defaults, and waits are as modelled."""
-    return EngineRelease(
-        engine=engine,
-        mixes_prefill=mixes_prefill(engine),
-        keeps_all_tokens=keeps_all_tokens(engine),
-        keeps_whole=keeps_whole(engine),
-        interference=1.0,
-        unshared_prefill=0.0,
-        data_parallel_slowdown=1.0,
-        wait=1.0,
-        burst=0.0,
-        burst_growth=0.0,
-        convoy=1.0,
-        cold_step_s=0.0,
-        cold_fp4_step_s=0.0,
-        **overheads.overheads(),
+        overheads=scenario.overheads,
+        scheduling=scheduling(plan.engine),
+        memory=EngineMemory(1.0, scenario.overheads.reserve_bytes),
+        placement=pool.placement,
+        first_rank=pool.first_rank,
     )

@@ -4,47 +4,51 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from moiety.calibration.scheduling import foresees_growth
 from moiety.cost.memory import cache_bytes, layer_weight_bytes
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
-from moiety.graph.op import Collective
 from moiety.plan import Schedule
 from moiety.projection.admission import AT_EVERY_STEP, CHUNK_TOKENS, Admission, thrown_out
+from moiety.projection.engine_step import engine_pass_s, engine_step_s, kernels_period_s
 from moiety.projection.load import LoadClass
-from moiety.projection.scenario import Scenario
+from moiety.projection.schedule import microbatches_of
 from moiety.projection.speculation import tokens_per_step
 from moiety.projection.step import time_step
 
 if TYPE_CHECKING:
-    from moiety.calibration.calibration import Calibration
+    from moiety.calibration.calibration import Calibration, Engine, EngineOverheads
     from moiety.calibration.engine_memory import EngineMemory
-    from moiety.calibration.serving import EngineRelease
+    from moiety.calibration.scheduling import Scheduling
     from moiety.cluster.cluster import Cluster
-    from moiety.graph.graph import Graph
     from moiety.model.model import Model
+    from moiety.placement.placement import Placement
     from moiety.plan import Options
+    from moiety.projection.scenario import Scenario
+    from moiety.projection.step import StepOutcome, Timing
     from moiety.strategy.strategy import Strategy
     from moiety.workload.workload import Workload
 
 
 @dataclass(frozen=True, slots=True)
 class ServingPool:
-    """`num_workers` workers with the same strategy, each with requests of its own."""
+    """The workers of a strategy, its instances, each with requests of its own."""
 
-    model: Model
-    cluster: Cluster
+    scenario: Scenario
     strategy: Strategy
     options: Options
-    num_workers: int
-    calibration: Calibration
-    release: EngineRelease
-    workload: Workload
-    memory: EngineMemory
+    overheads: EngineOverheads
+    """What the engine adds to the scenario's kernels, and how requests wait in it."""
+    scheduling: Scheduling
+    memory: EngineMemory | None = None
+    """None: what is in flight is known to fit."""
+    placement: Placement | None = None
+    """Where the experts live; None: all of them are loaded alike."""
+    first_rank: int = 0
+    timing: Timing = "estimated"
     draft_tokens: int = 0
     """Guesses that a decode step checks for each sequence; layers of their own make them one after the other."""
     acceptance: float = 0.0
@@ -66,9 +70,39 @@ class ServingPool:
     """Prompt tokens of a full step, where the run was not warmed up; None: it was."""
 
     @property
+    def model(self) -> Model:
+        """The model that is served."""
+        return self.scenario.model
+
+    @property
+    def cluster(self) -> Cluster:
+        """What it runs on."""
+        return self.scenario.cluster
+
+    @property
+    def workload(self) -> Workload:
+        """Its requests."""
+        return self.scenario.workload
+
+    @property
+    def calibration(self) -> Calibration:
+        """The constants of kernels and links."""
+        return self.scenario.calibration
+
+    @property
+    def engine(self) -> Engine:
+        """The engine that serves."""
+        return self.scenario.engine
+
+    @property
+    def num_workers(self) -> int:
+        """Copies of the model, each with requests of its own."""
+        return self.strategy.instances
+
+    @property
     def num_groups(self) -> int:
         """Attention groups of all workers: each has requests of its own."""
-        return self.num_workers * self.strategy.attn_dp
+        return self.strategy.num_groups
 
     @property
     def equal_lengths(self) -> bool:
@@ -93,7 +127,7 @@ class ServingPool:
 
         So they do where nothing decodes beside prompts and all answers are equally long.
         """
-        return self.equal_lengths and not self.release.mixes_prefill
+        return self.equal_lengths and not self.scheduling.mixes_prefill
 
     def admission_steps(self, running: float) -> float:
         """Return the steps until a mean prompt is taken up, of groups that run so many sequences each."""
@@ -108,25 +142,31 @@ class ServingPool:
         Sequences that guess also take their guesses: each a pass through a layer like the last one, and the head.
         `expert_load` is the share of those tokens that comes to the experts, where not every group has them.
         """
+        microbatches = microbatches_of(self.strategy, self.options, sequences)
         schedule = Schedule(
-            num_microbatches=self.strategy.pp,
-            prefill_tokens=-(-prefill_tokens // self.strategy.pp),
+            num_microbatches=microbatches,
+            prefill_tokens=-(-prefill_tokens // microbatches),
             prompt_tokens=self.workload.input_tokens if prefill_tokens else 0,
-            decode_sequences=-(-sequences // self.strategy.pp),
+            decode_sequences=-(-sequences // microbatches),
             context_tokens=context_tokens,
             draft_tokens=self.draft_tokens if sequences else 0,
         )
-        release = self.release
-        step_s = (
-            self._pass_s(self.model, schedule, expert_load)
-            + release.step_overhead_s
-            + sequences * release.sequence_overhead_s
+        outcome = self._timed(self.scenario, self.strategy, schedule, expert_load)
+        step_s = engine_step_s(
+            self.overheads,
+            outcome.graph,
+            kernels_period_s(outcome),
+            sequences,
+            captured_prompts=self.captured_prompts,
         )
         if not schedule.draft_tokens:
             return step_s
         guess = schedule.model_copy(update={"num_microbatches": 1, "prefill_tokens": 0, "draft_tokens": 0})
-        layer = self.model.model_copy(update={"layer_blocks": self.model.layer_blocks[-1:]})
-        return step_s + schedule.draft_tokens * self._pass_s(layer, guess)
+        layer = replace(
+            self.scenario, model=self.model.model_copy(update={"layer_blocks": self.model.layer_blocks[-1:]})
+        )
+        guessed = self._timed(layer, self.strategy.model_copy(update={"pp": 1}), guess, 1.0)
+        return step_s + schedule.draft_tokens * engine_pass_s(self.overheads, guessed.graph, guessed.step_s)
 
     def prompt_alone_s(self, tokens: int) -> float:
         """Return the seconds of a step with so many prompt tokens in one attention group of a worker and no other.
@@ -135,20 +175,19 @@ class ServingPool:
         """
         return self.step_s(tokens, 0, 0, expert_load=1 / self.strategy.attn_dp)
 
-    def _pass_s(self, model: Model, schedule: Schedule, expert_load: float = 1.0) -> float:
-        """Return the seconds of the kernels of a pass, and of what the engine leaves between them."""
-        scenario = Scenario(model, self.cluster, self.workload, self.release.engine, self.calibration)
-        strategy = (
-            self.strategy if len(model.layer_blocks) >= self.strategy.pp else self.strategy.model_copy(update={"pp": 1})
-        )
-        load = LoadClass("all", strategy.ep, (expert_load,) * model.num_layers)
-        outcome = time_step(scenario, strategy, schedule, self.options, None, timing="estimated", classes=[load])
-        release = self.release
-        eager = schedule.prefill_tokens and not self.captured_prompts
-        return (
-            outcome.step_s * release.kernel_slowdown
-            + num_kernels(outcome.graph) * (release.eager_gap_s if eager else release.op_gap_s)
-            + model.num_moe_layers * release.moe_layer_gap_s
+    def _timed(self, scenario: Scenario, strategy: Strategy, schedule: Schedule, expert_load: float) -> StepOutcome:
+        """Return a step; experts have their placement's load, or `expert_load` all of them."""
+        placed = self.placement if expert_load == 1 else None
+        classes = None if placed else [LoadClass("all", strategy.ep, (expert_load,) * scenario.model.num_layers)]
+        return time_step(
+            scenario,
+            strategy,
+            schedule,
+            self.options,
+            placed,
+            first_rank=self.first_rank,
+            timing=self.timing,
+            classes=classes,
         )
 
     def decode_bytes(self, sequences: int, context_tokens: int) -> float:
@@ -171,8 +210,11 @@ class ServingPool:
         As many as its cache holds, and as many as may. Engines that keep a sequence's whole length free for it hold
         as many as at its last token.
         """
+        slots = float("inf") if self.max_sequences is None else float(self.max_sequences)
+        if self.memory is None:
+            return slots
         work = self.workload
-        mean = work.input_tokens + work.output_tokens if self.release.keeps_whole else work.decode_context_tokens
+        mean = work.input_tokens + work.output_tokens if self.scheduling.keeps_whole else work.decode_context_tokens
         context = context_tokens or mean
         schedule = Schedule(
             num_microbatches=1, prefill_tokens=0, prompt_tokens=0, decode_sequences=1, context_tokens=context
@@ -183,22 +225,13 @@ class ServingPool:
         element = BYTES_PER_ELEMENT[self.options.dtypes.activations]
         weights += int(2 * self.model.vocab_size * self.model.hidden_size * element / self.strategy.tp)
         free = self.memory.cache_bytes(self.cluster.device.memory_bytes, weights / self.strategy.pp)
-        whole = self.release.keeps_all_tokens
+        whole = self.scheduling.keeps_all_tokens
         each = cache_bytes(graph, range(self.model.num_layers), context, 1, keeps_all=whole) / self.strategy.pp
-        slots = float("inf") if self.max_sequences is None else float(self.max_sequences)
         # a run that was measured did fit: where not one sequence would, more memory was had than is known
         return slots if each == 0 or free < each else min(free / each, slots)
 
     def thrown_out(self, offered: float, running: float) -> float:
         """Return the answers' times that a mean sequence waits after its first token, its cache given to others."""
-        if foresees_growth(self.release.engine) or running == self.max_sequences:
+        if self.scheduling.foresees_growth or running == self.max_sequences:
             return 0.0
         return thrown_out(offered / running - 1, self.workload.input_tokens, self.workload.output_tokens)
-
-
-def num_kernels(graph: Graph) -> int:
-    """Return the ops of a step that run on the compute stream."""
-    counts = Counter(graph.model.layer_blocks)
-    parts = [(graph.layers[block], count) for block, count in counts.items()]
-    parts += [(graph.embedding, 1), (graph.head, 1)]
-    return sum(count * sum(not isinstance(op.work, Collective) for op in ops) for ops, count in parts)

@@ -44,13 +44,15 @@ class StepTable:
         """
         pool = self._pool
         if not sequences:
-            waited = self._decodes and not pool.release.mixes_prefill
-            return (pool.release.interference if waited else 1.0) * pool.step_s(prefill_tokens, 0, 0)
+            waited = self._decodes and not pool.scheduling.mixes_prefill
+            return (pool.overheads.interference if waited else 1.0) * pool.step_s(prefill_tokens, 0, 0)
         decode_s = pool.step_s(0, sequences, context_tokens)
         token_s = decode_s / tokens_per_step(pool.draft_tokens, pool.acceptance)
         if not prefill_tokens:
             return token_s
-        return token_s + pool.release.interference * (pool.step_s(prefill_tokens, sequences, context_tokens) - decode_s)
+        return token_s + pool.overheads.interference * (
+            pool.step_s(prefill_tokens, sequences, context_tokens) - decode_s
+        )
 
 
 def _rounded(size: int) -> int:
@@ -71,14 +73,13 @@ def serving_engine(
 
     `apart` is what such deployments were measured to add; None: nothing is known of that.
     """
-    release, context = pool.release, pool.workload.decode_context_tokens
-    stage, overhead_s = None, release.request_overhead_s
+    stage, overhead_s = None, pool.overheads.request_overhead_s
     if prefill is not None:
         share = prefill.num_groups / pool.num_groups
         workers = max(round(share), 1)
         table, slower = StepTable(prefill, decodes=False), workers / share
         if apart is not None:
-            overhead_s += apart.request_s(prefill.release.engine, prefill.strategy.attn_dp)
+            overhead_s += apart.request_s(prefill.engine, prefill.strategy.attn_dp)
         stage = PrefillStage(
             num_workers=workers,
             step_s=lambda prefill_tokens, sequences, context_tokens: (
@@ -89,8 +90,8 @@ def serving_engine(
     return ServingEngine(
         step_s=StepTable(pool),
         chunk_tokens=pool.step_tokens,
-        mixes_prefill=release.mixes_prefill,
-        cache_tokens=pool.capacity() * context,
+        mixes_prefill=pool.scheduling.mixes_prefill,
+        cache_tokens=pool.capacity() * pool.workload.decode_context_tokens,
         max_sequences=pool.max_sequences or _UNLIMITED,
         request_overhead_s=overhead_s,
         prefix_hit_rate=prefix_hit_rate,

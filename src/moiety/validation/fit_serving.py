@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from moiety.calibration.scheduling import takes_whole_prompts
+from moiety.calibration.scheduling import scheduling
 from moiety.calibration.serving import PREFILL_APART, ServingConstants, ServingFamily
 from moiety.calibration.serving_catalog import DEFAULT_SERVING
 from moiety.validation.fit_acceptance import with_acceptance
@@ -139,7 +139,7 @@ def as_rows(known: Sequence[Known]) -> Rows:
         output_tokens=np.array([float(each.case.output_tokens) for each in known]),
         groups=np.array([float(each.case.decode.strategy.attn_dp) for each in known]),
         mixes=np.array([each.mixes for each in terms]),
-        whole_prompts=np.array([takes_whole_prompts(each.case.engine) for each in known]),
+        whole_prompts=np.array([scheduling(each.case.engine).takes_whole_prompts for each in known]),
         tpot_s=np.array([(each.tpot_ms or np.nan) / 1e3 for each in measured]),
         ttft_s=np.array(
             [((not each.case.disaggregated and each.row.measured.ttft_ms) or np.nan) / 1e3 for each in known]

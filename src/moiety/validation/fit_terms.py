@@ -22,8 +22,8 @@ from moiety.graph.op import AttentionCore, Collective, Gemm
 from moiety.model.feed_forward import MoeFeedForward
 from moiety.plan import Schedule
 from moiety.projection.admission import CHUNK_TOKENS
+from moiety.projection.engine_step import num_kernels
 from moiety.projection.serving import filled_tokens, starts_cold, whole_sequences
-from moiety.projection.serving_pool import num_kernels
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -112,7 +112,7 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
     sequences, context = whole_sequences(running), work.decode_context_tokens
     chunk = CHUNK_TOKENS if offline else min(work.input_tokens, pool.step_tokens)
     filled = filled_tokens(pool, running)
-    beside = sequences if pool.release.mixes_prefill else 0
+    beside = sequences if pool.scheduling.mixes_prefill else 0
     return RowTerms(
         decode=_step(pool, 0, sequences, context),
         chunk=_step(pool, chunk, beside, context),
@@ -126,7 +126,7 @@ def row_terms(pool: ServingPool, concurrency: int, *, computes_prompts: bool = T
         mixtures=pool.model.num_moe_layers,
         captured_prompts=pool.captured_prompts,
         admission_steps=pool.admission_steps(running),
-        mixes=pool.release.mixes_prefill,
+        mixes=pool.scheduling.mixes_prefill,
         equal_lengths=pool.equal_lengths,
         cold=starts_cold(pool, running),
         fp4_experts=pool.options.dtypes.experts == "fp4",
@@ -165,7 +165,7 @@ def _parts(graph: Graph) -> Iterable[tuple[Sequence[Op], int, int | None]]:
 
 
 def _stream(op: Op, pool: ServingPool) -> int:
-    if not hides_shared_experts(pool.release.engine):
+    if not hides_shared_experts(pool.engine):
         return 0
     return MOVING if moves_tokens(op) else BESIDE if of_shared_experts(op) else 0
 

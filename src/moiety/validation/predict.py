@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from moiety.calibration.engine_memory import engine_memory
 from moiety.calibration.engines import family_calibration
 from moiety.calibration.expert_kernels import has_contiguous_experts, with_contiguous_experts
+from moiety.calibration.scheduling import scheduling
 from moiety.calibration.serving_catalog import load_serving
 from moiety.projection.admission import CHUNK_TOKENS
+from moiety.projection.scenario import Scenario
 from moiety.projection.serving import aggregated_latency
 from moiety.projection.serving_apart import apart_parts, disaggregated_latency
 from moiety.projection.serving_pool import ServingPool
@@ -48,15 +51,13 @@ class ServingPredictor:
         calibration, experts = self._calibrations[architecture], case.options.dtypes.experts
         if has_contiguous_experts(case.engine, case.version, architecture, experts, worker.strategy.etp):
             calibration = with_contiguous_experts(calibration)
-        release = family.release(case.engine, case.version)
-        if case.mixes_prefill:
-            release = release.model_copy(update={"mixes_prefill": True})
+        schedules = scheduling(case.engine)
         return ServingPool(
-            model=case.model,
-            cluster=case.cluster,
-            strategy=worker.strategy,
+            scenario=Scenario(case.model, case.cluster, case.workload, case.engine, calibration),
+            strategy=worker.strategy.model_copy(update={"instances": worker.num_workers}),
             options=case.options,
-            num_workers=worker.num_workers,
+            overheads=family.release(case.engine, case.version),
+            scheduling=replace(schedules, mixes_prefill=True) if case.mixes_prefill else schedules,
             max_sequences=worker.max_sequences,
             draft_tokens=case.draft_tokens,
             admission=case.admission,
@@ -67,9 +68,6 @@ class ServingPredictor:
             frontends=case.frontends,
             cold_tokens=case.cold_tokens,
             acceptance=self._constants.draft_acceptance,
-            calibration=calibration,
-            release=release,
-            workload=case.workload,
             memory=engine_memory(
                 case.engine,
                 case.version,

@@ -8,7 +8,6 @@ import numpy as np
 
 from moiety.calibration.calibration import CollectiveConstants, Roofline
 from moiety.calibration.catalog import load_calibration
-from moiety.calibration.scheduling import keeps_all_tokens, keeps_whole, mixes_prefill
 from moiety.calibration.serving import EngineRelease, ServingConstants, ServingFamily, release_number
 from moiety.validation.fit_law import DEVICE, ENGINE, ENGINES, RELEASE, RELEASES, names, prior, roofline_constants
 from moiety.validation.fit_terms import FORMATS, GROUPED, latency_weight
@@ -115,9 +114,6 @@ def _release(values: dict[str, float], engine: str, group: int, source: str) -> 
             "engine": engine,
             "since": starts[group - 1] if group else None,
             "until": starts[group] if group and group < len(starts) else None,
-            "mixes_prefill": mixes_prefill(engine),
-            "keeps_all_tokens": keeps_all_tokens(engine),
-            "keeps_whole": keeps_whole(engine),
             "basis": "fitted",
             "source": source,
             **constants,
