@@ -11,7 +11,7 @@ import time
 import tracemalloc
 
 from moiety.projection.serving_simulation import serving_engine
-from moiety.sim.arrivals import together
+from moiety.sim.arrivals import Lengths, together
 from moiety.sim.serving import simulate_serving
 from moiety.validation.compare import compare_rows
 from moiety.validation.facts import catalog_facts
@@ -29,10 +29,10 @@ def simulated(count: int) -> tuple[float, int]:
     case = serving_case(row)
     engine = serving_engine(ServingPredictor().pool(case, case.decode))
     start = time.perf_counter()
-    simulate_serving(engine, together(TOKENS, TOKENS, count=count), concurrency=IN_FLIGHT)
+    simulate_serving(engine, together(Lengths(TOKENS, TOKENS), count=count), concurrency=IN_FLIGHT)
     seconds = time.perf_counter() - start
     tracemalloc.start()
-    simulate_serving(engine, together(TOKENS, TOKENS, count=min(count, 10_000)), concurrency=IN_FLIGHT)
+    simulate_serving(engine, together(Lengths(TOKENS, TOKENS), count=min(count, 10_000)), concurrency=IN_FLIGHT)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     return seconds, peak

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from moiety.calibration.engine_memory import EngineMemory
 from moiety.calibration.engines import engine_calibration
 from moiety.calibration.scheduling import scheduling
 from moiety.calibration.serving_catalog import load_serving
@@ -45,21 +46,23 @@ def test_planning_and_validating_time_a_decode_step_alike(engine: str) -> None:
     assert planned.tpot_s == pytest.approx(validated.step_s(0, 32, LOAD.decode_context_tokens), rel=1e-9)
 
 
-@pytest.mark.parametrize("engine", ["vllm", "tensorrt-llm"])
+@pytest.mark.parametrize("engine", ["vllm", "sglang", "tensorrt-llm"])
+@pytest.mark.parametrize("shortest", [0.8, 1.0])
 @pytest.mark.parametrize(("prompt", "answer", "concurrency"), [(1024, 512, 256), (512, 8192, 512), (16_384, 64, 128)])
-def test_planning_and_validating_time_tokens_beside_prompts_alike(
-    engine: str, prompt: int, answer: int, concurrency: int
+def test_planning_and_validating_time_requests_alike(
+    engine: str, shortest: float, prompt: int, answer: int, concurrency: int
 ) -> None:
-    load = Workload(name="chat", kind="mixed", input_tokens=prompt, output_tokens=answer, concurrency=concurrency)
+    lengths = {"input_tokens": prompt, "output_tokens": answer, "shortest_share": shortest}
+    load = Workload(name="chat", kind="mixed", concurrency=concurrency, **lengths)
     calibration = engine_calibration(engine, "hopper", CLUSTER.device.memory_bytes)
     (schedule,) = schedules(load, "mixed", STRATEGY, OPTIONS)
     scenario = Scenario(MODEL, CLUSTER, load, engine, calibration)
     planned = phase_outcome(PoolCase(scenario, STRATEGY, OPTIONS, None), "mixed", schedule, timing="estimated")
-    # what runs of a benchmark were seen to wait beyond the steps themselves is in the fitted law alone
     release = load_serving().family("hopper").newest_release(engine)
-    release = release.model_copy(update={"interference": 1.0, "unshared_prefill": 0.0})
-    validated = ServingPool(scenario, STRATEGY, OPTIONS, release, scheduling(engine))
-    assert planned.tpot_s == pytest.approx(aggregated_latency(validated, concurrency).tpot_s, rel=0.01)
+    pool = ServingPool(scenario, STRATEGY, OPTIONS, release, scheduling(engine), memory=EngineMemory(1e3, 0.0))
+    validated = aggregated_latency(pool, concurrency)
+    assert planned.tpot_s == pytest.approx(validated.tpot_s, rel=1e-9)
+    assert planned.ttft_s == pytest.approx(validated.ttft_s, rel=1e-9)
 
 
 def test_sglang_computes_shared_experts_before_tokens_leave_and_others_meanwhile() -> None:

@@ -54,6 +54,11 @@ def pools() -> tuple[ServingPool, ServingPool]:
     return predictor.pool(case, case.prefill), predictor.pool(case, case.decode)
 
 
+def with_lengths(pool: ServingPool, shortest_share: float) -> ServingPool:
+    work = pool.workload.model_copy(update={"shortest_share": shortest_share})
+    return replace(pool, scenario=replace(pool.scenario, workload=work))
+
+
 @given(draft_tokens=st.integers(0, 20), acceptance=st.floats(0, 0.99))
 def test_a_sequence_advances_by_what_is_right_of_its_guesses(draft_tokens: int, acceptance: float) -> None:
     tokens = tokens_per_step(draft_tokens, acceptance)
@@ -192,7 +197,7 @@ def test_prompts_that_wait_together_fill_steps(pools: tuple[ServingPool, Serving
 def test_answers_of_one_length_keep_prompts_together(pools: tuple[ServingPool, ServingPool]) -> None:
     drawn = pools[1]
     overheads = drawn.overheads.model_copy(update={"convoy": 9.0})
-    drawn, equal = (replace(drawn, overheads=overheads, least_share=share) for share in (0.8, 1.0))
+    drawn, equal = (with_lengths(replace(drawn, overheads=overheads), share) for share in (0.8, 1.0))
     added_s = [aggregated_latency(equal, n).ttft_s - aggregated_latency(drawn, n).ttft_s for n in (2, 10, 64, 128)]
     prompt_s = [filled_prompt_s(drawn, group_load(drawn, n)) for n in (2, 10, 64, 128)]
     # two workers: one sequence each waits for nobody, five for two others, and more for no more than four; all of them
@@ -219,7 +224,7 @@ def test_in_lockstep_closed_form_and_simulation_agree(isl: int, osl: int, concur
     simulated = simulated_closed_loop(pool, concurrency, requests_per_sequence=10)
     assert closed.ttft_s == pytest.approx(simulated.ttft.mean, rel=0.05)
     assert closed.tpot_s == pytest.approx(simulated.tpot.mean, rel=0.05)
-    drawn = aggregated_latency(replace(pool, least_share=0.8), concurrency)
+    drawn = aggregated_latency(with_lengths(pool, 0.8), concurrency)
     assert abs(drawn.ttft_s / simulated.ttft.mean - 1) > 0.3
 
 

@@ -19,7 +19,7 @@ RUN = TwoStageRun(
     slots=64,
     token_s=((1.0, 0.01), (64.0, 0.01)),
     output_tokens=1000,
-    least_share=1.0,
+    shortest_share=1.0,
 )
 ANSWER_S = 10.0
 
@@ -59,13 +59,13 @@ def test_prompts_are_the_narrow_place_where_their_workers_cannot_keep_up() -> No
 def test_prompts_that_come_together_are_computed_together_and_others_in_between() -> None:
     run = replace(RUN, concurrency=4, prompts=PromptSteps(4, 0.1, 0.4, 0.4))
     assert played(run).first_token_s(0.0) == pytest.approx(0.4)
-    assert 0.1 < played(replace(run, least_share=0.8)).first_token_s(0.0) < 0.3
+    assert 0.1 < played(replace(run, shortest_share=0.8)).first_token_s(0.0) < 0.3
     assert played(replace(run, concurrency=1)).first_token_s(0.0) == pytest.approx(0.1)
 
 
 def test_groups_begin_together_so_that_a_prompt_waits_for_the_step_that_runs_though_its_group_has_none() -> None:
     """Two requests in flight whose answers are short beside a step, and groups enough for both."""
-    run = replace(RUN, concurrency=2, prompts=PromptSteps(8, 1.0, 1.0, 1.0), output_tokens=40, least_share=0.2)
+    run = replace(RUN, concurrency=2, prompts=PromptSteps(8, 1.0, 1.0, 1.0), output_tokens=40, shortest_share=0.2)
     one, two = played(run), played(replace(run, prompt_workers=2))
     # each comes in the midst of the other's step: 0.4 s of answer on average, and the step is 1 s
     assert 1.4 < one.ready_s < 1.8
@@ -85,7 +85,7 @@ def test_a_step_takes_as_long_as_its_fullest_group_and_the_experts_of_all() -> N
 
 
 def test_answers_that_end_in_another_order_leave_a_router_behind_and_many_routers_more_so() -> None:
-    run = replace(RUN, concurrency=60, workers=15, slots=4, least_share=0.8)
+    run = replace(RUN, concurrency=60, workers=15, slots=4, shortest_share=0.8)
     one, many = (_wait_s(played(replace(run, frontends=count))) / ANSWER_S for count in (1, 10))
     assert 0.005 < one < 0.06
     assert 0.08 < many < 0.25
@@ -93,7 +93,7 @@ def test_answers_that_end_in_another_order_leave_a_router_behind_and_many_router
 
 
 def test_what_requests_take_longer_is_hidden_behind_their_wait_for_a_slot() -> None:
-    full, free = replace(RUN, concurrency=128, least_share=0.8), replace(RUN, least_share=0.8)
+    full, free = replace(RUN, concurrency=128, shortest_share=0.8), replace(RUN, shortest_share=0.8)
     for run in (full, free, replace(full, concurrency=80)):
         longer = played(replace(run, handed_over_s=2.0))
         assert played(run).first_token_s(2.0) == pytest.approx(longer.first_token_s(0.0), rel=0.1)
@@ -110,7 +110,7 @@ def test_bundles_of_requests_see_what_each_of_them_would(slots: int) -> None:
         prompts=PromptSteps(4, 0.2, 0.3, 0.5, 2.0),
         slots=slots,
         token_s=((1.0, 0.005), (128.0, 0.02)),
-        least_share=0.8,
+        shortest_share=0.8,
     )
     large = replace(
         small,
@@ -123,7 +123,7 @@ def test_bundles_of_requests_see_what_each_of_them_would(slots: int) -> None:
 
 
 def test_runs_come_out_the_same_every_time() -> None:
-    run = replace(RUN, concurrency=40, slots=30, least_share=0.8, frontends=3)
+    run = replace(RUN, concurrency=40, slots=30, shortest_share=0.8, frontends=3)
     again = played.__wrapped__(run)
     assert played(run).ready_s == again.ready_s
     assert np.array_equal(played(run).waits_s, again.waits_s)

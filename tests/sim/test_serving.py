@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moiety.sim.arrivals import Arrival, poisson, together, trace
+from moiety.sim.arrivals import Arrival, Lengths, poisson, together, trace
 from moiety.sim.histogram import Histogram
 from moiety.sim.serving import Objective, PrefillStage, ServingEngine, simulate_serving
 
@@ -43,13 +43,13 @@ def test_every_request_is_answered_once_whatever_the_cache_holds(
 @given(concurrency=st.integers(1, 30), prompt=st.integers(1, 2000), output=st.integers(2, 60))
 def test_a_closed_loop_obeys_littles_law(concurrency: int, prompt: int, output: int) -> None:
     count = 20 * concurrency
-    outcome = simulate_serving(_engine(), together(prompt, output, count=count), concurrency=concurrency)
+    outcome = simulate_serving(_engine(), together(Lengths(prompt, output), count=count), concurrency=concurrency)
     in_flight = outcome.e2e.mean * outcome.finished / outcome.elapsed_s
     assert in_flight == pytest.approx(concurrency, rel=0.1)
 
 
 def test_one_request_alone_takes_its_chunks_and_its_steps() -> None:
-    outcome = simulate_serving(_engine(chunk_tokens=100, request_overhead_s=0.5), together(250, 3, count=1))
+    outcome = simulate_serving(_engine(chunk_tokens=100, request_overhead_s=0.5), together(Lengths(250, 3), count=1))
     chunks = _step(100, 0, 0) * 2 + _step(50, 0, 0)
     assert outcome.ttft.mean == pytest.approx(chunks + 0.5)
     assert outcome.tpot.mean == pytest.approx(_step(0, 1, 250), rel=1e-3)
@@ -59,20 +59,20 @@ def test_tokens_take_longer_as_their_contexts_grow() -> None:
     def by_context(prefill_tokens: int, sequences: int, context_tokens: int) -> float:
         return 1e-3 + 1e-6 * context_tokens * sequences + 1e-5 * prefill_tokens
 
-    outcome = simulate_serving(_engine(step_s=by_context), together(16, 4001, count=8), concurrency=8)
+    outcome = simulate_serving(_engine(step_s=by_context), together(Lengths(16, 4001), count=8), concurrency=8)
     assert outcome.tpot.mean == pytest.approx(1e-3 + 8e-6 * (16 + 4000 / 2), rel=1e-3)
 
 
 def test_prompts_hold_up_decoding_unless_they_have_workers_of_their_own() -> None:
-    load = {"input_tokens": 2000, "output_tokens": 20, "count": 60}
-    shared = simulate_serving(_engine(), together(**load), concurrency=8)
-    alone = simulate_serving(_engine(prefill=PrefillStage(4, _step, 0.0)), together(**load), concurrency=8)
+    lengths = Lengths(2000, 20)
+    shared = simulate_serving(_engine(), together(lengths, count=60), concurrency=8)
+    alone = simulate_serving(_engine(prefill=PrefillStage(4, _step, 0.0)), together(lengths, count=60), concurrency=8)
     assert alone.tpot.mean < shared.tpot.mean
     assert shared.itl.quantile(0.99) > shared.itl.quantile(0.01)
 
 
 def test_a_full_cache_preempts_the_youngest_and_still_finishes() -> None:
-    outcome = simulate_serving(_engine(cache_tokens=1000), together(200, 300, count=12), concurrency=6)
+    outcome = simulate_serving(_engine(cache_tokens=1000), together(Lengths(200, 300), count=12), concurrency=6)
     assert outcome.preemptions > 0
     assert outcome.finished == 12
 
@@ -81,22 +81,22 @@ def test_a_full_cache_preempts_the_youngest_and_still_finishes() -> None:
 def test_a_cache_never_holds_more_token_steps_than_it_has(prompt: int, output: int, most: float, chunk: int) -> None:
     held = max(most * (prompt + output), prompt + output + 1)
     engine = _engine(step_s=lambda *_: 1.0, cache_tokens=held, chunk_tokens=chunk)
-    outcome = simulate_serving(engine, together(prompt, output, count=60), concurrency=40)
+    outcome = simulate_serving(engine, together(Lengths(prompt, output), count=60), concurrency=40)
     # a sequence that makes its k-th token has k more than its prompt in the cache, through a step of a second
     assert 60 * (output - 1) * (prompt + output / 2) <= held * outcome.elapsed_s
 
 
 def test_arrivals_faster_than_service_queue_up_and_miss_the_objective() -> None:
     wanted = Objective(ttft_s=0.5, tpot_s=0.05)
-    slow = simulate_serving(_engine(max_sequences=4), poisson(1.0, 200, 20, count=200), objective=wanted)
-    fast = simulate_serving(_engine(max_sequences=4), poisson(200.0, 200, 20, count=200), objective=wanted)
+    slow = simulate_serving(_engine(max_sequences=4), poisson(1.0, Lengths(200, 20), count=200), objective=wanted)
+    fast = simulate_serving(_engine(max_sequences=4), poisson(200.0, Lengths(200, 20), count=200), objective=wanted)
     assert slow.good > fast.good
     assert fast.ttft.quantile(0.5) > 10 * slow.ttft.quantile(0.5)
     assert slow.goodput_per_s == pytest.approx(slow.good / slow.elapsed_s)
 
 
 def test_poisson_arrivals_repeat_and_have_their_rate() -> None:
-    first, again = (list(poisson(50.0, 1, 1, count=4000, seed=3)) for _ in range(2))
+    first, again = (list(poisson(50.0, Lengths(1, 1), count=4000, seed=3)) for _ in range(2))
     assert first == again
     assert first[-1].at_s == pytest.approx(80, rel=0.1)
     assert first[0] != Arrival(0.0, 1, 1)
@@ -106,7 +106,7 @@ def test_memory_does_not_grow_with_the_number_of_requests() -> None:
     peaks = []
     for count in (400, 4000):
         tracemalloc.start()
-        simulate_serving(_engine(), together(300, 10, count=count), concurrency=16)
+        simulate_serving(_engine(), together(Lengths(300, 10), count=count), concurrency=16)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]
@@ -123,3 +123,14 @@ def test_a_histogram_is_right_to_a_percent(values: list[float], share: float) ->
     assert histogram.mean == pytest.approx(sum(values) / len(values))
     assert histogram.quantile(1.0) == pytest.approx(max(values), rel=0.01)
     assert exact <= max(values)
+
+
+@given(mean=st.integers(1, 100_000), shortest=st.floats(0.01, 1), seed=st.integers(0, 9))
+def test_lengths_are_drawn_around_their_mean(mean: int, shortest: float, seed: int) -> None:
+    found = [each.input_tokens for each in together(Lengths(mean, mean, shortest), count=400, seed=seed)]
+    longest = 2 * mean / (1 + shortest)
+    assert max(found) <= longest + 0.5
+    assert min(found) >= max(shortest * longest - 0.5, 1)
+    assert sum(found) / len(found) == pytest.approx(mean, rel=0.12, abs=1)
+    if shortest == 1:
+        assert set(found) == {mean}

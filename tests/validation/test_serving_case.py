@@ -340,8 +340,8 @@ def test_lengths_that_runs_drew_below_their_label_are_the_mean_ones() -> None:
     assert (_case(osl=512).input_tokens, _case(osl=512).output_tokens) == (1024, 512)
     assert _case(exact_lengths=True).input_tokens == 1024, "offline runs have all tokens that they state"
     of_others = _case(model="Qwen/Qwen3-32B", moe_tp=1)
-    assert (of_others.input_tokens, of_others.least_share) == (1024, 1.0)
-    assert [_case(osl=osl).least_share for osl in (1024, 8192, 512)] == [0.8, 0.8, 1.0]
+    assert (of_others.input_tokens, of_others.shortest_share) == (1024, 1.0)
+    assert [_case(osl=osl).shortest_share for osl in (1024, 8192, 512)] == [0.8, 0.8, 1.0]
 
 
 def test_prompts_of_drawn_lengths_come_in_waves_that_spread() -> None:

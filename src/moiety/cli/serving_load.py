@@ -85,13 +85,13 @@ def serve_load(plan: Plan, calibration: Calibration, load: ServingLoad) -> Serve
     """
     from moiety.projection.serving_plan import serving_pools
     from moiety.projection.serving_simulation import serving_engine
-    from moiety.sim.arrivals import poisson, together
+    from moiety.sim.arrivals import Lengths, poisson, together
     from moiety.sim.serving import Objective, simulate_serving
 
     pools = serving_pools(plan, calibration)
     work = plan.workload
     engine = serving_engine(pools.decode, pools.prefill, pools.apart, prefix_hit_rate=load.prefix_hits)
-    lengths = (work.input_tokens, work.output_tokens)
+    lengths = Lengths(work.input_tokens, work.output_tokens, work.shortest_share)
     rate, concurrency = load.rate_per_s, load.concurrency
     if rate is concurrency is load.arrivals is None:
         rate, concurrency = work.request_rate_per_s, work.concurrency
@@ -101,10 +101,10 @@ def serve_load(plan: Plan, calibration: Calibration, load: ServingLoad) -> Serve
     if came:
         requests, said = iter(came[::groups]), f"arrivals of {load.arrivals}"
     elif rate is not None:
-        requests, said = poisson(rate / groups, *lengths, count=count), f"Poisson, {rate:g} requests/s"
+        requests, said = poisson(rate / groups, lengths, count=count), f"Poisson, {rate:g} requests/s"
     else:
         share = max(round((concurrency or groups) / groups), 1)
-        requests, said = together(*lengths, count=count), f"closed loop, {share * groups:,} requests in flight"
+        requests, said = together(lengths, count=count), f"closed loop, {share * groups:,} requests in flight"
     objective = Objective(work.slo.ttft_s, work.slo.tpot_s)
     return Served(simulate_serving(engine, requests, concurrency=share, objective=objective), groups, said)
 

@@ -6,11 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from moiety.calibration.scheduling import scheduling
 from moiety.cost.memory import plan_memory
 from moiety.graph.graph import build_step_graph
 from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.engine_step import engine_step_s, kernels_period_s
-from moiety.projection.queue import closed_loop_load, queue_wait_s
+from moiety.projection.serving import aggregated_latency
+from moiety.projection.serving_pool import ServingPool
 from moiety.projection.step import time_graph
 
 if TYPE_CHECKING:
@@ -65,6 +67,20 @@ class PoolCase:
         """Return what the engine adds to the time to first token where so many requests are in flight."""
         engine = self.scenario.overheads
         return engine.request_overhead_s + in_flight * engine.concurrency_overhead_s
+
+    def serving_pool(self, timing: Timing) -> ServingPool:
+        """Return its workers; what the schedule has in flight is held to fit when its memory is planned."""
+        scenario = self.scenario
+        return ServingPool(
+            scenario=scenario,
+            strategy=self.strategy,
+            options=self.options,
+            overheads=scenario.overheads,
+            scheduling=scheduling(scenario.engine),
+            placement=self.placement,
+            first_rank=self.first_rank,
+            timing=timing,
+        )
 
     def memory(
         self, graph: Graph, cached_tokens: int = 0, cached_sequences: int = 0, *, packed: bool = False
@@ -198,39 +214,26 @@ def _period_s(case: PoolCase, outcome: StepOutcome) -> float:
 
 
 def _mixed(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
-    """Return continuous batching with chunked prefill, in a closed loop or at the workload's arrival rate.
+    """Return what requests see of an engine that decodes and computes their prompts, by the law of published runs.
 
-    Over the life of a request its group computes a prompt of each of the others, in steps that take longer by a chunk
-    and are launched as such; all other steps decode alone, and the mean of both is the time per output token. A new
-    request waits for the running step, for the prompts before it (M/D/1) and for its own chunks.
+    In a closed loop, or at the workload's arrival rate. Of the steps of that law none is the mean one, which is what
+    the pool computes and moves in the time in which all sequences advance by one token.
     """
-    workload, schedule = case.scenario.workload, work.schedule
-    engine, microbatches = case.scenario.overheads, schedule.num_microbatches
-    sequences = schedule.decode_sequences * microbatches
+    workload = case.scenario.workload
     outcome = case.timed(work.graph, timing)
-    alone = case.graph(schedule.model_copy(update={"prefill_tokens": 0, "prompt_tokens": 0}), training=False)
-    alone_s, burst_s = (
-        _period_s(case, case.timed(graph, "folded" if timing == "simulated" else timing))
-        for graph in (alone, work.busiest)
-    )
-    burst = work.busiest.layout.schedule
-    steps = workload.input_tokens / (burst.prefill_tokens * microbatches)
-    tpot_s = alone_s + (sequences - 1) * steps / workload.output_tokens * (burst_s - alone_s)
-    own_s = case.request_s(case.served(schedule)) + tpot_s / 2 + engine.prefill_slowdown * math.ceil(steps) * burst_s
-    decode_s = (workload.output_tokens - 1) * tpot_s
-    load = closed_loop_load(sequences * steps * burst_s, own_s + decode_s, steps * burst_s)
-    arriving = workload.request_rate_per_s or math.inf
-    load = min(load, arriving / case.num_groups * steps * burst_s)
-    ttft_s = own_s + queue_wait_s(load, steps * burst_s)
-    rate = min(case.served(schedule) / (ttft_s + decode_s), arriving) * workload.output_tokens
+    served = case.served(work.schedule)
+    latency = aggregated_latency(case.serving_pool("folded" if timing == "simulated" else timing), served)
+    request_s = latency.ttft_s + (workload.output_tokens - 1) * latency.tpot_s
+    requests_per_s = min(served / request_s, workload.request_rate_per_s or math.inf)
+    rate = requests_per_s * workload.output_tokens
     return PhaseOutcome(
-        schedule=schedule,
+        schedule=work.schedule,
         outcome=outcome,
         memory=work.memory,
         throughput_tokens_per_s=rate,
-        step_s=tpot_s,
-        ttft_s=ttft_s,
-        tpot_s=tpot_s,
+        step_s=served / rate,
+        ttft_s=latency.ttft_s,
+        tpot_s=latency.tpot_s,
         computed_tokens_per_s=rate * (1 + workload.input_tokens / workload.output_tokens),
     )
 

@@ -1,4 +1,4 @@
-"""Latencies of a serving engine in a closed loop of requests, in closed form.
+"""Latencies of a serving engine in closed form: of requests in a closed loop, or that arrive at a rate.
 
 `sim/serving.py` plays the same steps request by request; docs/accuracy.md says which of the two gave a number.
 """
@@ -67,12 +67,15 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
 
     In lockstep all prompts are computed one step after the other: what a request waits for comes before its first
     token or after it, and only the latter is in its time per output token; nothing else waits in a queue.
+
+    Of requests that arrive at a rate `concurrency` is what that leads to: a queue of all the time has no end.
     """
     engine, work = pool.overheads, pool.workload
     load = group_load(pool, concurrency)
     share = load.running * load.chunks / work.output_tokens
     others = max(load.running - 1, 0) / load.running
-    prompt_s = filled_prompt_s(pool, load)
+    ahead = prompts_ahead(pool, load.running)
+    prompt_s = filled_prompt_s(pool, load) if ahead else 0.0
     if pool.in_lockstep:
         stalled_s = prompts_behind(pool, load.running) * prompt_s / work.output_tokens
     else:
@@ -81,14 +84,14 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     step_s = tpot_s - load.token_s + load.decode_s
     out = pool.thrown_out(load.offered, load.running)
     own_s = load.prefill_s * load.chunks
-    busy = 0.0 if pool.in_lockstep else min(share * load.added_s / tpot_s, _FULL)
+    busy = 0.0 if pool.in_lockstep else min(share * load.added_s / tpot_s, _FULL if pool.in_closed_loop else 1.0)
     slowdown = engine.prefill_slowdown * (engine.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
     ttft_s = (
         engine.request_overhead_s
         + concurrency * engine.concurrency_overhead_s
         + slowdown * own_s
         + engine.wait * (pool.admission_steps(load.running) * step_s + queue_wait_s(busy, own_s))
-        + engine.interference * prompts_ahead(pool, load.running) * prompt_s
+        + engine.interference * ahead * prompt_s
         + cold_s(pool, load.running)
         + (load.offered / load.running - 1 - out) * work.output_tokens * tpot_s
     )
@@ -147,8 +150,10 @@ def prompts_ahead(pool: ServingPool, sequences: float) -> float:
     Where all answers are equally long, those that began together end together, and so do their successors begin: of a
     convoy the mean prompt waits for half of the others. Such runs have as many requests whatever the concurrency, so
     that the batch is the larger a part of them; others, a multiple of the concurrency. In lockstep all come together,
-    and those of one step end with it.
+    and those of one step end with it. What arrives at a rate of its own does not come together.
     """
+    if not pool.in_closed_loop:
+        return 0.0
     engine = pool.overheads
     if pool.in_lockstep:
         return max((sequences + _prompts_a_step(pool, sequences)) / 2 - 1, 0.0)

@@ -78,7 +78,7 @@ def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> 
             for running in sorted({1.0, max(load.running / 2, 1.0), load.running})
         ),
         output_tokens=work.output_tokens,
-        least_share=decode.least_share,
+        shortest_share=work.shortest_share,
         frontends=decode.frontends,
     )
     return ApartParts(

@@ -62,8 +62,6 @@ class ServingPool:
     """Prompt tokens that a step of an attention group takes at the most."""
     waves: int | None = None
     """Requests of a run, over those in flight: it begins with as many at once. None: it has no end."""
-    least_share: float = 1.0
-    """The shortest prompt's and answer's share of the longest; in between they are drawn uniformly."""
     frontends: int = 1
     """Routers, each of which sends its requests to one worker after the other."""
     cold_tokens: int | None = None
@@ -105,9 +103,14 @@ class ServingPool:
         return self.strategy.num_groups
 
     @property
+    def in_closed_loop(self) -> bool:
+        """Whether a request comes when another ends; otherwise they arrive at the workload's rate."""
+        return self.workload.request_rate_per_s is None
+
+    @property
     def equal_lengths(self) -> bool:
         """Whether all requests have prompts and answers of the same length."""
-        return self.least_share == 1
+        return self.workload.shortest_share == 1
 
     @property
     def arrival_density(self) -> float:
@@ -118,7 +121,8 @@ class ServingPool:
         """
         if self.equal_lengths or self.waves is None or self.waves == 1:
             return 1.0
-        width = (1 - self.least_share) / ((1 + self.least_share) / 2)
+        shortest = self.workload.shortest_share
+        width = (1 - shortest) / ((1 + shortest) / 2)
         return fmean(max(1 / (width * math.sqrt(wave)), 1.0) for wave in range(1, self.waves))
 
     @property
@@ -127,7 +131,7 @@ class ServingPool:
 
         So they do where nothing decodes beside prompts and all answers are equally long.
         """
-        return self.equal_lengths and not self.scheduling.mixes_prefill
+        return self.in_closed_loop and self.equal_lengths and not self.scheduling.mixes_prefill
 
     def admission_steps(self, running: float) -> float:
         """Return the steps until a mean prompt is taken up, of groups that run so many sequences each."""

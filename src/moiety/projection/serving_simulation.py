@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from moiety.projection.serving_apart import handover_s
 from moiety.projection.speculation import tokens_per_step
-from moiety.sim.arrivals import together
+from moiety.sim.arrivals import Lengths, together
 from moiety.sim.serving import PrefillStage, ServingEngine, ServingOutcome, simulate_serving
 
 if TYPE_CHECKING:
@@ -108,5 +108,6 @@ def simulated_closed_loop(
     """
     share = max(round(concurrency / pool.num_groups), 1)
     work = pool.workload
-    requests = together(work.input_tokens, work.output_tokens, count=share * requests_per_sequence)
+    lengths = Lengths(work.input_tokens, work.output_tokens, work.shortest_share)
+    requests = together(lengths, count=share * requests_per_sequence)
     return simulate_serving(serving_engine(pool, prefill), requests, concurrency=share)

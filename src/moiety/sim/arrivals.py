@@ -19,21 +19,39 @@ class Arrival:
     output_tokens: int
 
 
-def poisson(
-    rate_per_s: float, input_tokens: int, output_tokens: int, *, count: int, seed: int = 0
-) -> Iterator[Arrival]:
-    """Yield `count` requests of equal length whose gaps are exponential; the same seed gives the same requests."""
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Tokens of requests, on average; each is drawn between a share of the longest and all of it, 1: all are alike."""
+
+    input_tokens: int
+    output_tokens: int
+    shortest_share: float = 1.0
+
+    def arrival(self, at_s: float, draws: random.Random) -> Arrival:
+        """Return a request that comes then."""
+        return Arrival(at_s, self._drawn(self.input_tokens, draws), self._drawn(self.output_tokens, draws))
+
+    def _drawn(self, mean: int, draws: random.Random) -> int:
+        if self.shortest_share == 1:
+            return mean
+        longest = mean * 2 / (1 + self.shortest_share)
+        return max(round(longest * draws.uniform(self.shortest_share, 1)), 1)
+
+
+def poisson(rate_per_s: float, lengths: Lengths, *, count: int, seed: int = 0) -> Iterator[Arrival]:
+    """Yield `count` requests whose gaps are exponential; the same seed gives the same requests."""
     draws = random.Random(seed)  # noqa: S311 - a simulation, no secret
     now = 0.0
     for _ in range(count):
         now += draws.expovariate(rate_per_s)
-        yield Arrival(now, input_tokens, output_tokens)
+        yield lengths.arrival(now, draws)
 
 
-def together(input_tokens: int, output_tokens: int, *, count: int) -> Iterator[Arrival]:
-    """Yield `count` requests of equal length that are all there from the start, as a closed loop takes them."""
+def together(lengths: Lengths, *, count: int, seed: int = 0) -> Iterator[Arrival]:
+    """Yield `count` requests that are all there from the start, as a closed loop takes them."""
+    draws = random.Random(seed)  # noqa: S311 - a simulation, no secret
     for _ in range(count):
-        yield Arrival(0.0, input_tokens, output_tokens)
+        yield lengths.arrival(0.0, draws)
 
 
 def trace(rows: Iterable[tuple[float, int, int]]) -> Iterator[Arrival]:

@@ -87,7 +87,7 @@ class TwoStageRun:
     token_s: tuple[tuple[float, float], ...]
     """(sequences in a worker, seconds a token), in rising order; linear in between."""
     output_tokens: int
-    least_share: float
+    shortest_share: float
     """Answers are drawn uniformly between this share of the longest and all of it; 1: all are equally long."""
     frontends: int = 1
     """Routers, each of which sends its requests to one worker of a kind after the other, all of them from the first on.
@@ -197,7 +197,7 @@ class _Play:
         self._waits_s = list[float]()
         counts, seconds = zip(*run.token_s, strict=True)
         self._token_s = np.interp(np.arange(run.concurrency + 1), counts, seconds).tolist()
-        self._longest = run.output_tokens * 2 / (1 + run.least_share)
+        self._longest = run.output_tokens * 2 / (1 + run.shortest_share)
 
     @property
     def ready_s(self) -> float:
@@ -257,7 +257,7 @@ class _Play:
 
     def _start(self, worker: _Worker, waited_s: float) -> None:
         self._waits_s.append(waited_s)
-        share = self._run.least_share + (1 - self._run.least_share) * self._draws.random()
+        share = self._run.shortest_share + (1 - self._run.shortest_share) * self._draws.random()
         heapq.heappush(worker.ends, worker.tokens + self._longest * share)
 
     def _end(self, worker: _Worker, foreseen: int, now: float) -> None:

@@ -64,7 +64,6 @@ class ServingPredictor:
             captured_prompts=case.captured_prompts,
             step_tokens=case.input_tokens if case.one_prompt_a_step else CHUNK_TOKENS,
             waves=case.waves,
-            least_share=case.least_share,
             frontends=case.frontends,
             cold_tokens=case.cold_tokens,
             acceptance=self._constants.draft_acceptance,

@@ -105,7 +105,7 @@ class DrawnLengths(Record):
     models: tuple[str, ...]
     """Models whose runs drew them."""
     labels: tuple[tuple[int, int], ...]
-    least_share: Annotated[float, Field(gt=0, le=1)]
+    shortest_share: Annotated[float, Field(gt=0, le=1)]
     """Lengths are drawn uniformly from this share of the label up to all of it."""
     waves: Annotated[int, Field(ge=2, le=1000)]
     """Requests of a run, over those in flight (`--num-prompts` over `--max-concurrency`)."""
@@ -143,13 +143,13 @@ def published_memory_share(row: ServingRow, model: str, engine: Engine, strategy
 
 def mean_tokens(row: ServingRow, model: str) -> tuple[int, int]:
     """Return the tokens of prompt and answer of a mean request of a row; both must be stated."""
-    share = (1 + least_share(row, model)) / 2
+    share = (1 + shortest_share(row, model)) / 2
     return round((row.isl or 1) * share), round((row.osl or 1) * share)
 
 
-def least_share(row: ServingRow, model: str) -> float:
+def shortest_share(row: ServingRow, model: str) -> float:
     """Return the share of the longest prompt and answer of a row that the shortest ones are."""
-    return _published().drawn.least_share if draws_lengths(row, model) else 1.0
+    return _published().drawn.shortest_share if draws_lengths(row, model) else 1.0
 
 
 def draws_lengths(row: ServingRow, model: str) -> bool:

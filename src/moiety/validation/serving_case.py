@@ -22,11 +22,11 @@ from moiety.validation.published_names import device_name, engine_name, model_na
 from moiety.validation.published_settings import (
     NOT_PUBLISHED,
     has_published_lengths,
-    least_share,
     mean_tokens,
     published_memory_share,
     published_setting,
     published_waves,
+    shortest_share,
 )
 from moiety.validation.skipped import SkippedRow
 from moiety.workload.workload import Workload
@@ -95,7 +95,7 @@ class ServingCase:
     """Requests of the run, over those in flight."""
     mixes_prefill: bool = False
     """Steps that hold prompts decode too, whatever the engine does by itself."""
-    least_share: float = 1.0
+    shortest_share: float = 1.0
     """The shortest prompt's and answer's share of the longest."""
     frontends: int = 1
     """Routers, each of which sends its requests to one decoding worker after the other."""
@@ -113,6 +113,7 @@ class ServingCase:
             input_tokens=self.input_tokens,
             output_tokens=self.output_tokens,
             concurrency=self.concurrency,
+            shortest_share=self.shortest_share,
         )
 
 
@@ -158,7 +159,7 @@ def serving_case(row: ServingRow) -> ServingCase:
         one_prompt_a_step=setting.one_prompt_a_step,
         waves=published_waves(),
         mixes_prefill=setting.mixes_prefill,
-        least_share=least_share(row, _run_as(model)),
+        shortest_share=shortest_share(row, _run_as(model)),
         frontends=row.frontends or 1,
         cold_tokens=setting.cold_tokens,
         memory_share=memory_share,

@@ -17,6 +17,7 @@ WORKLOAD_FIELDS = (
     "request_rate_per_s",
     "slo",
     "routing_skew",
+    "shortest_share",
     "source",
 )
 _MAX_TOKENS = 100_000_000
@@ -35,6 +36,7 @@ def read_workload(text: str, *, source: str) -> Workload:
         "output_tokens": fields.integer("output_tokens", 0, _MAX_TOKENS, default=0),
         "slo": _objective(fields),
         "routing_skew": fields.number("routing_skew", 0, 4, default=0),
+        "shortest_share": fields.number("shortest_share", 1e-3, 1, default=1),
         "source": fields.text("source", ""),
     }
     if fields.has("tokens_in_flight"):

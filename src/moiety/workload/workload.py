@@ -41,6 +41,9 @@ class Workload(Record):
     slo: ServiceObjective = ServiceObjective()
     routing_skew: Annotated[float, Field(ge=0, le=4)] = 0.0
     """Exponent s of a Zipf law over the experts' loads (load of the i-th ~ i^-s); 0: uniform."""
+    shortest_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Lengths are drawn uniformly between this share of the longest and all of it, around means of `input_tokens` and
+    `output_tokens`; 1: all requests are equally long, so that those that begin together end together."""
     source: str = ""
 
     @model_validator(mode="after")
