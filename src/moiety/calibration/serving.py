@@ -92,6 +92,15 @@ PREFILL_APART = PrefillApart(
     concurrency_overhead_s=4e-4,
 )
 """What is expected before any fit."""
+NOTHING_APART = PrefillApart(
+    basis="assumed",
+    source="nothing was measured",
+    handover_overhead_s=0.0,
+    group_overhead_s=0.0,
+    handshake_rounds=1.0,
+    concurrency_overhead_s=0.0,
+)
+"""Of engines that were not measured: the links' time and nothing else."""
 
 
 class ServingConstants(Record):

@@ -6,13 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.calibration.scheduling import scheduling
 from moiety.cost.memory import plan_memory
 from moiety.graph.graph import build_step_graph
 from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.engine_step import engine_step_s, kernels_period_s
 from moiety.projection.serving import aggregated_latency
-from moiety.projection.serving_pool import ServingPool
+from moiety.projection.serving_pool import plan_pool
 from moiety.projection.step import time_graph
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from moiety.placement.placement import Placement
     from moiety.plan import MemoryPlan, Options, Phase, Schedule
     from moiety.projection.scenario import Scenario
+    from moiety.projection.serving_pool import ServingPool
     from moiety.projection.step import StepOutcome, Timing
     from moiety.strategy.strategy import Strategy
 
@@ -68,19 +68,9 @@ class PoolCase:
         engine = self.scenario.overheads
         return engine.request_overhead_s + in_flight * engine.concurrency_overhead_s
 
-    def serving_pool(self, timing: Timing) -> ServingPool:
+    def workers(self, timing: Timing) -> ServingPool:
         """Return its workers; what the schedule has in flight is held to fit when its memory is planned."""
-        scenario = self.scenario
-        return ServingPool(
-            scenario=scenario,
-            strategy=self.strategy,
-            options=self.options,
-            overheads=scenario.overheads,
-            scheduling=scheduling(scenario.engine),
-            placement=self.placement,
-            first_rank=self.first_rank,
-            timing=timing,
-        )
+        return plan_pool(self.scenario, self.strategy, self.options, self.placement, self.first_rank, timing=timing)
 
     def memory(
         self, graph: Graph, cached_tokens: int = 0, cached_sequences: int = 0, *, packed: bool = False
@@ -222,7 +212,7 @@ def _mixed(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
     workload = case.scenario.workload
     outcome = case.timed(work.graph, timing)
     served = case.served(work.schedule)
-    latency = aggregated_latency(case.serving_pool("folded" if timing == "simulated" else timing), served)
+    latency = aggregated_latency(case.workers("folded" if timing == "simulated" else timing), served)
     request_s = latency.ttft_s + (workload.output_tokens - 1) * latency.tpot_s
     requests_per_s = min(served / request_s, workload.request_rate_per_s or math.inf)
     rate = requests_per_s * workload.output_tokens

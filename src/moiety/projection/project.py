@@ -6,17 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from moiety.cost.memory import cache_bytes
 from moiety.cost.power import padding_flops, power_w, products_peak
 from moiety.graph.model_flops import model_flops_per_token
 from moiety.plan import Plan, Pool, Projection
 from moiety.projection.phase import PhaseOutcome, PoolCase, phase_outcome
 from moiety.projection.provenance import provenance
-from moiety.projection.queue import closed_loop_load, queue_wait_s
 from moiety.projection.scenario import Scenario, scenario_of
+from moiety.projection.serving_apart import disaggregated_latency
+from moiety.projection.serving_plan import apart_of, as_workers
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
+    from moiety.plan import Options
     from moiety.projection.step import Timing
 
 
@@ -42,7 +43,11 @@ def evaluate(plan: Plan, calibration: Calibration, *, timing: Timing = "simulate
         )
         for pool, phase in zip(plan.pools, phases, strict=True)
     )
-    whole = pools[0].projection if len(pools) == 1 else project_disaggregated(scenario, pools, phases)
+    whole = pools[0].projection
+    if len(pools) > 1:
+        quick: Timing = "folded" if timing == "simulated" else timing
+        ttft_s = handed_over_ttft_s(scenario, pools, plan.options, phases[1], timing=quick)
+        whole = project_disaggregated(scenario, pools, phases, ttft_s)
     return Evaluation(plan.model_copy(update={"pools": pools, "projection": whole}), phases)
 
 
@@ -116,27 +121,23 @@ def flops_per_token(scenario: Scenario, pool: Pool) -> float:
     return model_flops_per_token(scenario.model, context_tokens=context, emitted_share=emitted, training=training)
 
 
-def project_disaggregated(scenario: Scenario, pools: tuple[Pool, ...], phases: tuple[PhaseOutcome, ...]) -> Projection:
+def project_disaggregated(
+    scenario: Scenario, pools: tuple[Pool, ...], phases: tuple[PhaseOutcome, ...], ttft_s: float
+) -> Projection:
     """Return the projection of a prefill pool and a decode pool that hand requests over.
 
-    Requests in flight stay with the decode pool but for their time to first token (Little's law); the prefill pool's
-    queue is M/D/1 with one batch as the service. Where prefill cannot follow, it sets the rate and requests wait there.
+    Requests in flight stay with the decode pool but for their time to first token (Little's law).
     """
-    workload, engine = scenario.workload, scenario.overheads
+    workload = scenario.workload
     prefill, decode = phases
     assert decode.tpot_s is not None, "a decode pool has a time per output token"
-    in_flight = round(decode.throughput_tokens_per_s * decode.tpot_s)
-    transfer_s = kv_transfer_s(scenario, pools[0], decode)
     decode_s = max(workload.output_tokens - 1, 0) * decode.tpot_s
-    capacity = prefill.throughput_tokens_per_s / workload.input_tokens
-    request_s = engine.request_overhead_s + in_flight * engine.concurrency_overhead_s
-    own_s = request_s + engine.prefill_slowdown * prefill.step_s + transfer_s
     arriving = workload.request_rate_per_s or math.inf
-    load = min(closed_loop_load(in_flight / capacity, own_s + decode_s, prefill.step_s), arriving / capacity)
-    ttft_s = own_s + queue_wait_s(load, prefill.step_s)
-    tokens_per_s = min(in_flight / (ttft_s + decode_s), arriving) * workload.output_tokens
+    requests_per_s = min(in_flight(decode) / (ttft_s + decode_s), arriving)
+    tokens_per_s = requests_per_s * workload.output_tokens
     gpus = sum(pool.num_gpus for pool in pools)
-    busy = (load, min(tokens_per_s / decode.throughput_tokens_per_s, 1.0))
+    capacity = prefill.throughput_tokens_per_s / workload.input_tokens
+    busy = (min(requests_per_s / capacity, 1.0), min(tokens_per_s / decode.throughput_tokens_per_s, 1.0))
     parts = [(p.projection, p.num_gpus / gpus, b) for p, b in zip(pools, busy, strict=True) if p.projection]
     idle_w = scenario.cluster.device.idle_power_w
     watts = sum(w * (b * p.power_w_per_gpu + (1 - b) * idle_w) for p, w, b in parts)
@@ -160,11 +161,14 @@ def project_disaggregated(scenario: Scenario, pools: tuple[Pool, ...], phases: t
     )
 
 
-def kv_transfer_s(scenario: Scenario, prefill_pool: Pool, decode: PhaseOutcome) -> float:
-    """Return the seconds it takes to hand one prompt's cache over, every GPU of a prefill group sending its part."""
-    graph, cluster = decode.outcome.graph, scenario.cluster
-    size = cache_bytes(graph, range(scenario.model.num_layers), scenario.workload.input_tokens, 1)
-    outermost = len(cluster.tiers) - 1
-    senders = prefill_pool.strategy.tp * prefill_pool.strategy.pp
-    rate = cluster.bandwidth_per_gpu(outermost) * scenario.calibration.collectives.network_efficiency
-    return cluster.tiers[outermost].latency_s + size * graph.layout.strategy.tp / (senders * rate)
+def handed_over_ttft_s(
+    scenario: Scenario, pools: tuple[Pool, ...], options: Options, decode: PhaseOutcome, *, timing: Timing
+) -> float:
+    """Return the time to first token where one pool computes the prompts and another decodes."""
+    prefills, decodes = (as_workers(scenario, pool, options, timing=timing) for pool in pools)
+    return disaggregated_latency(prefills, decodes, in_flight(decode), apart_of(scenario)).ttft_s
+
+
+def in_flight(decode: PhaseOutcome) -> int:
+    """Return the sequences that a decode pool has in flight."""
+    return round(decode.throughput_tokens_per_s * (decode.tpot_s or 0.0))

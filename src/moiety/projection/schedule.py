@@ -52,11 +52,11 @@ def schedules(
     ]
 
 
-def microbatches_of(strategy: Strategy, options: Options, sequences: int) -> int:
-    """Return the micro-batches of a serving step: one for each stage, two where they overlap."""
+def microbatches_of(strategy: Strategy, options: Options, parts: int) -> int:
+    """Return the micro-batches of a serving step with so many sequences or tokens: one a stage, or two that overlap."""
     if strategy.pp > 1:
         return strategy.pp
-    return 2 if options.two_batch_overlap and sequences > 1 else 1
+    return 2 if options.two_batch_overlap and parts > 1 else 1
 
 
 def _batches(workload: Workload, phase: Phase, tokens: float, strategy: Strategy, options: Options) -> list[Schedule]:

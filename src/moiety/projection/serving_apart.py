@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from moiety.cost.memory import cache_bytes
 from moiety.graph.graph import build_step_graph
 from moiety.plan import Schedule
+from moiety.projection.queue import queue_wait_s
 from moiety.projection.serving import GroupLoad, ServingLatency, decode_token_s, group_load
 from moiety.sim.closed_loop import PlayedRun, PromptSteps, TwoStageRun, played
 
@@ -22,12 +23,8 @@ if TYPE_CHECKING:
     from moiety.calibration.serving import PrefillApart
     from moiety.projection.serving_pool import ServingPool
 
-PROMPT_TOKENS = 16_384
-"""Prompt tokens that a step of workers takes at the most that compute nothing else.
-
-`max_num_tokens` in most published recipes (NVIDIA/srt-slurm, recipes/trtllm: 16,384 to 16,896 in 212 of 329, 8,192 to
-10,240 in 98), `chunked-prefill-size` for each attention group in those of SGLang with 131,072 and 8 groups.
-"""
+_WAVES = 10
+"""Requests of a run, over those in flight, where it has no end: as many as benchmarks send (InferenceX)."""
 _STEPS_TO_FIRST_TOKEN = 1.5
 """The decoding worker gives out the first token: when a prompt's cache arrives, half a step is still to run."""
 
@@ -56,19 +53,11 @@ class ApartParts:
 def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> ApartParts:
     """Return the parts of the latencies of two pools under a closed loop of requests."""
     work, load = decode.workload, group_load(decode, concurrency)
-    chunk = min(work.input_tokens, PROMPT_TOKENS)
-    chunks = work.input_tokens / chunk
-    alone_s, beside_s = prefill.prompt_alone_s(chunk) * chunks, prefill.step_s(chunk, 0, 0) * chunks
-    most = max(PROMPT_TOKENS / work.input_tokens, 1.0)
-    if prefill.scheduling.takes_whole_prompts:
-        most = float(math.floor(most))
-    full_s = prefill.step_s(round(most * work.input_tokens), 0, 0) if most > 1 else beside_s
     groups = decode.strategy.attn_dp
-    assert decode.waves is not None, "a run that is played has an end"
     run = TwoStageRun(
         concurrency=concurrency,
-        waves=decode.waves,
-        prompts=PromptSteps(prefill.strategy.attn_dp, alone_s, beside_s, full_s, most),
+        waves=decode.waves or _WAVES,
+        prompts=prompt_steps(prefill),
         prompt_workers=prefill.num_workers,
         handed_over_s=handover_s(prefill, decode) + _STEPS_TO_FIRST_TOKEN * load.decode_s,
         workers=decode.num_workers,
@@ -91,12 +80,42 @@ def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> 
     )
 
 
+def prompt_steps(prefill: ServingPool) -> PromptSteps:
+    """Return what steps of a worker take that computes prompts and nothing else."""
+    work = prefill.workload
+    chunk = min(work.input_tokens, prefill.step_tokens)
+    chunks = work.input_tokens / chunk
+    alone_s, beside_s = prefill.prompt_alone_s(chunk) * chunks, prefill.step_s(chunk, 0, 0) * chunks
+    most = max(prefill.step_tokens / work.input_tokens, 1.0)
+    if prefill.scheduling.takes_whole_prompts:
+        most = float(math.floor(most))
+    full_s = prefill.step_s(round(most * work.input_tokens), 0, 0) if most > 1 else beside_s
+    return PromptSteps(prefill.strategy.attn_dp, alone_s, beside_s, full_s, most)
+
+
 def disaggregated_latency(
     prefill: ServingPool, decode: ServingPool, concurrency: int, apart: PrefillApart
 ) -> ServingLatency:
-    """Return the latencies where prompts are computed by one pool and handed over to another that decodes."""
-    parts = apart_parts(prefill, decode, concurrency)
-    return ServingLatency(parts.ttft_s(apart), parts.load.token_s)
+    """Return the latencies where prompts are computed by one pool and handed over to another that decodes.
+
+    Of requests that arrive at a rate `concurrency` is what that leads to. They come one by one: each waits for those
+    before it, in a queue (M/D/1) whose service is a full step of all prompts' workers.
+    """
+    if decode.in_closed_loop:
+        parts = apart_parts(prefill, decode, concurrency)
+        return ServingLatency(parts.ttft_s(apart), parts.load.token_s)
+    steps, decode_s = prompt_steps(prefill), decode_token_s(decode, max(concurrency / decode.num_groups, 1.0))
+    busy = (decode.workload.request_rate_per_s or 0.0) / prefill.num_workers * steps.full_s / steps.capacity
+    ttft_s = (
+        prefill.overheads.request_overhead_s
+        + apart.request_s(prefill.engine, prefill.strategy.attn_dp)
+        + concurrency * apart.concurrency_overhead_s
+        + queue_wait_s(busy, steps.full_s)
+        + steps.alone_s
+        + handover_s(prefill, decode)
+        + _STEPS_TO_FIRST_TOKEN * decode_s
+    )
+    return ServingLatency(ttft_s, decode_s)
 
 
 def handover_s(prefill: ServingPool, decode: ServingPool) -> float:
@@ -113,4 +132,4 @@ def handover_s(prefill: ServingPool, decode: ServingPool) -> float:
     size = cache_bytes(graph, range(decode.model.num_layers), work.input_tokens, 1) * decode.strategy.tp
     tier = len(cluster.tiers) - 1
     rate = cluster.bandwidth_per_gpu(tier) * decode.calibration.collectives.network_efficiency
-    return cluster.tiers[tier].latency_s + size / (prefill.strategy.tp * rate)
+    return cluster.tiers[tier].latency_s + size / (prefill.strategy.tp * prefill.strategy.pp * rate)

@@ -6,17 +6,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.calibration.engine_memory import EngineMemory
-from moiety.calibration.scheduling import scheduling
+from moiety.calibration.serving import NOTHING_APART
 from moiety.calibration.serving_catalog import load_serving
 from moiety.errors import InputError
+from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.scenario import scenario_of
-from moiety.projection.serving_pool import ServingPool
+from moiety.projection.serving_pool import plan_pool
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
     from moiety.calibration.serving import PrefillApart
-    from moiety.plan import Plan, Pool
+    from moiety.plan import Options, Plan, Pool
     from moiety.projection.scenario import Scenario
+    from moiety.projection.serving_pool import ServingPool
+    from moiety.projection.step import Timing
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,32 +28,47 @@ class ServingPools:
 
     decode: ServingPool
     prefill: ServingPool | None
-    apart: PrefillApart | None = None
-    """What such deployments add, where their engine was measured."""
+    apart: PrefillApart
+    """What such deployments add."""
 
 
 def serving_pools(plan: Plan, calibration: Calibration) -> ServingPools:
-    """Return the pools of a plan that serves whole requests; raise InputError where it does not."""
-    by_role = {pool.role: pool for pool in plan.pools}
+    """Return the pools of a plan that serves whole requests; raise InputError where it does not.
+
+    Their caches have what weights and the engine's reserve leave of the memory.
+    """
     scenario = scenario_of(plan, calibration)
-    if "mixed" in by_role:
-        return ServingPools(_pool(scenario, by_role["mixed"], plan), None)
-    if {"prefill", "decode"} <= by_role.keys():
-        decode, prefill = (_pool(scenario, by_role[role], plan) for role in ("decode", "prefill"))
-        return ServingPools(decode, prefill, load_serving().apart if decode.overheads.basis == "fitted" else None)
-    rule = f"holds pools for {', '.join(sorted(by_role))}; requests need one for mixed, or prefill and decode"
+    memory = EngineMemory(1.0, scenario.overheads.reserve_bytes)
+    pools = {pool.role: as_workers(scenario, pool, plan.options, memory=memory) for pool in plan.pools}
+    if "mixed" in pools:
+        return ServingPools(pools["mixed"], None, apart_of(scenario))
+    if {"prefill", "decode"} <= pools.keys():
+        return ServingPools(pools["decode"], pools["prefill"], apart_of(scenario))
+    rule = f"holds pools for {', '.join(sorted(pools))}; requests need one for mixed, or prefill and decode"
     raise InputError(rule, source=plan.name, field="pools", remedy="plan a mixed workload, e.g. --workload chat")
 
 
-def _pool(scenario: Scenario, pool: Pool, plan: Plan) -> ServingPool:
-    """Return a pool whose cache has what its weights and the engine's reserve leave of the memory."""
-    return ServingPool(
-        scenario=scenario,
-        strategy=pool.strategy,
-        options=plan.options,
-        overheads=scenario.overheads,
-        scheduling=scheduling(plan.engine),
-        memory=EngineMemory(1.0, scenario.overheads.reserve_bytes),
-        placement=pool.placement,
-        first_rank=pool.first_rank,
+def as_workers(
+    scenario: Scenario,
+    pool: Pool,
+    options: Options,
+    *,
+    timing: Timing = "estimated",
+    memory: EngineMemory | None = None,
+) -> ServingPool:
+    """Return a pool of a plan as workers of its engine; `memory` None: what is in flight is known to fit."""
+    return plan_pool(
+        scenario,
+        pool.strategy,
+        options,
+        pool.placement,
+        pool.first_rank,
+        timing=timing,
+        memory=memory,
+        step_tokens=pool.schedule.tokens_per_step if pool.role == "prefill" else CHUNK_TOKENS,
     )
+
+
+def apart_of(scenario: Scenario) -> PrefillApart:
+    """Return what prefill apart adds: where the scenario's engine was measured what is known of that, else nothing."""
+    return load_serving().apart if scenario.overheads.basis == "fitted" else NOTHING_APART

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import TYPE_CHECKING
 
+from moiety.calibration.scheduling import scheduling
 from moiety.cost.memory import cache_bytes, layer_weight_bytes
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.graph.graph import build_step_graph
@@ -146,7 +147,7 @@ class ServingPool:
         Sequences that guess also take their guesses: each a pass through a layer like the last one, and the head.
         `expert_load` is the share of those tokens that comes to the experts, where not every group has them.
         """
-        microbatches = microbatches_of(self.strategy, self.options, sequences)
+        microbatches = microbatches_of(self.strategy, self.options, max(sequences, prefill_tokens))
         schedule = Schedule(
             num_microbatches=microbatches,
             prefill_tokens=-(-prefill_tokens // microbatches),
@@ -159,7 +160,7 @@ class ServingPool:
         step_s = engine_step_s(
             self.overheads,
             outcome.graph,
-            kernels_period_s(outcome),
+            kernels_period_s(outcome) if sequences else outcome.step_s,
             sequences,
             captured_prompts=self.captured_prompts,
         )
@@ -239,3 +240,29 @@ class ServingPool:
         if self.scheduling.foresees_growth or running == self.max_sequences:
             return 0.0
         return thrown_out(offered / running - 1, self.workload.input_tokens, self.workload.output_tokens)
+
+
+def plan_pool(  # noqa: PLR0913 - what a plan says of a pool
+    scenario: Scenario,
+    strategy: Strategy,
+    options: Options,
+    placement: Placement | None,
+    first_rank: int = 0,
+    *,
+    timing: Timing = "estimated",
+    memory: EngineMemory | None = None,
+    step_tokens: int = CHUNK_TOKENS,
+) -> ServingPool:
+    """Return a pool of a plan, whose engine schedules by its defaults."""
+    return ServingPool(
+        scenario=scenario,
+        strategy=strategy,
+        options=options,
+        overheads=scenario.overheads,
+        scheduling=scheduling(scenario.engine),
+        memory=memory,
+        placement=placement,
+        first_rank=first_rank,
+        timing=timing,
+        step_tokens=step_tokens,
+    )

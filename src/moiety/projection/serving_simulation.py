@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from moiety.calibration.serving import NOTHING_APART
 from moiety.projection.serving_apart import handover_s
 from moiety.projection.speculation import tokens_per_step
 from moiety.sim.arrivals import Lengths, together
@@ -65,21 +66,20 @@ def _rounded(size: int) -> int:
 def serving_engine(
     pool: ServingPool,
     prefill: ServingPool | None = None,
-    apart: PrefillApart | None = None,
+    apart: PrefillApart = NOTHING_APART,
     *,
     prefix_hit_rate: float = 0.0,
 ) -> ServingEngine:
     """Return one attention group of `pool`; with its share of the prompts' workers where `prefill` computes them.
 
-    `apart` is what such deployments were measured to add; None: nothing is known of that.
+    `apart` is what such deployments were measured to add.
     """
     stage, overhead_s = None, pool.overheads.request_overhead_s
     if prefill is not None:
         share = prefill.num_groups / pool.num_groups
         workers = max(round(share), 1)
         table, slower = StepTable(prefill, decodes=False), workers / share
-        if apart is not None:
-            overhead_s += apart.request_s(prefill.engine, prefill.strategy.attn_dp)
+        overhead_s += apart.request_s(prefill.engine, prefill.strategy.attn_dp)
         stage = PrefillStage(
             num_workers=workers,
             step_s=lambda prefill_tokens, sequences, context_tokens: (

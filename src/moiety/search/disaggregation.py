@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moiety.projection.phase import PhaseOutcome, PoolCase, outcome_if_it_fits
 from moiety.projection.place import place
-from moiety.projection.project import project_disaggregated
+from moiety.projection.project import handed_over_ttft_s, in_flight, project_disaggregated
+from moiety.projection.queue import queue_wait_s
 from moiety.projection.schedule import schedules
 from moiety.search.judge import Judged, pool_of
 from moiety.search.standing import standing
@@ -41,10 +42,19 @@ class _Choice:
         return self.outcome.throughput_tokens_per_s / self.strategy.num_gpus
 
 
+@dataclass(frozen=True, slots=True)
+class _Split:
+    """A prefill and a decode pool, and what each achieves."""
+
+    judged: Judged
+    phases: tuple[PhaseOutcome, PhaseOutcome]
+
+
 def disaggregated(scenario: Scenario, options: Options, aggregated: Judged, *, tune: bool = True) -> list[Judged]:
     """Return the best splits of the cluster into a prefill and a decode pool, each of equal instances.
 
-    Instances are independent, so the best strategies per instance size are found once, then every split is judged with
+    Instances are independent, so the best strategies per instance size are found once, then every split is judged,
+    without queues, and the best of them with what their requests wait for (`projection/serving_apart.py`), with
     the workload's concurrency, or with what the best aggregated strategy needs at the workload's arrival rate. Both
     pools run with the same options; `tune` tries them with and without two-batch overlap.
     """
@@ -52,16 +62,23 @@ def disaggregated(scenario: Scenario, options: Options, aggregated: Judged, *, t
     settings = [options]
     if tune and options.two_batch_overlap:
         settings.append(options.model_copy(update={"two_batch_overlap": False}))
-    found = [judged for each in settings for judged in _under(scenario, each, concurrency)]
-    found.sort(key=lambda each: each.name)
-    found.sort(key=lambda each: standing(scenario, each.projection), reverse=True)
-    best: dict[str, Judged] = {}
+    found = [split for each in settings for split in _under(scenario, each, concurrency)]
+    found.sort(key=lambda each: each.judged.name)
+    found.sort(key=lambda each: standing(scenario, each.judged.projection), reverse=True)
+    best: dict[str, _Split] = {}
     for each in found:
-        best.setdefault(each.name, each)
-    return list(best.values())[:_KEPT]
+        best.setdefault(each.judged.name, each)
+    return [_with_queues(scenario, each) for each in list(best.values())[:_KEPT]]
 
 
-def _under(scenario: Scenario, options: Options, concurrency: int) -> Iterator[Judged]:
+def _with_queues(scenario: Scenario, split: _Split) -> Judged:
+    """Return a split with all that its requests wait for."""
+    judged = split.judged
+    ttft_s = handed_over_ttft_s(scenario, judged.pools, judged.options, split.phases[1], timing="estimated")
+    return replace(judged, projection=project_disaggregated(scenario, judged.pools, split.phases, ttft_s))
+
+
+def _under(scenario: Scenario, options: Options, concurrency: int) -> Iterator[_Split]:
     """Yield the splits worth judging under these options."""
     total = scenario.cluster.num_gpus
     sizes = [size for size in divisors(total) if size < total]
@@ -108,7 +125,7 @@ def _pairs(
     decode: dict[int, list[_Choice]],
     prefill_gpus: int,
     concurrency: int,
-) -> Iterator[Judged]:
+) -> Iterator[_Split]:
     prefills = [c for size, choices in prefill.items() if prefill_gpus % size == 0 for c in choices[:1]]
     if not prefills:
         return
@@ -120,8 +137,23 @@ def _pairs(
     for choice in (c for size, choices in decode.items() if decode_gpus % size == 0 for c in choices):
         second = _pool(scenario, options, choice, "decode", decode_gpus, concurrency)
         if second is not None:
-            pools = (first[0], second[0])
-            yield Judged(pools, options, project_disaggregated(scenario, pools, (first[1], second[1])))
+            pools, phases = (first[0], second[0]), (first[1], second[1])
+            projection = project_disaggregated(scenario, pools, phases, _unqueued_ttft_s(scenario, *phases))
+            yield _Split(Judged(pools, options, projection), phases)
+
+
+def _unqueued_ttft_s(scenario: Scenario, prefill: PhaseOutcome, decode: PhaseOutcome) -> float:
+    """Return a time to first token that no queue makes longer than the prefill pool's rate does.
+
+    All splits are ranked by it; where prompts are computed more slowly than sequences end, these wait for it, and their
+    whole time is that of so many in flight at its rate (Little's law).
+    """
+    workload = scenario.workload
+    capacity = prefill.throughput_tokens_per_s / workload.input_tokens
+    if workload.request_rate_per_s is not None:
+        return prefill.step_s + queue_wait_s(workload.request_rate_per_s / capacity, prefill.step_s)
+    decode_s = max(workload.output_tokens - 1, 0) * (decode.tpot_s or 0.0)
+    return max(prefill.step_s, in_flight(decode) / capacity - decode_s)
 
 
 def _pool(
