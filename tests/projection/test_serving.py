@@ -20,8 +20,10 @@ from moiety.projection.serving import (
     offline_throughput,
 )
 from moiety.projection.serving_apart import disaggregated_latency
-from moiety.projection.serving_simulation import simulated_closed_loop
+from moiety.projection.serving_simulation import serving_engine, simulated_closed_loop
 from moiety.projection.speculation import tokens_per_step
+from moiety.sim.arrivals import Lengths, poisson
+from moiety.sim.serving import simulate_serving
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_row import ServingRow
@@ -226,6 +228,31 @@ def test_in_lockstep_closed_form_and_simulation_agree(isl: int, osl: int, concur
     assert closed.tpot_s == pytest.approx(simulated.tpot.mean, rel=0.05)
     drawn = aggregated_latency(with_lengths(pool, 0.8), concurrency)
     assert abs(drawn.ttft_s / simulated.ttft.mean - 1) > 0.3
+
+
+@pytest.mark.parametrize("backend", ["vllm", "sglang"])
+@pytest.mark.parametrize(
+    ("isl", "osl", "busy"), [(8192, 256, 0.2), (8192, 256, 0.6), (1024, 512, 0.3), (16384, 64, 0.3), (16384, 512, 0.5)]
+)
+def test_at_a_rate_closed_form_and_simulation_agree(backend: str, isl: int, osl: int, busy: float) -> None:
+    row = ROW | {"model": "Qwen/Qwen3-32B", "system": "h100_sxm", "backend": backend, "backend_version": None}
+    row |= {"precision": None, "mode": "agg", "isl": isl, "osl": osl, "concurrency": 64}
+    case = serving_case(ServingRow.model_validate(row | {"prefill": None, "decode": None, "tp": 4, "num_gpus": 4}))
+    pool = ServingPredictor().pool(case, case.decode)
+    # what is measured of an engine beside its steps, left out of both
+    plain = {"interference": 1.0, "prefill_slowdown": 1.0, "concurrency_overhead_s": 0.0, "wait": 1.0}
+    pool = replace(pool, overheads=pool.overheads.model_copy(update=plain), memory=None)
+    rate = busy / (pool.step_s(min(isl, 8192), 1, isl) * max(isl / 8192, 1))
+    work = pool.workload.model_copy(update={"concurrency": None, "request_rate_per_s": rate, "shortest_share": 0.8})
+    pool = replace(pool, scenario=replace(pool.scenario, workload=work))
+    in_flight = 1.0
+    for _ in range(20):
+        closed = aggregated_latency(pool, round(in_flight))
+        in_flight = rate * (closed.ttft_s + osl * closed.tpot_s)
+    requests = poisson(rate, Lengths(isl, osl, 0.8), count=4000)
+    simulated = simulate_serving(serving_engine(pool), requests)
+    assert closed.ttft_s == pytest.approx(simulated.ttft.mean, rel=0.2)
+    assert closed.tpot_s == pytest.approx(simulated.tpot.mean, rel=0.2)
 
 
 def test_a_run_without_warm_up_waits_once_its_start_fills_a_step(pools: tuple[ServingPool, ServingPool]) -> None:

@@ -30,7 +30,7 @@ requests = st.lists(st.tuples(st.floats(0, 5), st.integers(1, 900), few), min_si
 def test_every_request_is_answered_once_whatever_the_cache_holds(
     rows: list[tuple[float, int, int]], *, mixes: bool, cache: int, hit: float, prefill: bool
 ) -> None:
-    stage = PrefillStage(2, _step, 1e-6) if prefill else None
+    stage = PrefillStage(2, _step, 256, 1e-6) if prefill else None
     engine = _engine(mixes_prefill=mixes, cache_tokens=cache, prefix_hit_rate=hit, prefill=stage)
     outcome = simulate_serving(engine, trace(sorted(rows)))
     assert outcome.finished == outcome.ttft.count == outcome.e2e.count == len(rows)
@@ -66,7 +66,9 @@ def test_tokens_take_longer_as_their_contexts_grow() -> None:
 def test_prompts_hold_up_decoding_unless_they_have_workers_of_their_own() -> None:
     lengths = Lengths(2000, 20)
     shared = simulate_serving(_engine(), together(lengths, count=60), concurrency=8)
-    alone = simulate_serving(_engine(prefill=PrefillStage(4, _step, 0.0)), together(lengths, count=60), concurrency=8)
+    alone = simulate_serving(
+        _engine(prefill=PrefillStage(4, _step, 256, 0.0)), together(lengths, count=60), concurrency=8
+    )
     assert alone.tpot.mean < shared.tpot.mean
     assert shared.itl.quantile(0.99) > shared.itl.quantile(0.01)
 
@@ -134,3 +136,29 @@ def test_lengths_are_drawn_around_their_mean(mean: int, shortest: float, seed: i
     assert sum(found) / len(found) == pytest.approx(mean, rel=0.12, abs=1)
     if shortest == 1:
         assert set(found) == {mean}
+
+
+def test_prompts_that_wait_for_a_worker_fill_its_next_step() -> None:
+    stage = PrefillStage(1, lambda *_: 1.0, 256, 0.0)
+    engine = _engine(step_s=lambda *_: 0.25, prefill=stage)
+    came = [(0.0, 64, 3), (0.5, 64, 3), (0.6, 128, 3), (0.7, 192, 3)]
+    outcome = simulate_serving(engine, trace(came))
+    # the first alone; two in the step after it with the beginning of the last; the last's end in a third; then a step
+    # of the decoding worker, which finds them between its own
+    waits = sorted([1.0, 2 - 0.5, 2 - 0.6, 3 - 0.7])
+    assert outcome.finished == 4
+    assert outcome.ttft.mean == pytest.approx(sum(waits) / 4 + 0.25, abs=0.13)
+    one_by_one = simulate_serving(
+        _engine(step_s=engine.step_s, prefill=PrefillStage(1, stage.step_s, 64, 0.0)), trace(came)
+    )
+    assert one_by_one.ttft.mean > outcome.ttft.mean + 1
+
+
+def test_every_request_in_flight_makes_the_next_one_s_first_token_later() -> None:
+    lengths = Lengths(64, 5)
+    plain, slowed = (
+        simulate_serving(_engine(concurrency_overhead_s=each), together(lengths, count=40), concurrency=4)
+        for each in (0.0, 0.1)
+    )
+    assert slowed.ttft.mean - plain.ttft.mean == pytest.approx(0.4)
+    assert slowed.tpot.mean == plain.tpot.mean

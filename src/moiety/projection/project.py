@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -126,17 +125,20 @@ def project_disaggregated(
 ) -> Projection:
     """Return the projection of a prefill pool and a decode pool that hand requests over.
 
-    Requests in flight stay with the decode pool but for their time to first token (Little's law).
+    Requests in flight stay with the decode pool but for their time to first token (Little's law); of those that arrive
+    at a rate the decode pool has as many as decode.
     """
     workload = scenario.workload
     prefill, decode = phases
     assert decode.tpot_s is not None, "a decode pool has a time per output token"
     decode_s = max(workload.output_tokens - 1, 0) * decode.tpot_s
-    arriving = workload.request_rate_per_s or math.inf
-    requests_per_s = min(in_flight(decode) / (ttft_s + decode_s), arriving)
+    capacity = prefill.throughput_tokens_per_s / workload.input_tokens
+    arriving = workload.request_rate_per_s
+    requests_per_s = in_flight(decode) / (ttft_s + decode_s)
+    if arriving is not None:
+        requests_per_s = min(in_flight(decode) / decode_s if decode_s else arriving, capacity, arriving)
     tokens_per_s = requests_per_s * workload.output_tokens
     gpus = sum(pool.num_gpus for pool in pools)
-    capacity = prefill.throughput_tokens_per_s / workload.input_tokens
     busy = (min(requests_per_s / capacity, 1.0), min(tokens_per_s / decode.throughput_tokens_per_s, 1.0))
     parts = [(p.projection, p.num_gpus / gpus, b) for p, b in zip(pools, busy, strict=True) if p.projection]
     idle_w = scenario.cluster.device.idle_power_w

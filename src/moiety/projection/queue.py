@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-_IDLE = 1e-9
+_IDLE = 1e-12
 """Share of the time that even a queue without end leaves a server idle, so that nothing is divided by 0."""
 
 

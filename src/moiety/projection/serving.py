@@ -22,6 +22,8 @@ MOST_BURST = 0.5
 """Of n prompts that come together the mean one waits for half of the others."""
 _FULL = 0.98
 """Share of the time beyond which a queue is not taken to be steady."""
+_NEVER = 1e-12
+"""Share of the time that is left where prompts arrive faster than they are computed: nothing is divided by 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +74,13 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     """
     engine, work = pool.overheads, pool.workload
     load = group_load(pool, concurrency)
-    share = load.running * load.chunks / work.output_tokens
-    others = max(load.running - 1, 0) / load.running
     ahead = prompts_ahead(pool, load.running)
     prompt_s = filled_prompt_s(pool, load) if ahead else 0.0
-    if pool.in_lockstep:
-        stalled_s = prompts_behind(pool, load.running) * prompt_s / work.output_tokens
-    else:
-        stalled_s = others * share * load.added_s * _seen(pool, share)
-    tpot_s = load.token_s + engine.interference * stalled_s
+    tpot_s = load.token_s + engine.interference * _stalled_s(pool, load, prompt_s)
     step_s = tpot_s - load.token_s + load.decode_s
     out = pool.thrown_out(load.offered, load.running)
     own_s = load.prefill_s * load.chunks
-    busy = 0.0 if pool.in_lockstep else min(share * load.added_s / tpot_s, _FULL if pool.in_closed_loop else 1.0)
+    busy = 0.0 if pool.in_lockstep else _busy(pool, load, tpot_s)
     slowdown = engine.prefill_slowdown * (engine.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
     ttft_s = (
         engine.request_overhead_s
@@ -96,6 +92,48 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
         + (load.offered / load.running - 1 - out) * work.output_tokens * tpot_s
     )
     return ServingLatency(ttft_s, (1 + out) * tpot_s)
+
+
+def _stalled_s(pool: ServingPool, load: GroupLoad, prompt_s: float) -> float:
+    """Return what each output token waits for the prompts that are computed meanwhile, all of it.
+
+    Those of the group's other requests, one of each in the time of an answer; or those that arrive in the time until
+    the next token, and what is left of the one that follows a request's own (half of it more than at any moment).
+    """
+    if pool.in_lockstep:
+        return prompts_behind(pool, load.running) * prompt_s / pool.workload.output_tokens
+    if pool.in_closed_loop:
+        share = load.running * load.chunks / pool.workload.output_tokens
+        return max(load.running - 1, 0) / load.running * share * load.added_s * _seen(pool, share)
+    step_s, rate = _arriving_prompt_s(pool, load), _prompts_per_s(pool)
+    beside = load.decode_s / load.prefill_s if pool.scheduling.mixes_prefill else 0.0
+    each_s = step_s * (1 - beside) * _seen(pool, rate * load.chunks * load.token_s)
+    behind_s = min(rate * step_s, 1.0) * each_s / 2 / pool.workload.output_tokens
+    seen = pool.overheads.interference
+    tpot_s = (load.token_s + seen * behind_s) / max(1 - seen * rate * each_s, _NEVER)
+    return rate * each_s * tpot_s + behind_s
+
+
+def _busy(pool: ServingPool, load: GroupLoad, tpot_s: float) -> float:
+    """Return the share of the time in which a group computes chunks of prompts."""
+    if not pool.in_closed_loop:
+        return min(_prompts_per_s(pool) * _arriving_prompt_s(pool, load), 1.0)
+    return min(load.running * load.chunks / pool.workload.output_tokens * load.added_s / tpot_s, _FULL)
+
+
+def _prompts_per_s(pool: ServingPool) -> float:
+    """Return the requests that arrive at an attention group in a second."""
+    return (pool.workload.request_rate_per_s or 0.0) / pool.num_groups
+
+
+def _arriving_prompt_s(pool: ServingPool, load: GroupLoad) -> float:
+    """Return the steps' time that a prompt takes of those that arrive: the more of them wait, the fuller are steps."""
+    work, mixes = pool.workload, pool.scheduling.mixes_prefill
+    alone_s = load.prefill_s * load.chunks
+    full_s = pool.step_s(pool.step_tokens, load.sequences if mixes else 0, work.decode_context_tokens)
+    full_s *= work.input_tokens / pool.step_tokens
+    waits = min(_prompts_per_s(pool) * alone_s, 1.0)
+    return (1 - waits) * alone_s + waits * min(full_s, alone_s)
 
 
 def offline_sequences(pool: ServingPool, num_requests: int | None = None) -> float:
@@ -203,9 +241,12 @@ def decode_token_s(pool: ServingPool, running: float) -> float:
 
 
 def group_load(pool: ServingPool, concurrency: float, chunk: int | None = None) -> GroupLoad:
-    """Return what the decoding workers of `pool` do at a time; a step takes a prompt's tokens unless `chunk` says."""
+    """Return what the decoding workers of `pool` do at a time; a step takes a prompt's tokens unless `chunk` says.
+
+    A request that arrives at random finds as many as there are on average, and is one more.
+    """
     work = pool.workload
-    offered = max(concurrency / pool.num_groups, 1.0)
+    offered = max(concurrency / pool.num_groups, 1.0) if pool.in_closed_loop else concurrency / pool.num_groups + 1
     running = min(offered, pool.capacity())
     sequences = whole_sequences(running)
     context = work.decode_context_tokens

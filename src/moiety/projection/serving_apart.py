@@ -104,7 +104,7 @@ def disaggregated_latency(
     if decode.in_closed_loop:
         parts = apart_parts(prefill, decode, concurrency)
         return ServingLatency(parts.ttft_s(apart), parts.load.token_s)
-    steps, decode_s = prompt_steps(prefill), decode_token_s(decode, max(concurrency / decode.num_groups, 1.0))
+    steps, decode_s = prompt_steps(prefill), group_load(decode, concurrency).token_s
     busy = (decode.workload.request_rate_per_s or 0.0) / prefill.num_workers * steps.full_s / steps.capacity
     ttft_s = (
         prefill.overheads.request_overhead_s

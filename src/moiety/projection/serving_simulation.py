@@ -75,13 +75,18 @@ def serving_engine(
     `apart` is what such deployments were measured to add.
     """
     stage, overhead_s = None, pool.overheads.request_overhead_s
-    if prefill is not None:
+    each_in_flight_s = pool.overheads.concurrency_overhead_s
+    if prefill is None:
+        overhead_s += _seen_later_s(pool)
+    else:
         share = prefill.num_groups / pool.num_groups
         workers = max(round(share), 1)
         table, slower = StepTable(prefill, decodes=False), workers / share
         overhead_s += apart.request_s(prefill.engine, prefill.strategy.attn_dp)
+        each_in_flight_s = apart.concurrency_overhead_s
         stage = PrefillStage(
             num_workers=workers,
+            step_tokens=prefill.step_tokens,
             step_s=lambda prefill_tokens, sequences, context_tokens: (
                 slower * table(prefill_tokens, sequences, context_tokens)
             ),
@@ -94,9 +99,19 @@ def serving_engine(
         cache_tokens=pool.capacity() * pool.workload.decode_context_tokens,
         max_sequences=pool.max_sequences or _UNLIMITED,
         request_overhead_s=overhead_s,
+        concurrency_overhead_s=each_in_flight_s * pool.num_groups,
         prefix_hit_rate=prefix_hit_rate,
         prefill=stage,
     )
+
+
+def _seen_later_s(pool: ServingPool) -> float:
+    """Return how much later than its prompt's steps end a request sees its first token."""
+    work, engine = pool.workload, pool.overheads
+    chunk = min(work.input_tokens, pool.step_tokens)
+    own_s = pool.step_s(chunk, int(pool.scheduling.mixes_prefill), work.decode_context_tokens)
+    slowdown = engine.prefill_slowdown * (engine.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
+    return (slowdown - 1) * own_s * work.input_tokens / chunk
 
 
 def simulated_closed_loop(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from moiety.plan import Options, Phase, Pool
     from moiety.projection.scenario import Scenario
+    from moiety.search.standing import Achieved
     from moiety.strategy.strategy import Strategy
 
 _MAX_SPLITS = 6
@@ -136,6 +138,10 @@ def _pairs(
     decode_gpus = scenario.cluster.num_gpus - prefill_gpus
     for choice in (c for size, choices in decode.items() if decode_gpus % size == 0 for c in choices):
         second = _pool(scenario, options, choice, "decode", decode_gpus, concurrency)
+        if second is not None and scenario.workload.request_rate_per_s is not None:
+            # fewer decode at a time than where prompts are computed between their steps
+            least = max(_decoding_at_rate(scenario, second[1]), second[0].strategy.num_groups)
+            second = _pool(scenario, options, choice, "decode", decode_gpus, min(least, concurrency)) or second
         if second is not None:
             pools, phases = (first[0], second[0]), (first[1], second[1])
             projection = project_disaggregated(scenario, pools, phases, _unqueued_ttft_s(scenario, *phases))
@@ -174,6 +180,11 @@ def _pool(
 
 
 def _concurrency_at_rate(scenario: Scenario, aggregated: Judged) -> int:
-    rate, projection = scenario.workload.request_rate_per_s or 0.0, aggregated.projection
-    request_s = (projection.ttft_s or 0.0) + scenario.workload.output_tokens * (projection.tpot_s or 0.0)
-    return max(int(rate * request_s), 1)
+    """Return the sequences that decode at a time, at most: as many as with prompts computed between their steps."""
+    return max(_decoding_at_rate(scenario, aggregated.projection), 1)
+
+
+def _decoding_at_rate(scenario: Scenario, achieved: Achieved) -> int:
+    """Return the sequences that decode at a time where requests arrive at a rate, by Little's law."""
+    workload = scenario.workload
+    return math.ceil((workload.request_rate_per_s or 0.0) * workload.output_tokens * (achieved.tpot_s or 0.0))

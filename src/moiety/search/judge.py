@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from moiety.workload.workload import Workload
 
 _MAX_RATE_STEPS = 8
+_MOST_IN_FLIGHT = 10**9
+"""Requests in flight that no cluster has: a queue without end."""
 _PARTS_TRIED = 4, 3, 2
 
 
@@ -209,6 +211,8 @@ def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome 
         needed = rate_per_s * (outcome.ttft_s + (workload.output_tokens - 1) * outcome.tpot_s)
         if needed <= max(concurrency, groups) * 1.02:
             return outcome
+        if needed > _MOST_IN_FLIGHT:
+            break
         concurrency = needed
     return Refused(
         "keeps-up-with-arrivals",

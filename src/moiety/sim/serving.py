@@ -29,10 +29,12 @@ class StepTime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PrefillStage:
-    """Workers that compute prompts for others to decode (disaggregated serving)."""
+    """Workers that compute prompts for others to decode, the first token too (disaggregated serving)."""
 
     num_workers: int
     step_s: StepTime
+    step_tokens: int
+    """Prompt tokens that a step takes at most; what waits for the same worker fills it."""
     transfer_s_per_token: float
     """Handing a prompt's cache over."""
 
@@ -51,6 +53,8 @@ class ServingEngine:
     max_sequences: int = 2**30
     request_overhead_s: float = 0.0
     """Added to every time to first token: tokenizer, transport, first sample."""
+    concurrency_overhead_s: float = 0.0
+    """Added to that for each request of the group in flight."""
     prefix_hit_rate: float = 0.0
     """Share of the prompts' tokens that are in the cache already."""
     prefill: PrefillStage | None = None
@@ -104,6 +108,18 @@ class _Request:
     """The step after whose token it began to decode, less what it had emitted."""
     finish: int = 0
     running: bool = False
+    overhead_s: float = 0.0
+    """What its first token takes longer by than its steps."""
+
+
+@dataclass(slots=True)
+class _PromptWorker:
+    """A worker that computes prompts, a step after the other."""
+
+    free_s: float = 0.0
+    """When its step ends."""
+    waiting: deque[_Request] = field(default_factory=deque[_Request])
+    """All of them came before that."""
 
 
 def simulate_serving(
@@ -136,9 +152,12 @@ class _Run:
         self._next = next(arrivals, None)
         self._waiting: deque[_Request] = deque()
         self._prefilled: list[tuple[float, int, _Request]] = []
-        self._workers = [0.0] * (engine.prefill.num_workers if engine.prefill else 0)
+        self._workers = [_PromptWorker() for _ in range(engine.prefill.num_workers if engine.prefill else 0)]
         self._running: list[tuple[int, int, _Request]] = []
         self._youngest: list[_Request] = []
+        self._unheard: list[_Request] = []
+        """Started with no token yet: the step that ends next gives them their first."""
+        self._in_flight = 0
         self._count = 0
         self._cached = 0
         """Tokens in the cache, less a step for each running sequence: what it holds is this + running x step."""
@@ -156,12 +175,12 @@ class _Run:
         elif self._count:
             self._decode()
         else:
-            upcoming = [self._prefilled[0][0]] if self._prefilled else []
+            upcoming = self._handed_over_s()
             if self._next is not None and self._room:
-                upcoming.append(self._next.at_s)
-            if not upcoming:
+                upcoming = min(upcoming, self._next.at_s)
+            if upcoming == math.inf:
                 return False
-            self.now = max(self.now, min(upcoming))
+            self.now = max(self.now, upcoming)
         return True
 
     def _admit(self) -> None:
@@ -169,27 +188,49 @@ class _Run:
         while self._next is not None and self._room and self._next.at_s <= self.now:
             came, self._next = self._next, next(self._arrivals, None)
             self._room -= 1
+            self._in_flight += 1
             fresh = max(round(came.input_tokens * (1 - self._engine.prefix_hit_rate)), 1)
             arrival_s = self.now if self._closed else came.at_s
             request = _Request(arrival_s, came.input_tokens, came.output_tokens, fresh)
             if self._engine.prefill is None:
                 self._waiting.append(request)
             else:
-                self._send_to_prefill(self._engine.prefill, request)
+                self._compute_prompts(arrival_s, after_all=False)
+                worker = min(self._workers, key=lambda each: (len(each.waiting), each.free_s))
+                worker.free_s = max(worker.free_s, arrival_s)
+                worker.waiting.append(request)
+        self._compute_prompts(self.now, after_all=True)
         while self._prefilled and self._prefilled[0][0] <= self.now and self._fits(self._prefilled[0][2]):
-            self._start(heapq.heappop(self._prefilled)[2])
+            request = heapq.heappop(self._prefilled)[2]
+            self._start(request)
+            self._unheard.append(request)
 
-    def _send_to_prefill(self, stage: PrefillStage, request: _Request) -> None:
-        """Queue a prompt for the worker that is free first; its first token comes from there."""
-        begin = max(heapq.heappop(self._workers), request.arrival_s)
-        chunks = math.ceil(request.left / self._engine.chunk_tokens)
-        end = begin + chunks * stage.step_s(min(request.left, self._engine.chunk_tokens), 0, 0)
-        heapq.heappush(self._workers, end)
-        request.left = 0
-        ready = end + stage.transfer_s_per_token * request.input_tokens
-        self._emit_first(request, end)
-        self._order += 1
-        heapq.heappush(self._prefilled, (ready, self._order, request))
+    def _compute_prompts(self, until_s: float, *, after_all: bool) -> None:
+        """Begin all steps of the prefill stage that can begin until then, each filled with what waits for its worker.
+
+        A prompt that has more tokens than a step takes several. `after_all` that has come then, which fills a step
+        that begins at that moment.
+        """
+        stage = self._engine.prefill
+        for worker in self._workers:
+            while stage and worker.waiting and (worker.free_s < until_s or (after_all and worker.free_s == until_s)):
+                taken, done = 0, list[_Request]()
+                while worker.waiting and taken < stage.step_tokens:
+                    part = min(worker.waiting[0].left, stage.step_tokens - taken)
+                    worker.waiting[0].left -= part
+                    taken += part
+                    if not worker.waiting[0].left:
+                        done.append(worker.waiting.popleft())
+                worker.free_s += stage.step_s(taken, 0, 0)
+                for request in done:
+                    self._order += 1
+                    ready_s = worker.free_s + stage.transfer_s_per_token * request.input_tokens
+                    heapq.heappush(self._prefilled, (ready_s, self._order, request))
+
+    def _handed_over_s(self) -> float:
+        """Return when the prefill stage next hands a prompt over, or ends a step with others that wait for it."""
+        ready_s = self._prefilled[0][0] if self._prefilled else math.inf
+        return min([ready_s, *(worker.free_s for worker in self._workers if worker.waiting)])
 
     def _fits(self, request: _Request, taken: Sequence[_Request] = ()) -> bool:
         """Return whether there is room for a request beside those that run and those that a step has taken up."""
@@ -223,6 +264,7 @@ class _Run:
         for request in done:
             self._waiting.popleft()
             if request.first_s < 0:
+                request.emitted = 1
                 self._emit_first(request, self.now)
             self._start(request)
         self._retire()
@@ -238,8 +280,8 @@ class _Run:
             steps = min(steps, max(int(free // self._count), 1))
         seconds = self._pace_s(steps)
         arrival = self._next.at_s if self._next is not None and self._room else math.inf
-        if self._prefilled and self._fits(self._prefilled[0][2]):
-            arrival = min(arrival, self._prefilled[0][0])
+        if not self._prefilled or self._fits(self._prefilled[0][2]):
+            arrival = min(arrival, self._handed_over_s())
         if arrival < self.now + steps * seconds:
             steps = max(math.ceil((arrival - self.now) / seconds), 1)
             seconds = self._pace_s(steps)
@@ -256,6 +298,10 @@ class _Run:
 
     def _tokens(self, steps: int, seconds: float) -> None:
         """Give every running sequence so many tokens; the first of them also waited for the chunks in between."""
+        for request in self._unheard:
+            if request.running and request.first_s < 0:
+                self._emit_first(request, self.now - (steps - 1) * seconds)
+        self._unheard.clear()
         self._step += steps
         self.outcome.itl.add(seconds + self._paused_s, self._count)
         self._paused_s = 0.0
@@ -264,8 +310,8 @@ class _Run:
 
     def _emit_first(self, request: _Request, at_s: float) -> None:
         request.first_s = at_s
-        request.emitted = 1
-        self.outcome.ttft.add(at_s - request.arrival_s + self._engine.request_overhead_s)
+        request.overhead_s = self._engine.request_overhead_s + self._in_flight * self._engine.concurrency_overhead_s
+        self.outcome.ttft.add(at_s - request.arrival_s + request.overhead_s)
 
     def _start(self, request: _Request) -> None:
         request.started = self._step - request.emitted
@@ -301,8 +347,7 @@ class _Run:
 
     def _finish(self, request: _Request) -> None:
         outcome, wanted = self.outcome, self._objective
-        overhead = self._engine.request_overhead_s
-        ttft, e2e = request.first_s - request.arrival_s + overhead, self.now - request.arrival_s + overhead
+        ttft, e2e = (at_s - request.arrival_s + request.overhead_s for at_s in (request.first_s, self.now))
         tpot = (self.now - request.first_s) / max(request.output_tokens - 1, 1)
         outcome.tpot.add(tpot)
         outcome.e2e.add(e2e)
@@ -311,6 +356,7 @@ class _Run:
         if (wanted.ttft_s is None or ttft <= wanted.ttft_s) and (wanted.tpot_s is None or tpot <= wanted.tpot_s):
             outcome.good += 1
         self._room += 1
+        self._in_flight -= 1
 
     def _preempt(self) -> None:
         """Send the youngest sequence back to the front of the queue; its tokens so far become prompt again."""
