@@ -166,10 +166,16 @@ def test_a_routing_dump_of_another_model(counts: object, word: str, work: Path) 
     nothing_but(work, "routing.json")
 
 
-def test_a_folder_that_cannot_be_made_leaves_nothing(work: Path) -> None:
+@pytest.mark.parametrize(
+    ("out", "named"),
+    [("file", "file"), ("file/deep/plan", "file"), ("/dev/null/plan", "/dev/null"), ("/proc/plan", "/proc")],
+)
+def test_a_folder_that_cannot_be_made_is_named_by_its_option_and_leaves_nothing(
+    out: str, named: str, work: Path
+) -> None:
     (work / "file").write_text("mine")
-    message = refused(moiety("plan", "olmoe-1b-7b", "--cluster", "h100x1", "--out", "file/deep/plan"))
-    assert "file" in message
+    message = refused(moiety("plan", "olmoe-1b-7b", "--cluster", "h100x1", "--out", out))
+    assert f"--out: {named}" in message
     assert "cannot be written" in message
     nothing_but(work, "file")
 
@@ -179,6 +185,7 @@ def test_a_file_that_cannot_be_replaced_leaves_all_as_it_was(work: Path) -> None
     (work / "plan" / "enhanced_llm_deployment_summary.svg").mkdir()
     (work / "plan" / "enhanced_deployment_method.json").write_text("old")
     message = refused(moiety("plan", "olmoe-1b-7b", "--cluster", "h100x1", "--out", "plan"))
+    assert "--out: plan/enhanced_llm_deployment_summary.svg: cannot be written" in message
     assert "nothing was changed" in message
     nothing_but(work / "plan", "enhanced_llm_deployment_summary.svg", "enhanced_deployment_method.json")
     assert (work / "plan" / "enhanced_deployment_method.json").read_text() == "old"

@@ -16,6 +16,7 @@ import typer
 
 from moiety.cli.ending import ended_by
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
+from moiety.cli.target import checked_folder
 from moiety.errors import InputError, MoietyError, nearest
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def watch(
         raise InputError("has nothing to look at", field="moiety control watch", remedy=remedy)
     if dumps is not None and Path(dumps).exists() and not Path(dumps).is_dir():
         raise InputError("is a file, not a folder", field="--dumps", value=dumps)
-    output, folder = Output(json, quiet), Path(out)
+    output, folder = Output(json, quiet), checked_folder("--out", out)
     site = site_of(plan, endpoint or (), placement, to, interval)
     with ExitStack() as stack:
         stack.enter_context(sole_controller(folder))

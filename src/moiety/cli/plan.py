@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
+from moiety.cli.target import checked_folder, naming
 from moiety.errors import InputError, OutputError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from moiety.plan import Options, Plan
     from moiety.projection.project import Evaluation
     from moiety.projection.scenario import Scenario
@@ -111,13 +114,12 @@ def plan(
     from moiety.cli.scenario_arguments import changed_workload, load_workload
     from moiety.cli.verification import leave_if_wrong
     from moiety.cli.version import installed_version
-    from moiety.files import check_folder
     from moiety.search.options import default_options
     from moiety.search.planner import make_plan
 
     output = Output(json, quiet)
     checked_name(name)
-    check_folder(out)
+    folder = checked_folder("--out", out)
     base = load_workload(workload, model=model)
     scenario = _scenario(
         model,
@@ -151,7 +153,7 @@ def plan(
             tune=not _fixes_tuned(settings, options),
             progress=progress,
         )
-    document, verification, paths = write_plan(made, scenario, out)
+    document, verification, paths = write_plan(made, scenario, folder)
     output.document(lambda: document)
     if output.shows_tables:
         from moiety.cli.plan_tables import plan_sections
@@ -207,7 +209,7 @@ def _scenario(
     )
 
 
-def write_plan(made: Evaluation, scenario: Scenario, out: str) -> tuple[str, Verification, tuple[str, ...]]:
+def write_plan(made: Evaluation, scenario: Scenario, folder: Path) -> tuple[str, Verification, tuple[str, ...]]:
     """Write every file of the plan, all or none; return the method JSON, the verification and the files' paths."""
     from moiety.cli.json_text import json_text
     from moiety.cli.plan_file import METHOD_SUFFIX, method_json
@@ -222,7 +224,9 @@ def write_plan(made: Evaluation, scenario: Scenario, out: str) -> tuple[str, Ver
         f"{finished.name}_deployment_verification.json": json_text(verification.model_dump(mode="json")),
         **_drawn(finished),
     }
-    return document, verification, tuple(str(path) for path in write_all(out, contents))
+    with naming("--out"):
+        paths = write_all(folder, contents)
+    return document, verification, tuple(map(str, paths))
 
 
 def _drawn(finished: Plan) -> dict[str, str]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moiety.errors import InputError, OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
 
 
 def checked_target(option: str, name: str) -> Path:
@@ -16,11 +21,24 @@ def checked_target(option: str, name: str) -> Path:
     return path
 
 
-def check_folder_of(option: str, path: Path) -> None:
-    """Raise OutputError where the folder of a path that an option names could not be written into, or be made."""
+def checked_folder(option: str, name: str) -> Path:
+    """Return the folder that an option names; raise OutputError where nothing could be written into it."""
     from moiety.files import check_folder
 
+    with naming(option):
+        check_folder(name)
+    return Path(name)
+
+
+def check_folder_of(option: str, path: Path) -> None:
+    """Raise OutputError where the folder of a path that an option names could not be written into, or be made."""
+    checked_folder(option, str(path.parent))
+
+
+@contextmanager
+def naming(option: str) -> Generator[None]:
+    """Put the option that named a place before what is said of it where that cannot be written."""
     try:
-        check_folder(path.parent)
+        yield
     except OutputError as error:
         raise OutputError(f"{option}: {error}") from None
