@@ -129,16 +129,18 @@ class BenchmarkSettings(RunSettings):
     drawn: DrawnLengths
 
 
-def published_setting(row: ServingRow, model: str, engine: Engine, strategy: Strategy) -> RunSetting:
-    """Return what the workers of an aggregated row were set to, as far as it was published."""
-    settings = (*_published().settings, *_generated().settings)
-    return next((each for each in settings if each.holds(row, model, engine, strategy)), NOT_PUBLISHED)
+def published_settings(
+    row: ServingRow, model: str, engine: Engine, strategy: Strategy
+) -> tuple[RunSetting, float | None]:
+    """Return what the workers of an aggregated row were set to, and the share of memory that they were set to take.
 
-
-def published_memory_share(row: ServingRow, model: str, engine: Engine, strategy: Strategy) -> float | None:
-    """Return the share of memory that the workers of an aggregated row were set to take; None: the engine's default."""
-    memory = (*_published().memory, *_generated().memory)
-    return next((each.share for each in memory if each.holds(row, model, engine, strategy)), None)
+    As far as either was published: NOT_PUBLISHED, and None for the engine's default share.
+    """
+    catalogues = (_published(), _generated())
+    found = [runs for each in catalogues for runs in (*each.settings, *each.memory)]
+    held = [each for each in found if each.holds(row, model, engine, strategy)]
+    setting = next((each for each in held if isinstance(each, RunSetting)), NOT_PUBLISHED)
+    return setting, next((each.share for each in held if isinstance(each, MemorySetting)), None)
 
 
 def mean_tokens(row: ServingRow, model: str) -> tuple[int, int]:

@@ -23,8 +23,7 @@ from moiety.validation.published_settings import (
     NOT_PUBLISHED,
     has_published_lengths,
     mean_tokens,
-    published_memory_share,
-    published_setting,
+    published_settings,
     published_waves,
     shortest_share,
 )
@@ -129,8 +128,7 @@ def serving_case(row: ServingRow) -> ServingCase:
     setting, memory_share = NOT_PUBLISHED, None
     if row.mode == "agg":
         prefill = decode = _worker(model, row, row.num_gpus)
-        setting = published_setting(row, _run_as(model), engine, decode.strategy)
-        memory_share = published_memory_share(row, _run_as(model), engine, decode.strategy)
+        setting, memory_share = published_settings(row, _run_as(model), engine, decode.strategy)
         formats = {"kv_cache": setting.kv_cache or dtypes.kv_cache, "state": setting.state or dtypes.state}
         dtypes = dtypes.model_copy(update=formats)
     else:
