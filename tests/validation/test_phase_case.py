@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from moiety.validation.phase_case import phase_case
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_case import predict_system
 from moiety.validation.system_row import SystemRow
@@ -38,8 +39,12 @@ def test_a_phase_states_the_same_rate_in_all_its_units() -> None:
 
 
 def test_longer_prompts_are_slower() -> None:
-    even = _predicted()["input_tok_s_per_gpu"]
-    assert _predicted(isl=8192)["input_tok_s_per_gpu"] < even
+    rates = [_predicted(isl=tokens)["input_tok_s_per_gpu"] for tokens in (2048, 4096, 8192)]
+    assert rates == sorted(set(rates), reverse=True)
+
+
+def test_ranks_have_even_work_whatever_is_said_of_their_balance() -> None:
+    assert _predicted(notes="default expert distribution") == _predicted(notes="simulated perfect EPLB") == _predicted()
 
 
 def test_the_format_of_attention_is_that_of_its_cache_not_of_its_projections() -> None:
@@ -51,9 +56,22 @@ def test_the_format_of_attention_is_that_of_its_cache_not_of_its_projections() -
     assert narrow > wide
 
 
-def test_ranks_that_do_not_divide_the_experts_hold_copies() -> None:
-    decode = {"phase": "decode", "batch": "64 req/GPU", "n_gpus": 24, "parallel": {"ep": 24}}
-    assert _predicted(**decode)["output_tok_s_per_gpu"] > 0
+@pytest.mark.parametrize("ranks", [8, 12, 24, 72, 144, 320])
+def test_every_rank_holds_as_many_experts_by_the_fewest_copies(ranks: int) -> None:
+    case, _ = phase_case(SystemRow.model_validate(PREFILL | {"n_gpus": ranks, "parallel": {"ep": ranks}}))
+    assert case.model.moe is not None
+    copies = case.options.redundant_experts
+    assert (case.model.moe.num_experts + copies) % ranks == 0
+    assert 0 <= copies < ranks
+
+
+def test_ranks_that_hold_fewer_experts_are_faster_also_where_some_of_them_are_copies() -> None:
+    decode = {"phase": "decode", "batch": "64 req/GPU"}
+    rates = [
+        _predicted(**decode, n_gpus=ranks, parallel={"ep": ranks})["output_tok_s_per_gpu"]
+        for ranks in (16, 24, 32)  # whole nodes; 16, 11 and 8 experts a rank
+    ]
+    assert rates == sorted(set(rates))
 
 
 def test_the_largest_all_reduce_is_faster_where_the_switch_reduces() -> None:

@@ -10,7 +10,6 @@ from moiety.calibration.engines import engine_calibration
 from moiety.plan import DtypePolicy, Options, Schedule
 from moiety.projection.admission import CHUNK_TOKENS
 from moiety.projection.engine_step import engine_step_s
-from moiety.projection.load import LoadClass
 from moiety.projection.scenario import Scenario
 from moiety.projection.step import time_step
 from moiety.strategy.strategy import Strategy
@@ -47,8 +46,7 @@ def predict_phase(row: SystemRow, serving: ServingConstants | None = None) -> di
     case, schedule = phase_case(row)
     strategy, cluster = case.decode.strategy, case.cluster
     scenario = Scenario(case.model, cluster, case.workload, case.engine, _calibration(case.engine, cluster, serving))
-    classes = [LoadClass("all", strategy.ep, (1.0,) * len(case.model.layers))]
-    outcome = time_step(scenario, strategy, schedule, case.options, None, timing="folded", classes=classes)
+    outcome = time_step(scenario, strategy, schedule, case.options, None, timing="folded")
     step_s = engine_step_s(scenario.overheads, outcome.graph, outcome.step_s, schedule.decode_sequences)
     return _rates(case, schedule, step_s)
 
