@@ -62,6 +62,15 @@ def test_a_fit_finds_the_constants_that_made_the_times() -> None:
     assert found.memory_efficiency == pytest.approx(line.memory_efficiency, rel=0.03)
 
 
+def test_one_output_token_tells_a_fit_nothing_of_the_time_per_output_token() -> None:
+    rows = (each.row for each in catalog_facts().rows)
+    fact = next(row for row in rows if isinstance(row, ServingRow) and row.mode == "agg")
+    one = fact.model_copy(update={"osl": 1, "draft_tokens": 0})
+    found = as_rows(known_rows([fact, one]))
+    assert np.isnan(found.tpot_s).tolist() == [False, True]
+    assert not np.isnan(found.ttft_s).any()
+
+
 def test_constants_that_no_term_has_two_of_are_found_together_as_one_by_one() -> None:
     owner = np.array([0, 1, 0, 1, -1])
 

@@ -15,6 +15,7 @@ from moiety.package_data import catalog_text
 from moiety.validation.compare import Compared, compare_rows
 from moiety.validation.facts import FACTS
 from moiety.validation.rows import ReadRows, rows_of_text
+from moiety.validation.score import skipped_reasons
 
 ROWS: list[dict[str, Any]] = [json.loads(line) for line in catalog_text("measurements", FACTS, ".jsonl").splitlines()]
 GOOD = ROWS[0]
@@ -81,6 +82,17 @@ def test_a_key_that_stands_twice_is_named() -> None:
     line = json.dumps(GOOD)[:-1] + ', "isl": 7}'
     (malformed,) = rows_of_text(line.encode(), "rows").malformed
     assert malformed.reason == "isl: the key is there twice in one object; keep one"
+
+
+@pytest.mark.parametrize("mode", ["agg", "disagg"])
+def test_one_output_token_has_a_time_to_first_token_and_none_per_output_token(mode: str) -> None:
+    row = next(row for row in ROWS if row.get("mode") == mode and len(row["measured"]) == 2)
+    found = _only(row | {"osl": 1, "draft_tokens": 0})
+    assert (set(found.error), set(found.unpredicted)) == ({"ttft_ms"}, {"tpot_ms"})
+    assert found.measured == row["measured"]
+    assert skipped_reasons([found]) == {"osl = 1: one output token has no time per output token": 1}
+    untimed = _only(row | {"osl": 1, "measured": {"tpot_ms": 7.0}})
+    assert (untimed.skipped, dict(untimed.predicted)) == (found.unpredicted["tpot_ms"], {})
 
 
 ENERGY = next(row for row in ROWS if row.get("kind") == "energy")

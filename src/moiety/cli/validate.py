@@ -125,4 +125,5 @@ def _row(each: Compared, source: str) -> dict[str, Any]:
     found: dict[str, Any] = {"id": each.id, "file": source, "line": each.line, "measured": dict(each.measured)}
     if each.skipped is not None:
         return found | {"skipped": each.skipped}
-    return found | {"predicted": dict(each.predicted), "error": each.error}
+    found |= {"predicted": dict(each.predicted), "error": each.error}
+    return found | ({"unpredicted": dict(each.unpredicted)} if each.unpredicted else {})

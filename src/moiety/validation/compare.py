@@ -12,7 +12,7 @@ from moiety.errors import InputError
 from moiety.records import broken_rule
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import serving_case
-from moiety.validation.serving_row import ServingRow
+from moiety.validation.serving_row import NOTHING_BETWEEN, ServingRow
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_case import predict_system, system_group
 from moiety.validation.training_case import trained_deployment
@@ -37,6 +37,8 @@ class Compared:
     measured: Mapping[str, float]
     predicted: Mapping[str, float] = field(default_factory=dict[str, float])
     skipped: str | None = None
+    unpredicted: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Why a predicted row has no prediction of some of what was measured."""
     case: ServingCase | None = None
     """What a serving row describes, for what compares whole deployments."""
     trained: TrainedDeployment | None = None
@@ -79,7 +81,7 @@ def compare_rows(rows: Sequence[ReadRow], moved: Callable[[int, int], None] | No
 
 
 def _serving(row: ServingRow, line: int, predictor: ServingPredictor) -> Compared:
-    measured = {name: value for name, value in row.measured.model_dump().items() if value is not None}
+    measured, known = row.measured.model_dump(exclude_none=True), row.latencies.model_dump(exclude_none=True)
     group = {
         "model": row.model,
         "system": row.system,
@@ -90,6 +92,8 @@ def _serving(row: ServingRow, line: int, predictor: ServingPredictor) -> Compare
     }
     if not measured:
         return Compared(row.id, line, group, measured, skipped="neither ttft_ms nor tpot_ms was measured")
+    if not known:
+        return Compared(row.id, line, group, measured, skipped=NOTHING_BETWEEN)
     try:
         case = serving_case(row)
         latency = predictor.predict(case)
@@ -97,7 +101,15 @@ def _serving(row: ServingRow, line: int, predictor: ServingPredictor) -> Compare
         return Compared(row.id, line, group, measured, skipped=_why(reason))
     group["phase"] = "disagg" if case.disaggregated else "agg"
     predicted = {"ttft_ms": latency.ttft_s * 1e3, "tpot_ms": latency.tpot_s * 1e3}
-    return Compared(row.id, line, group, measured, {k: v for k, v in predicted.items() if k in measured}, case=case)
+    return Compared(
+        row.id,
+        line,
+        group,
+        measured,
+        {name: value for name, value in predicted.items() if name in known},
+        unpredicted=dict.fromkeys(measured.keys() - known.keys(), NOTHING_BETWEEN),
+        case=case,
+    )
 
 
 def _system(row: SystemRow, line: int) -> Compared:

@@ -33,7 +33,6 @@ from moiety.validation.serving_constants import (
     serving_family,
     start_constants,
 )
-from moiety.validation.serving_row import ServingRow
 from moiety.validation.skipped import SkippedRow
 from moiety.validation.system_row import SystemRow
 
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from moiety.validation.fit_families import Logs
     from moiety.validation.fit_terms import RowTerms
     from moiety.validation.serving_case import ServingCase
+    from moiety.validation.serving_row import ServingRow
 
 _LEAST_ROWS = 12
 """Rows that a group of releases needs for constants of its own in the catalogue."""
@@ -84,10 +84,11 @@ def known_rows(rows: Sequence[ServingRow | SystemRow]) -> list[Known]:
 
 def _known_requests(row: ServingRow | SystemRow, start: ServingPredictor) -> Known:
     """Return a row of whole requests; raise SkippedRow where it cannot be predicted."""
-    loop = row if isinstance(row, ServingRow) else as_closed_loop(row)
+    offline = isinstance(row, SystemRow)
+    loop = as_closed_loop(row) if offline else row.model_copy(update={"measured": row.latencies})
     case = serving_case(loop)
     pool, apart = start.pool(case, case.decode), case.disaggregated
-    return Known(loop, case, row_terms(pool, case.concurrency, computes_prompts=not apart, offline=loop is not row))
+    return Known(loop, case, row_terms(pool, case.concurrency, computes_prompts=not apart, offline=offline))
 
 
 def _known_phase(row: SystemRow, start: ServingPredictor) -> Known:

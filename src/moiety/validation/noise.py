@@ -28,7 +28,7 @@ def repeat_spread(rows: Sequence[Compared], metric: str) -> float | None:
     groups: dict[Hashable, set[float]] = {}
     for row in rows:
         repeated = row.repeated
-        if repeated is not None and metric in row.measured:
+        if repeated is not None and metric in row.measured and metric not in row.unpredicted:
             groups.setdefault((*row.group.values(), repeated), set()).add(math.log(row.measured[metric]))
     found: list[float] = []
     for values in groups.values():

@@ -139,8 +139,9 @@ def worst_ranked(rows: Sequence[Compared], metric: str) -> list[RankedGroup]:
 
 
 def skipped_reasons(rows: Iterable[Compared]) -> dict[str, int]:
-    """Return how many rows each reason kept from being predicted."""
-    return dict(Counter(row.skipped for row in rows if row.skipped is not None).most_common())
+    """Return how many predictions each reason kept from being made: of whole rows, or of one metric of a row."""
+    reasons = (reason for row in rows for reason in (row.skipped, *row.unpredicted.values()))
+    return dict(Counter(filter(None, reasons)).most_common())
 
 
 def plan_choice(rows: Sequence[Compared]) -> PlanChoice | None:

@@ -25,6 +25,7 @@ Milliseconds = Annotated[float, Field(gt=0, le=1e9), Number]
 Tokens = Annotated[int, Field(gt=0, le=100_000_000), Number]
 _NOT_STATED = {"", "n/a", "na", "nan", "none", "null", "unknown"}
 """What tools write where a field has no value."""
+NOTHING_BETWEEN = "osl = 1: one output token has no time per output token"
 _MODES = {"aggregated": "agg", "disaggregated": "disagg"}
 
 
@@ -112,6 +113,11 @@ class ServingRow(Degrees):
     @classmethod
     def _is_a_format(cls, value: str | None) -> str | None:
         return (weight_format(value) or value) if value is not None else None
+
+    @property
+    def latencies(self) -> ServingLatencies:
+        """Those measured that its requests have: an answer of one token has no time per output token."""
+        return self.measured.model_copy(update={"tpot_ms": None}) if self.osl == 1 else self.measured
 
     def counted_once(self) -> Self:
         """Return the row with the GPUs of its worker counted once.
