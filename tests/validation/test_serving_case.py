@@ -63,12 +63,20 @@ def test_degrees_become_a_strategy(changes: dict[str, Any], strategy: str, worke
     assert case.cluster.num_gpus >= case.decode.strategy.num_gpus
 
 
+def test_a_row_that_leaves_data_parallel_attention_out_counts_gpus_without_it() -> None:
+    label = {"model": "Qwen/Qwen3-235B-A22B-FP8", "system": "h200_sxm", "attention_dp": None, "moe_tp": 4}
+    for tp in (1, 2, 4):
+        case = _case(**label, tp=tp, num_gpus=tp)
+        assert (case.decode.strategy.num_gpus, case.decode.num_workers) == (4, 1), "as many as the experts' degrees say"
+
+
 WIDE = {"tp": 1, "pp": 1, "attention_dp": 8, "moe_tp": 1, "moe_ep": 8}
 NARROW = {"tp": 4, "pp": 1, "attention_dp": 1, "moe_tp": 1, "moe_ep": 4}
 
 
 def test_a_disaggregated_row_is_what_it_states() -> None:
-    case = _case(mode="disagg", prefill=NARROW | {"workers": 3}, decode=WIDE | {"workers": 2}, draft_tokens=2)
+    workers = {"prefill": NARROW | {"workers": 3}, "decode": WIDE | {"workers": 2}}
+    case = _case(mode="disagg", num_gpus=28, **workers, draft_tokens=2)
     assert (case.prefill.num_workers, case.decode.num_workers, case.draft_tokens) == (3, 2, 2)
     assert case.cluster.num_gpus >= 28
 
@@ -77,6 +85,7 @@ def _published(**changes: object) -> ServingCase:
     """Return the case of an InferenceX run whose label has one worker of each kind and no speculation."""
     label: dict[str, Any] = {
         "mode": "disagg",
+        "num_gpus": None,
         "system": "gb200",
         "backend": "trtllm",
         "backend_version": "0.8.1.post2",
@@ -203,7 +212,7 @@ def test_weights_in_four_bit_integers_leave_the_rest_of_a_mixture_wide() -> None
 
 
 def test_a_candidate_of_tensorrt_llm_is_not_read_as_a_release_of_dynamo() -> None:
-    apart: dict[str, Any] = {"mode": "disagg", "backend": "trtllm", "draft_tokens": 0}
+    apart: dict[str, Any] = {"mode": "disagg", "num_gpus": 12, "backend": "trtllm", "draft_tokens": 0}
     workers = {"prefill": NARROW | {"workers": 1}, "decode": WIDE | {"workers": 1}}
     assert _case(**apart, **workers, backend_version="1.2.0rc6.post2").version == "1.2.0rc6.post2"
     assert _case(**apart, **workers, backend_version="1.0.1").version == "1.3.0"
@@ -422,6 +431,14 @@ def test_checkpoints_with_a_scale_a_block_are_known(precision: str, model: str, 
         ({"backend": "lmdeploy"}, "backend 'lmdeploy' is not known"),
         ({"concurrency": None}, "concurrency is not stated"),
         ({"tp": 3, "moe_tp": 2}, "are different GPUs"),
+        ({"num_gpus": 4}, "num_gpus = 4 is no whole number of workers of 8 GPUs"),
+        ({"num_gpus": 12}, "num_gpus = 12 is no whole number of workers of 8 GPUs"),
+        ({"num_gpus": 1, "tp": 1, "moe_tp": 2}, "num_gpus = 1 is no whole number of workers of 2 GPUs"),
+        ({"num_gpus": 12, "tp": 64, "moe_tp": 8, "moe_ep": 8}, "num_gpus = 12 is no whole number of workers of 8"),
+        (
+            {"mode": "disagg", "prefill": NARROW | {"workers": 1}, "decode": WIDE | {"workers": 2}, "draft_tokens": 0},
+            "num_gpus = 8, and its workers have 20",
+        ),
         ({"mode": "disagg"}, "prefill or decode workers are not stated"),
         ({"mode": "disagg", "prefill": {"tp": 1}, "decode": {"tp": 8, "moe_tp": 8}}, "how many workers there were"),
     ],

@@ -99,6 +99,9 @@ _KNOWN = """## What no law here explains
   a block of scales, as that many GPUs with data-parallel attention: the rows agree with rows that say so. Where a label
   leaves no room for one sequence beside the weights, more memory was had than is stated, and the cache is taken to have
   no end.
+- Rows that leave out how attention is data parallel (Qwen3-235B under vLLM 0.12 on H200) count GPUs without it: one GPU
+  with `moe_tp` 2 is read as the two that its experts are divided over, as it had to be to hold the weights. Other rows
+  whose `num_gpus` are no whole number of their workers contradict themselves and are not predicted.
 - What an engine's cache gets of the memory is what its release takes by default, or what published scripts set
   (`calibration/engine_memory.py`); beside weights 5 GB are taken to be kept for context, graphs and activations (1 GB
   for context alone under SGLang, whose share leaves room for the rest), which runs near their limit agree with. What

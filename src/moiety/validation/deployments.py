@@ -36,7 +36,7 @@ def completed(row: ServingRow, model: str) -> ServingRow:
         if row.backend_version is None:
             update |= found[0].decode.model_dump(include=set(Degrees.model_fields))
         return row.model_copy(update=update)
-    if _states_workers(row) and len(drafts) != 1:
+    if row.gpus_apart is not None and len(drafts) != 1:
         found, drafts = [each for each in found if each.draft_tokens == 0], {0}
         if len({(each.prefill, each.decode, each.frontends) for each in found}) != 1:
             return row
@@ -51,11 +51,6 @@ def completed(row: ServingRow, model: str) -> ServingRow:
     known = {"mode": "disagg", "prefill": prefill, "decode": decode, "frontends": frontends}
     known |= {"draft_tokens": max(drafts), "backend_version": row.backend_version or found[0].release}
     return row.model_copy(update=known)
-
-
-def _states_workers(row: ServingRow) -> bool:
-    """Return whether a row says how many workers there were of each kind."""
-    return all(each is not None and each.workers is not None for each in (row.prefill, row.decode))
 
 
 def _ran_as(published: Deployment, row: ServingRow, model: str) -> bool:

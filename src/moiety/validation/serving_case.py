@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -123,11 +123,13 @@ def serving_case(row: ServingRow) -> ServingCase:
             raise SkippedRow(f"{name} is not stated")
     engine = engine_name(row.backend)
     model = row_model(row.model)
+    labelled = row.gpus_apart
     row = completed(row.counted_once(), model.name)
     dtypes = row_dtypes(row, model)
     setting, memory_share = NOT_PUBLISHED, None
     if row.mode == "agg":
-        prefill = decode = _worker(model, row, row.num_gpus)
+        strategy = _strategy(model, row)
+        prefill = decode = WorkerCase(strategy, _num_workers(row, strategy))
         setting, memory_share = published_settings(row, _run_as(model), engine, decode.strategy)
         formats = {"kv_cache": setting.kv_cache or dtypes.kv_cache, "state": setting.state or dtypes.state}
         dtypes = dtypes.model_copy(update=formats)
@@ -138,6 +140,8 @@ def serving_case(row: ServingRow) -> ServingCase:
     gpus = prefill.strategy.num_gpus * prefill.num_workers
     if row.mode == "disagg":
         gpus += decode.strategy.num_gpus * decode.num_workers
+        if labelled is not None and row.num_gpus not in {None, labelled, gpus}:
+            raise SkippedRow(f"num_gpus = {row.num_gpus}, and its workers have {gpus}")
     input_tokens, output_tokens = mean_tokens(row, _run_as(model))
     return ServingCase(
         model=model,
@@ -179,7 +183,7 @@ def _engine_version(row: ServingRow, engine: Engine) -> str:
 
 def _stated(model: Model, label: Workers) -> WorkerCase:
     """Return workers of one kind as their label has them."""
-    return replace(_worker(model, label, None), num_workers=label.workers or 1, max_sequences=label.max_sequences)
+    return WorkerCase(_strategy(model, label), label.workers or 1, label.max_sequences)
 
 
 @cache
@@ -245,8 +249,22 @@ def row_dtypes(row: ServingRow, model: Model) -> DtypePolicy:
     )
 
 
-def _worker(model: Model, stated: Degrees, num_gpus: int | None) -> WorkerCase:
-    """Return a worker's strategy and how many such workers `num_gpus` hold.
+def _num_workers(row: ServingRow, strategy: Strategy) -> int:
+    """Return how many workers of a strategy an aggregated row has; raise SkippedRow where its GPUs are no whole number.
+
+    A row that leaves out how its attention is data parallel counts GPUs without it: tp x pp of them are one worker,
+    which has as many more as its experts say.
+    """
+    if row.num_gpus is None or (row.attention_dp is None and row.num_gpus == row.worker_gpus):
+        return 1
+    workers, rest = divmod(row.num_gpus, strategy.num_gpus)
+    if rest:
+        raise SkippedRow(f"num_gpus = {row.num_gpus} is no whole number of workers of {strategy.num_gpus} GPUs")
+    return workers
+
+
+def _strategy(model: Model, stated: Degrees) -> Strategy:
+    """Return how a worker is divided.
 
     What is not stated is 1, or follows from the other mesh. A tp that does not divide the model's heads or experts
     cannot be meant as it stands: it is the number of GPUs of a worker whose attention is data parallel, the only way in
@@ -267,7 +285,7 @@ def _worker(model: Model, stated: Degrees, num_gpus: int | None) -> WorkerCase:
         strategy = Strategy(tp=tp, pp=pp, attn_dp=attn_dp, ep=moe_ep, etp=moe_tp)
         if attn_dp == 1 and not _runs(model, strategy):
             strategy = Strategy(tp=1, pp=pp, attn_dp=tp, ep=tp)
-    return WorkerCase(strategy, max((num_gpus or 0) // strategy.num_gpus, 1))
+    return strategy
 
 
 def _runs(model: Model, strategy: Strategy) -> bool:

@@ -115,6 +115,14 @@ class ServingRow(Degrees):
         return (weight_format(value) or value) if value is not None else None
 
     @property
+    def gpus_apart(self) -> int | None:
+        """GPUs of the workers of both kinds as they are labelled; None where it is not stated how many there were."""
+        prefill, decode = self.prefill, self.decode
+        if prefill is None or decode is None or prefill.workers is None or decode.workers is None:
+            return None
+        return prefill.workers * prefill.worker_gpus + decode.workers * decode.worker_gpus
+
+    @property
     def latencies(self) -> ServingLatencies:
         """Those measured that its requests have: an answer of one token has no time per output token."""
         return self.measured.model_copy(update={"tpot_ms": None}) if self.osl == 1 else self.measured
@@ -123,8 +131,8 @@ class ServingRow(Degrees):
         """Return the row with the GPUs of its worker counted once.
 
         Of an aggregated row moe_tp = moe_ep = n on n x n GPUs counts the worker's n GPUs twice, and so does
-        tp = attention_dp = n with moe_ep = n x n; `num_gpus` is then as large. A disaggregated row with such degrees
-        has the right GPUs: what it states of the decoding worker's experts is the prefill worker's.
+        tp = attention_dp = n with moe_ep = n x n; `num_gpus` of n x n then says no more. A disaggregated row with such
+        degrees has the right GPUs: what it states of the decoding worker's experts is the prefill worker's.
         """
         tp, attn_dp, moe_tp, moe_ep = (each or 1 for each in (self.tp, self.attention_dp, self.moe_tp, self.moe_ep))
         if self.mode == "agg" and moe_tp == moe_ep > 1 and tp * attn_dp == moe_tp * moe_ep:
@@ -134,7 +142,7 @@ class ServingRow(Degrees):
         else:
             return self
         degrees = {"tp": tp, "attention_dp": attn_dp, "moe_tp": 1, "moe_ep": tp * attn_dp}
-        return self.model_copy(update=degrees | {"num_gpus": None})
+        return self.model_copy(update=degrees | ({"num_gpus": None} if self.num_gpus == self.worker_gpus else {}))
 
     @model_validator(mode="before")
     @classmethod
