@@ -76,6 +76,19 @@ def test_figures_agree_with_each_other(phase: Phase, name: str, attention: str) 
     assert found.memory_bytes_per_gpu == pool.memory.bytes_by_kind
 
 
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_slower_format_of_some_weights_does_not_change_what_utilisation_is_a_share_of(phase: Phase) -> None:
+    case = scenario(small_model(), "h100x16", LOADS[phase])
+    share_of = dict[str, float]()
+    for name, change in {"all": {}, "slow experts": {"experts": "fp32"}, "slow weights": {"weights": "fp32"}}.items():
+        options = default_options(case)
+        dtypes = options.dtypes.model_copy(update=change)
+        found = projection_of(evaluated(case, "ep16_tp1", options.model_copy(update={"dtypes": dtypes})))
+        share_of[name] = found.model_flops_utilization / found.throughput_tokens_per_s
+    assert share_of["slow experts"] == pytest.approx(share_of["all"])
+    assert share_of["slow weights"] == pytest.approx(share_of["all"])
+
+
 @settings(max_examples=60)
 @given(
     st.sampled_from(NAMES),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from moiety.calibration.engines import engine_calibration
-from moiety.plan import Options, Plan
+from moiety.plan import DtypePolicy, Options, Plan
 from moiety.projection.project import evaluate
 from moiety.strategy.strategy import parse_strategy
 from moiety.verify.checks.cross_node import cross_node_bytes
@@ -40,6 +40,7 @@ from tests.verify.plans import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from moiety.dtypes import Dtype
     from moiety.verify.findings import Finding
 
 PLANS: dict[str, Callable[[], Plan]] = {
@@ -76,6 +77,16 @@ def test_plan_that_was_written_and_read_has_no_errors(name: str) -> None:
 def test_options_change_the_plan_and_not_the_checks(options: Options) -> None:
     plan = decided("mixtral-8x7b", "h100x16", small_plan().workload, parse_strategy("ep8_tp2", 16), options)
     assert errors(plan) == []
+
+
+@pytest.mark.parametrize("experts", ["fp32", "bf16", "fp8"])
+def test_products_in_two_formats_are_a_share_of_the_peak_of_the_faster(experts: Dtype) -> None:
+    options = Options(dense_parameter_sharding=True, dtypes=DtypePolicy(experts=experts))
+    plan = decided("deepseek-v2-lite", "h100x8", training_plan().workload, parse_strategy("ep8_tp1", 8), options)
+    assert errors(plan) == []
+    (finding,) = found(plan, "utilization-agrees")
+    peak = max(plan.cluster.device.peak(each) for each in ("bf16", experts))
+    assert f"(8 x {peak / 1e12:g} TFLOPS)" in finding.message
 
 
 def test_latents_that_no_token_picks_need_not_be_read() -> None:

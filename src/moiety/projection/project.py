@@ -16,7 +16,9 @@ from moiety.projection.serving_plan import apart_of, as_workers
 
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Calibration
-    from moiety.plan import Options
+    from moiety.cluster.device import Device
+    from moiety.model.model import Model
+    from moiety.plan import DtypePolicy, Options
     from moiety.projection.step import Timing
 
 
@@ -65,7 +67,7 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_s
     model, device = scenario.model, scenario.cluster.device
     outcome, schedule = phase.outcome, phase.schedule
     flops = flops_per_token(scenario, pool)
-    peak = device.peak(outcome.graph.layout.options.dtypes.experts)
+    peak = fastest_peak(device, model, outcome.graph.layout.options.dtypes)
     mfu = phase.computed_tokens_per_s * flops / pool.num_gpus / peak
     mbu = min(outcome.memory_traffic_bytes / (phase.step_s * device.memory_bandwidth_bytes_per_s), 1.0)
     watts = power_w(
@@ -92,6 +94,16 @@ def project_pool(scenario: Scenario, pool: Pool, phase: PhaseOutcome, *, clock_s
         tokens_per_joule=phase.throughput_tokens_per_s / (watts * pool.num_gpus),
         provenance=provenance(scenario, (pool,), (outcome,)),
     )
+
+
+def fastest_peak(device: Device, model: Model, dtypes: DtypePolicy) -> float:
+    """Return the peak FLOP/s of a device in the fastest of the formats that a model's products are in.
+
+    MFU is a share of it, whatever the others: products in the faster format go beyond the peak of a slower one, such as
+    of experts that are kept in FP32 beside BF16.
+    """
+    experts = () if model.moe is None else (dtypes.experts,)
+    return max(device.peak(each) for each in (dtypes.weights, dtypes.activations, *experts))
 
 
 def computing_share(scenario: Scenario, pool: Pool, phase: PhaseOutcome) -> float:

@@ -48,6 +48,13 @@ def layer_flops(block: Block, hidden_size: int, context_tokens: float) -> float:
     return 2 * met + scores
 
 
+def highest_peak(plan: Plan) -> float:
+    """Return the FLOP/s that a GPU could do at most in the formats that a plan computes in."""
+    dtypes, device = plan.options.dtypes, plan.cluster.device
+    dense = max(device.peak(dtypes.weights), device.peak(dtypes.activations))
+    return dense if plan.model.moe is None else max(dense, device.peak(dtypes.experts))
+
+
 def pool_flops_per_token(plan: Plan, pool: Pool) -> float:
     """Return the model's FLOPs for each token that a pool computes, forward, or forward and backward (x 3)."""
     schedule, model = pool.schedule, plan.model

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING
 
 from moiety.dtypes import BYTES_PER_ELEMENT
 from moiety.strategy.stages import held_layers
-from moiety.verify.closed_form import dense_weights, pool_flops_per_token, read_cache_bytes, router_weights
+from moiety.verify.closed_form import (
+    dense_weights,
+    highest_peak,
+    pool_flops_per_token,
+    read_cache_bytes,
+    router_weights,
+)
 from moiety.verify.findings import Finding, judged
 
 if TYPE_CHECKING:
@@ -146,7 +152,7 @@ def _rate(inspection: Inspection, pool: Pool, figures: Projection) -> Iterator[F
         expected=expected,
         actual=figures.throughput_tokens_per_s,
     )
-    peak = plan.cluster.device.peak(plan.options.dtypes.experts)
+    peak = highest_peak(plan)
     needed = pool_flops_per_token(plan, pool)
     used = figures.throughput_tokens_per_s * computed * needed / (peak * pool.num_gpus)
     yield judged(

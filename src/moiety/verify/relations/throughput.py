@@ -8,6 +8,7 @@ from moiety.plan import Plan
 from moiety.strategy.strategy import Strategy
 from moiety.verify.case import PROJECTION_ERROR
 from moiety.verify.claims import VARIANTS
+from moiety.verify.closed_form import highest_peak
 from moiety.verify.observation import Observation
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ def simulated_throughput(case: AuditCase) -> Iterator[Observation]:
 
 def impossible_throughput(case: AuditCase) -> Iterator[Observation]:
     """Find throughputs that need more than the peak of all GPUs."""
-    device, plan = case.plan.cluster.device, case.plan
-    limit = device.peak(plan.options.dtypes.experts) * plan.num_gpus / case.flops_per_counted_token()
+    plan = case.plan
+    limit = highest_peak(plan) * plan.num_gpus / case.flops_per_counted_token()
     for claim in case.claimed("throughput"):
         if claim.interval.low > limit:
             yield Observation(

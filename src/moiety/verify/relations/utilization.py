@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from moiety.verify.case import PROJECTION_ERROR
 from moiety.verify.claims import VARIANTS
+from moiety.verify.closed_form import highest_peak
 from moiety.verify.observation import Observation
 from moiety.verify.published import published_for
 
@@ -36,7 +37,7 @@ def rates(case: AuditCase, variant: VariantName) -> list[Claim]:
 
 def work_per_token(case: AuditCase) -> Iterator[Observation]:
     """Compare the FLOPs per token that throughput and utilisation imply with the model's: 2N, or 6N in training."""
-    peak, gpus = _peak(case), case.plan.num_gpus
+    peak, gpus = highest_peak(case.plan), case.plan.num_gpus
     needed = case.flops_per_counted_token()
     training = case.plan.workload.kind == "training"
     active = case.plan.model.num_active_parameters
@@ -109,7 +110,7 @@ def throughput_follows_utilization(case: AuditCase) -> Iterator[Observation]:
 
 def achieved_rate(case: AuditCase) -> Iterator[Observation]:
     """Check that achieved FLOPS must be utilisation x peak; a factor that is a power of 1,000 is a unit error."""
-    peak = _peak(case)
+    peak = highest_peak(case.plan)
     for variant in VARIANTS:
         for rate in case.claimed("achieved_flops_per_gpu", variant):
             for used in rates(case, variant):
@@ -208,10 +209,6 @@ def compute_headroom(case: AuditCase) -> Iterator[Observation]:
                     arithmetic=f"1 - {used.shown} = {left.value:.1%}; claimed {claim.shown}",
                     consistent={claim.id: claim.in_unit(left.value)},
                 )
-
-
-def _peak(case: AuditCase) -> float:
-    return case.plan.cluster.device.peak(case.plan.options.dtypes.experts)
 
 
 def _pairs(first: list[Claim], second: list[Claim]) -> list[tuple[Claim, Claim]]:
