@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from moiety.cluster.catalog import catalog_devices, load_device
 from moiety.cost.power import padding_flops, power_w
-from moiety.model.feed_forward import MoeFeedForward
-from tests.scenarios import CALIBRATION
+from moiety.plan import DtypePolicy
+from tests.scenarios import CALIBRATION, moe, small_model
 
 share = st.floats(0, 1)
 
@@ -55,8 +55,12 @@ def test_no_clock_goes_below_what_memory_and_idle_draw() -> None:
 
 
 def test_experts_with_a_token_have_whole_tiles() -> None:
-    moe = MoeFeedForward(num_experts=4, top_k=1, expert_intermediate_size=32)
-    touched = 4 * (1 - (3 / 4) ** 2)
-    assert padding_flops("vllm", moe, 16, 2) == pytest.approx((64 * touched - 2) * 2 * 3 * 16 * 32)
-    assert padding_flops("vllm", moe, 16, 4 * 6400) < 0.01 * 4 * 6400 * 2 * 3 * 16 * 32
-    assert padding_flops("moiety", moe, 16, 2) == 0  # whose tiles no published run says anything of
+    part, touched = moe(num_experts=4, top_k=1), 4 * (1 - (3 / 4) ** 2)
+    model = small_model(part=part, dense_layers=1)
+    of_row = 2 * model.num_moe_layers * part.expert_parameters(model.hidden_size)
+    blocks = DtypePolicy(weights="fp8", experts="fp8", block_scales=True)
+    assert padding_flops("vllm", model, blocks, 2) == pytest.approx((64 * touched - 2) * of_row)
+    assert padding_flops("vllm", model, blocks, 4 * 6400) < 0.01 * 4 * 6400 * of_row
+    assert padding_flops("moiety", model, blocks, 2) == 0  # whose tiles no published run says anything of
+    others = (blocks.model_copy(update={"block_scales": False}), blocks.model_copy(update={"experts": "bf16"}))
+    assert [padding_flops("vllm", model, each, 2) for each in others] == [0, 0]

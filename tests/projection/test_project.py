@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moiety.calibration.calibration import weakest
+from moiety.calibration.engines import engine_calibration
 from moiety.errors import InputError
-from moiety.plan import Options, Phase, Plan, Projection
-from moiety.projection.project import evaluate
+from moiety.plan import DtypePolicy, Options, Phase, Plan, Projection
+from moiety.projection.project import computing_share, evaluate
 from moiety.projection.schedule import schedules
 from moiety.search.options import default_options
 from moiety.search.search import search
@@ -87,6 +89,22 @@ def test_a_slower_format_of_some_weights_does_not_change_what_utilisation_is_a_s
         share_of[name] = found.model_flops_utilization / found.throughput_tokens_per_s
     assert share_of["slow experts"] == pytest.approx(share_of["all"])
     assert share_of["slow weights"] == pytest.approx(share_of["all"])
+
+
+def test_experts_in_fp8_are_padded_where_they_have_a_scale_a_block_and_not_where_they_have_one() -> None:
+    case = scenario(small_model(), "h100x16", LOADS["decode"])
+    device = case.cluster.device
+    constants = engine_calibration("vllm", device.architecture, device.memory_bytes)
+    case = replace(case, engine="vllm", calibration=constants)
+    padded = list[float]()
+    for in_blocks in (False, True):
+        dtypes = DtypePolicy(weights="fp8", experts="fp8", block_scales=in_blocks)
+        plan = plan_for(case, "ep16_tp1", default_options(case).model_copy(update={"dtypes": dtypes}))
+        found = evaluate(plan, constants)
+        useful = projection_of(found.plan).model_flops_utilization
+        padded.append(computing_share(case, plan.pools[0], found.phases[0]) / useful)
+    assert padded[0] == pytest.approx(1)
+    assert padded[1] > 1.05
 
 
 @settings(max_examples=60)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from moiety.calibration.calibration import Engine, PowerConstants
     from moiety.cluster.device import Device
-    from moiety.model.feed_forward import MoeFeedForward
     from moiety.model.model import Model
     from moiety.plan import DtypePolicy
 
 _TILE_ROWS: dict[Engine, int] = {"vllm": 64}
 """Rows of a tile of an engine's kernel for experts in FP8 blocks where none is tuned (vLLM's `get_default_config` in
-fused_moe.py); of engines that are not named it is not known, and nothing is taken for padding."""
+fused_moe.py, whose tiles of other formats follow the tokens); of engines that are not named it is not known, and
+nothing is taken for padding."""
 
 
 def power_w(
@@ -43,12 +43,18 @@ def products_peak(device: Device, model: Model, dtypes: DtypePolicy) -> float:
     return device.peak(dtypes.weights if model.moe is None else dtypes.experts)
 
 
-def padding_flops(engine: Engine, moe: MoeFeedForward, hidden_size: int, tokens: float) -> float:
-    """Return what a layer's experts in FP8 compute on padding for so many tokens: those with any have whole tiles."""
+def padding_flops(engine: Engine, model: Model, dtypes: DtypePolicy, tokens: float) -> float:
+    """Return what all layers' experts in FP8 blocks compute on padding for so many tokens: those with any, whole tiles.
+
+    Experts in another format, or in FP8 with one scale, have none that is known. Those of a checkpoint whose dense
+    weights have a scale a block have one too.
+    """
     height = _TILE_ROWS.get(engine)
-    if height is None or not tokens:
+    if height is None or dtypes.experts != "fp8" or not dtypes.block_scales or not tokens:
         return 0.0
-    touched = moe.num_experts * (1 - (1 - moe.top_k / moe.num_experts) ** tokens)
-    rows = tokens * moe.top_k
-    padding = touched * math.ceil(rows / touched / height) * height - rows
-    return 2.0 * padding * moe.expert_parameters(hidden_size)
+    flops = 0.0
+    for moe in (block.moe for block in model.layers if block.moe is not None):
+        touched, rows = moe.num_experts * (1 - (1 - moe.top_k / moe.num_experts) ** tokens), tokens * moe.top_k
+        padding = touched * math.ceil(rows / touched / height) * height - rows
+        flops += 2.0 * padding * moe.expert_parameters(model.hidden_size)
+    return flops

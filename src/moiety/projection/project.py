@@ -112,11 +112,8 @@ def computing_share(scenario: Scenario, pool: Pool, phase: PhaseOutcome) -> floa
     dtypes = phase.outcome.graph.layout.options.dtypes
     peak = products_peak(device, model, dtypes)
     busy = phase.computed_tokens_per_s * flops_per_token(scenario, pool) / peak
-    if model.moe is not None and dtypes.experts == "fp8":
-        tokens = schedule.tokens_per_microbatch * pool.strategy.attn_dp
-        parts = [block.moe for block in model.layers if block.moe is not None]
-        padded = sum(padding_flops(scenario.engine, moe, model.hidden_size, tokens) for moe in parts)
-        busy += padded * schedule.num_microbatches * pool.strategy.instances / phase.step_s / peak
+    padded = padding_flops(scenario.engine, model, dtypes, schedule.tokens_per_microbatch * pool.strategy.attn_dp)
+    busy += padded * schedule.num_microbatches * pool.strategy.instances / phase.step_s / peak
     return min(busy / pool.num_gpus, 1.0)
 
 

@@ -54,9 +54,7 @@ def power_point(row: SystemRow) -> PowerPoint:
     pool = ServingPredictor(load_serving()).pool(case, case.decode)
     flops = model_flops_per_token(model, context_tokens=row.osl / 2, emitted_share=1.0, training=False)
     step_s, in_flight, dtypes = step_ms * 1e-3, batch(row), case.options.dtypes
-    peak, padded = products_peak(device, model, dtypes), 0.0
-    if model.moe is not None and dtypes.experts == "fp8" and dtypes.block_scales:
-        padded = padding_flops("vllm", model.moe, model.hidden_size, in_flight) * model.num_moe_layers
+    peak, padded = products_peak(device, model, dtypes), padding_flops("vllm", model, dtypes, in_flight)
     sequences = max(round(in_flight / pool.num_groups), 1)
     moved = pool.decode_bytes(sequences, round(row.osl / 2))
     return PowerPoint(
