@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from moiety.cli.option_settings import changed_options
 from moiety.cli.plan_file import load_plan
+from moiety.plan import DtypePolicy, Options
 from tests.cli.command import moiety, moiety_process
 
 if TYPE_CHECKING:
@@ -185,6 +187,12 @@ def test_a_pinned_strategy_is_planned_and_ranked(work: Path) -> None:
     assert document["search"]["chosen_by"] == "user"
     assert [line["strategy"] for line in document["search"]["ranking"] if not line["why_not"]] == ["ep64_tp2"]
     check_that_all_adds_up(work / "moiety-plan", 128)
+
+
+@pytest.mark.parametrize("name", DtypePolicy.model_fields)
+def test_every_format_of_a_plan_can_be_set_also_one_that_its_file_leaves_out(name: str) -> None:
+    value = True if name == "block_scales" else "fp16"
+    assert getattr(changed_options(Options(), [f"dtypes.{name}={value}"]).dtypes, name) == value
 
 
 def test_options_set_on_the_command_line_are_in_the_plan(work: Path) -> None:

@@ -27,7 +27,8 @@ def changed_options(options: Options, settings: Sequence[str]) -> Options:
     """
     fields: dict[str, object] = dict(options.model_dump())
     formats = cast("dict[str, object]", fields["dtypes"])
-    known = [name for name in type(options).model_fields if name != "dtypes"] + [f"dtypes.{name}" for name in formats]
+    known = [name for name in type(options).model_fields if name != "dtypes"]
+    known += [f"dtypes.{name}" for name in type(options.dtypes).model_fields]
     seen: set[str] = set()
     for setting in settings:
         name, equals, value = setting.partition("=")
