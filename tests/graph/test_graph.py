@@ -224,6 +224,12 @@ def test_prompts_whose_tokens_are_picked_are_absorbed_into_the_latent() -> None:
     assert picked["attention"].memory_bytes == 512 * MLA.num_heads * (latent + rank) * 2 + 512 * latent * 2
 
 
+def test_training_scores_all_tokens_and_masks_those_that_are_not_picked() -> None:
+    whole, masked = (indexed_ops(top_k, "training") for top_k in (256, 64))
+    assert masked["attention"].work == whole["attention"].work
+    assert masked["index_scores"].work == whole["index_scores"].work
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("attention", list(ATTENTIONS))
 def test_weights_of_all_gpus_are_the_model_s(name: str, attention: str) -> None:

@@ -127,7 +127,8 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
     up_width, rank = heads * (attention.qk_nope_head_dim + attention.v_head_dim), attention.kv_lora_rank
     prompt, absorbed = layout.prompt_tokens, layout.schedule.decode_tokens
     indexer = attention.indexer
-    picks = indexer is not None and not layout.training and layout.schedule.prompt_tokens > indexer.top_k
+    window = _visible(indexer.top_k if indexer and not layout.training else None)
+    picks = layout.schedule.prompt_tokens > window
     if picks:
         prompt, absorbed = 0, absorbed + prompt
     compressed = "kv_down_proj" if attention.q_lora_rank is None else "qkv_down_proj"
@@ -147,7 +148,7 @@ def _mla(attention: MultiHeadLatentAttention, hidden_size: int, layout: Layout) 
         qk_dim=qk_dim,
         v_dim=attention.v_head_dim,
         cache_elements=latent,
-        visible=_visible(indexer.top_k if indexer else None),
+        visible=window,
         absorbed_dims=(latent, attention.kv_lora_rank),
         absorbs_prompts=picks,
         kernel=None
