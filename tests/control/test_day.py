@@ -66,6 +66,27 @@ def test_a_lost_rank_is_fenced_after_the_timeout_and_taken_back_when_repaired() 
     assert day.refused_s == pytest.approx(found.served_after_s)
 
 
+@pytest.mark.parametrize(
+    ("ranks", "changes", "fenced_after_s"),
+    [(1, {"gpus_per_rank": 8}, STEADY.repair_s), (8, {"group_ranks": 8}, Policy().patience.silent_s)],
+)
+def test_a_fault_that_leaves_no_rank_is_overcome_when_it_is_repaired(
+    ranks: int, changes: dict[str, int], fenced_after_s: float
+) -> None:
+    """Whoever is alone and silent may go on elsewhere; who has come back empty does not."""
+    of = deployment(ranks, **changes)
+    day = day_of(of, "gpu:3@0.503", hours=3, slots=16)
+    (found,) = day.recoveries
+    assert found.fenced_after_s is not None
+    assert found.served_after_s is not None
+    assert fenced_after_s <= found.fenced_after_s <= fenced_after_s + STEADY.beat_s + 1e-9
+    assert STEADY.repair_s < found.served_after_s < STEADY.repair_s + STEADY.start_s + 10.0
+    assert found.back_after_s == found.served_after_s
+    assert day.refused_s == pytest.approx(found.served_after_s)
+    assert day.fewest_nodes == 0
+    assert day.served_share < 1
+
+
 def test_what_no_slot_is_left_for_is_refused_until_the_rank_is_back() -> None:
     day = day_of(deployment(most_slots=2), "gpu:3@0.503", hours=3, slots=16)
     (found,) = day.recoveries

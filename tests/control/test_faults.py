@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,9 @@ from moiety.control.policy import Policy, members_alone
 from moiety.control.state import Status, begun_anew, initial_state
 from moiety.control.working import is_covered
 from tests.control.deployments import at_rest, beats, carried_out, deployment, lose, started
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 @settings(max_examples=60)
@@ -250,6 +255,40 @@ def test_ranks_that_all_go_are_refused_not_guessed_at() -> None:
     state, commands = lose(started(deployment()), range(8), 1.0)
     assert any(isinstance(each, StandBack) for each in commands)
     assert (state.ranks.status == Status.WORKING).sum() in {0, 8}
+
+
+@pytest.mark.parametrize(("ranks", "group", "lost"), [(1, 1, [0]), (8, 8, [3]), (8, 1, range(8))])
+def test_where_no_rank_is_left_whoever_comes_back_is_taken_in(ranks: int, group: int, lost: Sequence[int]) -> None:
+    before = started(deployment(ranks, group_ranks=group))
+    state, commands = lose(before, lost, 1.0)
+    assert [type(each) for each in commands] == [Fence, StandBack]
+    assert commands[1] == StandBack("no rank is left")
+    assert (state.ranks.status == Status.FENCED).all()
+    now = 2.0 + Policy().backoff_s
+    state, commands = at_rest(apply(Timer(now), state), now)
+    assert commands == [], "and there is nothing to decide until then"
+    given: list[object] = []
+    for rank in range(ranks):
+        state, commands = at_rest(apply(Joined(now, rank), state), now)
+        given += commands
+    assert is_covered(state)
+    assert not state.refused
+    assert state.slot_map.shape == before.slot_map.shape
+    state = beats(state, now)
+    assert not state.standing_back
+    moved = [move for each in given if isinstance(each, MoveExperts) for move in each.moves]
+    assert {move.expert for move in moved if move.source is None} == set(range(16)), "nobody has any to give"
+
+
+def test_one_rank_alone_that_is_silent_may_go_on_elsewhere_until_it_is_known_to_have_ended() -> None:
+    state = beats(started(deployment(1)), 1.0)
+    late = 1.0 + Policy().patience.silent_s + 0.1
+    state, commands = settle(apply(Timer(late), state), late)
+    assert [type(each) for each in commands] == [StandBack]
+    assert state.ranks.members.all()
+    state, commands = settle(apply(Joined(late + 1, 0), state), late + 1)
+    assert [type(each) for each in commands] == [Fence]
+    assert state.ranks.status.tolist() == [Status.FENCED]
 
 
 def test_ranks_that_lose_each_other_meet_again_and_who_is_lost_again_is_cut_off() -> None:

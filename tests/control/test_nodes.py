@@ -100,6 +100,18 @@ def test_nodes_that_are_parked_come_back_as_a_whole_where_experts_have_no_room_w
     assert not state.refused
 
 
+def test_nodes_that_are_parked_are_called_where_no_rank_is_left() -> None:
+    state, _, now = asked(four_nodes(), 0.0, 20, 0.0)
+    assert working_nodes(state) == 1
+    state, given = lose(state, range(4), now)
+    (call,) = (command for command in given if isinstance(command, ScaleUp))
+    assert call.ranks == tuple(range(4, 4 * NODES))
+    for rank in call.ranks:
+        state, _ = at_rest(apply(Joined(now, rank), state), now)
+    assert is_covered(state)
+    assert not state.refused
+
+
 def test_of_equal_nodes_the_hottest_goes_first() -> None:
     state = four_nodes()
     for rank in range(4, 8):

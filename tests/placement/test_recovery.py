@@ -19,6 +19,7 @@ def test_recovery(seed: int, gpus: int, slots: int, experts: int, most: int) -> 
     found = recover(before, taking, shares, most_slots=most)
     size = found.slot_map.shape[2]
     assert slots <= size <= max(most, slots)
+    assert size == slots or taking.any(), "there is nobody to have more"
     assert (found.slot_map[:, ~taking] == -1).all()
     for layer in range(2):
         held = set(found.slot_map[layer].ravel().tolist()) - {-1}

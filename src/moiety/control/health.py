@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moiety import health
+from moiety.control.state import Status
 from moiety.health import Signs
 
 if TYPE_CHECKING:
@@ -28,16 +29,19 @@ def silent(state: State, now: float) -> Mask:
 def has_quorum(state: State, now: float) -> bool:
     """Return whether those heard are most of the members that may still live, so that no other part can be.
 
-    Of two halves the one with the lowest rank is the one. A process that is known to have ended is in neither.
+    Of two halves the one with the lowest rank is the one. A process that is known to have ended is in neither; where
+    all members have, nobody is elsewhere, and whoever is there to be fenced or taken in is all that there is.
     """
     if not state.policy.needs_majority:
         return True
     unheard = silent(state, now)
     alive = state.ranks.members & ~state.ranks.exited
+    if not alive.any():
+        return bool((state.ranks.status != Status.FENCED).any())
     heard = int((alive & ~unheard).sum())
     if 2 * heard != int(alive.sum()):
         return 2 * heard > int(alive.sum())
-    return heard > 0 and not unheard[int(alive.argmax())]
+    return not unheard[int(alive.argmax())]
 
 
 def hung(state: State, now: float) -> Mask:

@@ -28,6 +28,8 @@ def stand_back(state: State, now: float) -> tuple[Command, ...] | None:
     if state.superseded:
         return (StandBack(f"ranks work under a later epoch than {state.epoch}"),)
     unheard, members = int(silent(state, now).sum()), int(state.ranks.members.sum())
+    if not members:
+        return (StandBack("no rank is left"),)
     return (StandBack(f"{unheard} of {members} ranks are not heard, and may go on elsewhere"),)
 
 

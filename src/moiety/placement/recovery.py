@@ -71,7 +71,7 @@ def recover(
     readable = taking if sources is None else sources
     num_experts = shares.shape[1]
     count = int(taking.sum())
-    size = min(max(least, -(-num_experts // max(count, 1))), max(most_slots, least))
+    size = min(max(least, -(-num_experts // count)), max(most_slots, least)) if count else least
     after = np.full((layers, gpus, size), EMPTY, dtype=np.int64)
     after[:, taking, :before] = slot_map[:, taking, :size]
     fills: list[list[tuple[int, Fill]]] = []
