@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -28,27 +31,21 @@ NEW, PATIENCE_S = 2, 120.0
 ENDED_BAR_S = 5.0
 
 
-def _kill_while_experts_move(server: Server, expected: dict[int, list[int]]) -> float:
-    """Send prompts until experts are on their way, and kill the server then; return how long its ranks outlive it."""
-    prompts, deadline_s = itertools.cycle(PROMPTS), time.monotonic() + PATIENCE_S
-    prompt = next(prompts)
-    stream = Stream(server, prompt, NEW)
-    with server.client as client:
-        said = client.get("/ranks").json()
-        while not said["control"]["pending_moves"]:
-            assert time.monotonic() < deadline_s, f"no expert was seen to move: {said}"
-            if not stream.is_alive():
-                stream.check(expected[prompt[0]])
-                prompt = next(prompts)
-                stream = Stream(server, prompt, NEW)
-            said = client.get("/ranks").json()
-    server.process.kill()
-    began_s = time.monotonic()
-    awaited(lambda: all(is_gone(each["pid"]) for each in said["ranks"]))
-    ended_s = time.monotonic() - began_s
-    stream.join(PATIENCE_S)
+def _killed_while_experts_move(server: Server, expected: dict[int, list[int]], struck: Path) -> float:
+    """Send prompts until experts are on their way and the server is killed; return how long its ranks outlive it."""
+    deadline_s = time.monotonic() + PATIENCE_S
+    for prompt in itertools.cycle(PROMPTS):
+        stream = Stream(server, prompt, NEW)
+        stream.join(PATIENCE_S)
+        if not stream.is_complete:
+            break
+        stream.check(expected[prompt[0]])
+        assert time.monotonic() < deadline_s, f"no expert has moved: {server.control()}"
     assert stream.tokens == expected[prompt[0]][: len(stream.tokens)]
-    return ended_s
+    assert server.process.wait(PATIENCE_S) == -signal.SIGKILL, stream.error
+    killed = json.loads(struck.read_text())
+    awaited(lambda: all(is_gone(pid) for pid in killed["pids"]))
+    return time.monotonic() - killed["time_s"]
 
 
 def test_the_server_is_killed_while_experts_move(tmp_path: Path, recover: Recover) -> None:
@@ -57,8 +54,10 @@ def test_the_server_is_killed_while_experts_move(tmp_path: Path, recover: Recove
     expected = {prompt[0]: greedy_continuation(oracle, prompt, NEW) for prompt in PROMPTS}
     plan = planned(tmp_path / "plan", checkpoint, "local:2", "tp1_dp2_ep2")
     before = {file: file.read_bytes() for file in plan.iterdir()}
-    with served(plan, checkpoint, "--window", "0.3") as server:
-        ended_s = _kill_while_experts_move(server, expected)
+    struck = tmp_path / "struck"
+    environment = {**os.environ, "STRUCK": str(struck)}
+    with served(plan, checkpoint, "--window", "0.3", module="tests.chaos.struck", env=environment) as server:
+        ended_s = _killed_while_experts_move(server, expected, struck)
     assert {file: file.read_bytes() for file in plan.iterdir()} == before, "the plan is as it was"
     with served(plan, checkpoint) as again:
         assert [again.complete(prompt, NEW) for prompt in PROMPTS] == [expected[prompt[0]] for prompt in PROMPTS]
