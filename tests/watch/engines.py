@@ -106,12 +106,14 @@ def stat_dump(folder: Path, counts: np.ndarray, name: str) -> Path:
     return path
 
 
-def pass_dump(folder: Path, counts: np.ndarray, slot_map: np.ndarray, name: str) -> Path:
+def pass_dump(
+    folder: Path, counts: np.ndarray, slot_map: np.ndarray, name: str, *, rank: int = 0, first: int = 0
+) -> Path:
     """Write a dump as SGLang's recorder does in the mode `per_pass`: counts [passes, layers, slots] of one rank."""
-    path = folder / f"expert_distribution_recorder_{name}_0.pt"
+    path = folder / f"expert_distribution_recorder_{name}_{rank}.pt"
     passes = [
-        {"forward_pass_id": at, "rank": 0, "gatherer_key": "primary", "global_physical_count": torch.tensor(each)}
-        for at, each in enumerate(counts)
+        {"forward_pass_id": at, "rank": rank, "gatherer_key": "primary", "global_physical_count": torch.tensor(each)}
+        for at, each in enumerate(counts, first)
     ]
     torch.save({"records": passes, "last_physical_to_logical_map": torch.tensor(slot_map)}, path)
     return path

@@ -46,6 +46,69 @@ def test_the_newest_dump_says_what_the_engine_holds(tmp_path: Path) -> None:
     assert found.slot_map.tolist() == slot_map[:, ::-1].tolist()
 
 
+SLOTS = np.tile(np.arange(12) % EXPERTS, (LAYERS, 1))
+RANKS, PASSES = 4, 3
+OWN = np.repeat(np.arange(RANKS), 12 // RANKS)
+"""The rank of each slot."""
+
+
+def recorded(rng: np.random.Generator, exchange: str) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return what each rank records, [passes, layers, slots], and all tokens by expert, [layers, experts]."""
+    counts = rng.integers(1, 50, (RANKS, PASSES, LAYERS, 12), dtype=np.int32)
+    match exchange:
+        case "none":  # all compute all tokens
+            counts[:] = counts[0]
+            each = counts[0]
+        case "deepep, own tokens":
+            each = counts.sum(axis=0)
+        case _:  # what the rank's own experts got
+            counts *= (np.arange(RANKS)[:, None] == OWN)[:, None, None]
+            each = counts.sum(axis=0)
+    found = np.zeros((LAYERS, EXPERTS))
+    for slot in range(12):
+        found[:, SLOTS[0, slot]] += each.sum(axis=0)[:, slot]
+    return list(counts), found
+
+
+@pytest.mark.parametrize("exchange", ["none", "deepep, own tokens", "deepep, own experts"])
+def test_ranks_that_write_a_file_each_make_one_dump(exchange: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    of, tokens = recorded(rng, exchange)
+    for rank in (2, 0, 1):
+        pass_dump(tmp_path, of[rank], SLOTS, f"7.{rank}", rank=rank, first=40)
+    found = read_dumps(tmp_path, (), MODEL, EXPERTS, num_ranks=RANKS)
+    assert (found.counts, found.read, len(found.awaiting)) == (None, frozenset(), 3)
+    pass_dump(tmp_path, of[3], SLOTS, "7.3", rank=3, first=41)  # it may have begun later
+    found = read_dumps(tmp_path, (), MODEL, EXPERTS, num_ranks=RANKS, doubtful=found.awaiting)
+    assert (len(found.read), len(found.awaiting)) == (4, 0)
+    assert found.counts is not None
+    assert found.counts.tolist() == tokens.tolist()
+    of, more = recorded(rng, exchange)
+    for rank in range(RANKS):
+        pass_dump(tmp_path, of[rank], SLOTS, f"9.{rank}", rank=rank, first=44)
+    both = read_dumps(tmp_path, (), MODEL, EXPERTS, num_ranks=RANKS)
+    assert both.counts is not None
+    assert both.counts.tolist() == (tokens + more).tolist(), "two dumps, in one look"
+    new = read_dumps(tmp_path, found.read, MODEL, EXPERTS, num_ranks=RANKS)
+    assert new.counts is not None
+    assert new.counts.tolist() == more.tolist()
+
+
+def test_ranks_whose_files_do_not_come_are_waited_for_as_long_as_anything_is_written(tmp_path: Path) -> None:
+    counts = np.ones((PASSES, LAYERS, 12), dtype=np.int32)
+    pass_dump(tmp_path, counts, SLOTS, "1")
+    first = read_dumps(tmp_path, (), MODEL, EXPERTS, num_ranks=RANKS)
+    other = pass_dump(tmp_path, counts, SLOTS, "1", rank=1)
+    whole = other.read_bytes()
+    other.write_bytes(whole[: len(whole) // 2])
+    second = read_dumps(tmp_path, (), MODEL, EXPERTS, num_ranks=RANKS, doubtful=first.awaiting)
+    assert (second.counts, second.awaiting, len(second.broken)) == (None, first.awaiting, 1)
+    other.unlink()
+    third = read_dumps(tmp_path, (), MODEL, EXPERTS, num_ranks=RANKS, doubtful=second.awaiting)
+    assert third.read == first.awaiting
+    assert third.counts is not None
+
+
 def test_what_cannot_be_read_is_named_and_keeps_the_rest(tmp_path: Path) -> None:
     whole = stat_dump(tmp_path, np.ones((1, LAYERS, EXPERTS)), "1").read_bytes()
     (tmp_path / "half.pt").write_bytes(whole[: len(whole) // 2])

@@ -18,7 +18,7 @@ import pytest
 from moiety.cli.control_watch import site_of
 from moiety.watch.controller import Controller
 from tests.cli.command import moiety, refused
-from tests.watch.engines import Engine, listening, stat_dump
+from tests.watch.engines import Engine, listening, pass_dump, stat_dump
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -108,6 +108,25 @@ def test_run_after_run_it_keeps_a_placement_that_sglang_loads(plan: Path, tmp_pa
     assert sorted(each.name for each in out.iterdir()) == [
         ".lock", "advice.jsonl", "placement.json", "placement.previous.json", "state.npz",
     ]  # fmt: skip
+
+
+def test_files_of_ranks_that_come_in_two_rounds_are_one_window(plan: Path, tmp_path: Path) -> None:
+    out, dumps = tmp_path / "out", tmp_path / "dumps"
+    dumps.mkdir()
+    site, slots = site_of(str(plan), [], None, "sglang", 60.0), np.tile(np.arange(12) % EXPERTS, (LAYERS, 1))
+    counts = np.random.default_rng(3).integers(1, 99, (2, LAYERS, 12), dtype=np.int32)
+    rounds: list[Round] = []
+    for ranks in ((0, 1), (2, 3), (), (0,), ()):
+        for rank in ranks:
+            pass_dump(dumps, counts, slots, f"{len(rounds) // 3}", rank=rank, first=10 * (len(rounds) // 3))
+        rounds.append(Controller(site, out, dumps, 5.0).round())
+    assert [each.dumps_awaiting for each in rounds] == [2, 0, 0, 1, 0]
+    assert [each.dumps_read for each in rounds] == [0, 4, 0, 0, 1], "where only one rank's file comes, it is enough"
+    assert [each.windows for each in rounds] == [0, 1, 1, 1, 2]
+    pass_dump(dumps, counts, slots, "2", first=20)
+    assert "0, 2 windows known; 1 wait for other ranks' files" in " ".join(
+        moiety("control", "watch", plan, "--dumps", dumps, "--out", out, "--once").out.split()
+    )
 
 
 def test_killed_at_any_moment_it_goes_on_without_deciding_anything_twice(plan: Path, tmp_path: Path) -> None:

@@ -131,6 +131,16 @@ def test_counts_of_the_mode_per_pass() -> None:
         [[0 + 4, 1, 2, 3 + 5], [9, 8 + 10 + 11, 7, 6]],
         [[1 + 5, 2, 3, 4 + 6], [10, 9 + 11 + 12, 8, 7]],
     ]
+    assert routing.recorded_by == (0, 0, 1)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"rank": 1}, {"rank": None}, {"rank": True}, {"forward_pass_id": -1}, {"rank": 2**63}]
+)
+def test_who_has_recorded_a_dump_is_not_known_where_it_does_not_say_so(wrong: dict[str, object]) -> None:
+    one = {"forward_pass_id": 3, "rank": 0, "global_physical_count": [[1, 2]]}
+    assert read({"records": [one, one | {"forward_pass_id": 2}]}, as_json=True).recorded_by == (0, 2, 3)
+    assert read({"records": [one, one | wrong]}, as_json=True).recorded_by is None
 
 
 @pytest.mark.parametrize(

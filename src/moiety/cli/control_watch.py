@@ -197,6 +197,10 @@ def _document(done: Round) -> dict[str, object]:
     return {"time": time, **figures, "advice": [each.document() for each in done.advice]}
 
 
+def _awaiting(done: Round) -> str:
+    return f"; {done.dumps_awaiting} wait for other ranks' files" if done.dumps_awaiting else ""
+
+
 def _sections(done: Round, site: Site) -> Iterator[RenderableType]:
     from moiety.cli.table import pairs
 
@@ -209,7 +213,7 @@ def _sections(done: Round, site: Site) -> Iterator[RenderableType]:
         ("of it served", known(done.served_tokens_per_s, ",.1f", " tokens/s")),
         ("waiting", known(done.backlog_tokens, ",.0f", " tokens")),
         ("time per output token", known(done.tpot_s, ".4f", " s")),
-        ("dumps read", f"{done.dumps_read}, {done.windows} windows known"),
+        ("dumps read", f"{done.dumps_read}, {done.windows} windows known{_awaiting(done)}"),
         ("slots changed in the file", f"{done.moves:,}"),
         ("balance expected of the file", known(done.expected_balance, ".3f")),
         ("balance expected of the engine", known(done.expected_balance_in_force, ".3f")),

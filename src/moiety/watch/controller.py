@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from moiety.placement.problem import SlotMap
+    from moiety.watch.dumps import Dumps
     from moiety.watch.known import Round, Watch
     from moiety.watch.site import Site
 
@@ -53,12 +54,22 @@ class Controller:
         Then the next round goes on from what was decided, and writes that too.
         """
         readings = scrape_all(self.site.endpoints, self.timeout_s)
-        known, model, experts = self.watch.dumps_done, self.site.model, self.site.deployment.num_experts
-        dumps = nothing_read() if self.dumps is None else read_dumps(self.dumps, known, model, experts)
+        dumps = nothing_read() if self.dumps is None else self._look(self.dumps)
         self.watch, done = next_round(self.watch, self.site, Seen(time.time(), readings, dumps))
         write_all(self.folder, {STATE: watch_bytes(self.watch, self.site)})
         self._bring_up_to_date()
         return done
+
+    def _look(self, folder: Path) -> Dumps:
+        watch, of = self.watch, self.site.deployment
+        return read_dumps(
+            folder,
+            watch.dumps_done,
+            self.site.model,
+            of.num_experts,
+            num_ranks=of.num_ranks * of.gpus_per_rank,
+            doubtful=watch.dumps_doubtful,
+        )
 
     def _bring_up_to_date(self) -> None:
         """Write the files that do not say what is known."""

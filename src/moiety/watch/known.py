@@ -46,7 +46,7 @@ class Watch:
     dumps_done: frozenset[Mark] = frozenset()
     """Dumps that were read or given up and are still there."""
     dumps_doubtful: frozenset[Mark] = frozenset()
-    """Dumps that could not be read in the last round: perhaps half-written."""
+    """Dumps that could not be read in the last round, perhaps half-written, or to which ranks' files were missing."""
     dumps_broken: frozenset[Mark] = frozenset()
     """Those given up that are still there."""
     away: frozenset[int] = frozenset()
@@ -83,6 +83,9 @@ class Round:
     windows: int
     """Counts of experts known so far, at most those that the forecast keeps."""
     dumps_read: int
+    """Files."""
+    dumps_awaiting: int
+    """Files of dumps to which other ranks' files are still to come."""
     moves: int
     """Slots of the placement file that changed in this round."""
     expected_balance: float | None

@@ -83,12 +83,12 @@ def _in_force(watch: Watch, seen: Seen) -> SlotMap:
 
 
 def _next_dumps(watch: Watch, dumps: Dumps) -> dict[str, frozenset[Mark]]:
-    """Return which dumps are done with: one that cannot be read twice, unchanged, is given up."""
+    """Return which dumps are done with, and which are looked at again: one unreadable twice, unchanged, is given up."""
     broken = frozenset(dumps.broken)
     given_up = (broken & watch.dumps_doubtful) | (watch.dumps_broken & dumps.there)
     return {
         "dumps_done": (watch.dumps_done & dumps.there) | dumps.read | given_up,
-        "dumps_doubtful": broken - given_up,
+        "dumps_doubtful": (broken - given_up) | dumps.awaiting,
         "dumps_broken": given_up,
     }
 
@@ -132,6 +132,7 @@ def _round(
         measured_balance=measured,
         windows=windows,
         dumps_read=len(seen.dumps.read),
+        dumps_awaiting=len(seen.dumps.awaiting),
         moves=moves,
         expected_balance=_mean_balance(experts, after.placement) if windows else None,
         expected_balance_in_force=_mean_balance(experts, after.in_force) if known else None,

@@ -29,6 +29,8 @@ class Routing:
     """Sequence that each token belongs to, `[tokens]`."""
     slot_map: NDArray[np.int64] | None = None
     """Expert of each slot when the dump was written, `[layers of the dump, slots]`; SGLang's `records` have it."""
+    recorded_by: tuple[int, int, int] | None = None
+    """Rank that has recorded it, first and last forward pass, where each rank writes a file: SGLang's `records`."""
 
     @property
     def num_windows(self) -> int:
@@ -83,7 +85,9 @@ def read_routing(data: bytes, *, source: str, num_experts: int | None = None, nu
         if expected is not None and found != expected:
             key = "topk" if topk is not None else "counts"
             _refuse(source, key, f"has {found} {what}, the model {expected}")
-    return Routing(counts=counts, topk=topk, sequence=sequence, slot_map=arrays.get("slot_map"))
+    by = arrays["recorded_by"].tolist() if "recorded_by" in arrays else None
+    recorded_by = None if by is None else (by[0], by[1], by[2])
+    return Routing(counts, topk, sequence, arrays.get("slot_map"), recorded_by)
 
 
 def windowed(routing: Routing, num_windows: int) -> Routing:

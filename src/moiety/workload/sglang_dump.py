@@ -3,7 +3,8 @@
 The keys are those that SGLang's recorder writes (`python/sglang/srt/eplb/expert_distribution.py`): in the modes `stat`
 and `stat_approx` `logical_count` `[passes, layers, experts]`, summed over ranks; in `per_pass` and `per_token` a list
 `records`, one a forward pass of one rank, in physical expert ids, beside `last_physical_to_logical_map`
-`[layers, slots]`. One rank's file is enough: ranks that share their tokens record the same ones, others a sample.
+`[layers, slots]`. One rank's file is enough: ranks that share their tokens record the same ones, others a sample. Not
+so in `per_pass` with DeepEP's low-latency dispatch: there each rank records what its own experts got.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ MAX_PASS_WINDOWS = 32
 _TOPK = "topk_ids_of_layer"
 _COUNT = "global_physical_count"
 _MAP = "last_physical_to_logical_map"
+_TOO_LARGE = 2**63
 _COUNT_DIMENSIONS = 3
 """Of counts: passes, layers, experts."""
 
@@ -47,7 +49,8 @@ def gather_passes(counts: NDArray[np.float64]) -> NDArray[np.float64]:
 def arrays_of_records(found: Mapping[str, object], source: str) -> dict[str, NDArray[Any]]:
     """Return `topk` (and `sequence` where it can be known), or `counts`, of a dump's `records`, in logical experts.
 
-    Where the dump says which expert each slot held, that is `slot_map` `[layers, slots]`, for all layers of the dump.
+    Where the dump says which expert each slot held, that is `slot_map` `[layers, slots]`, for all layers of the dump;
+    where it says which rank has recorded which passes, `recorded_by` is that rank, the first and the last of them.
 
     The passes' tokens follow each other. Layers without experts and unused places of the recorder's wide rows, both
     -1 throughout, are left out. Raises InputError for records of another form.
@@ -67,6 +70,7 @@ def arrays_of_records(found: Mapping[str, object], source: str) -> dict[str, NDA
         _refuse(source, f"records[].{key}", f"differ in shape from pass to pass: {sorted(shapes)[:3]}")
     logical = _logical_of_physical(found.get(_MAP), arrays[0].shape[0], source)
     result: dict[str, NDArray[Any]] = {} if logical is None else {"slot_map": logical}
+    result |= _recorded_by(typed)
     if key == _COUNT:
         return {**result, "counts": gather_passes(_logical_counts(np.stack(arrays), logical, source))}
     topk = _logical_topk(np.concatenate(arrays, axis=1), logical, source)
@@ -182,6 +186,16 @@ def _sequences(records: list[dict[str, object]], num_tokens: list[int]) -> NDArr
             following, expected = following + count - total, -1
         any_known |= known
     return np.concatenate(parts).astype(np.int64) if any_known else None
+
+
+def _recorded_by(records: list[dict[str, object]]) -> dict[str, NDArray[Any]]:
+    """Return the rank that recorded the passes, and the numbers of the first and last; nothing where it is not said."""
+    ranks, numbers = (_integers([each.get(key) for each in records]) for key in ("rank", "forward_pass_id"))
+    if not ranks or not numbers or len({*ranks}) > 1:
+        return {}
+    if not all(0 <= each < _TOO_LARGE for each in (*ranks, *numbers)):
+        return {}
+    return {"recorded_by": np.array([ranks[0], min(numbers), max(numbers)], dtype=np.int64)}
 
 
 def _integers(value: object) -> list[int] | None:
