@@ -264,6 +264,21 @@ def test_a_run_without_warm_up_waits_once_its_start_fills_a_step(pools: tuple[Se
     assert added_s[1:] == pytest.approx([expected, expected])
 
 
+@pytest.mark.parametrize("backend", ["vllm", "sglang", "trtllm"])
+@pytest.mark.parametrize("osl", [1, 2, 4])
+def test_no_more_prompts_are_answered_than_are_computed(backend: str, osl: int) -> None:
+    row = ROW | {"model": "Qwen/Qwen3-32B", "system": "h100_sxm", "backend": backend, "backend_version": None}
+    row |= {"precision": None, "mode": "agg", "isl": 8192, "osl": osl, "concurrency": 128}
+    case = serving_case(ServingRow.model_validate(row | {"prefill": None, "decode": None, "tp": 4, "num_gpus": 4}))
+    pool = replace(ServingPredictor().pool(case, case.decode), memory=None)
+    pool = replace(pool, overheads=pool.overheads.model_copy(update={"interference": 1.0}))
+    for concurrency in (1, 8, 128, 1000):
+        latency = aggregated_latency(pool, concurrency)
+        request_s = latency.ttft_s + (osl - 1) * latency.tpot_s
+        computed_s = concurrency * filled_prompt_s(pool, group_load(pool, concurrency))
+        assert request_s >= computed_s * (1 - 1e-9)
+
+
 def test_an_offline_run_takes_whole_waves(pools: tuple[ServingPool, ServingPool]) -> None:
     decode = replace(pools[1], max_sequences=100)
     assert offline_sequences(decode) == 100

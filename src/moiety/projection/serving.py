@@ -91,6 +91,10 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
         + cold_s(pool, load.running)
         + (load.offered / load.running - 1 - out) * work.output_tokens * tpot_s
     )
+    decode_s = (work.output_tokens - 1) * tpot_s
+    if pool.in_closed_loop and engine.interference * load.running * own_s > ttft_s + decode_s:
+        # answers are over before the prompts of all others are: these set the time of a request
+        ttft_s = max(ttft_s, engine.interference * load.running * filled_prompt_s(pool, load) - decode_s)
     return ServingLatency(ttft_s, (1 + out) * tpot_s)
 
 
