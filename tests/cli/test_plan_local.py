@@ -109,7 +109,7 @@ def test_a_changed_constant_changes_what_is_projected_by_as_much(work: Path) -> 
     planned(config, "--cluster", "local:2x2", *SMALL)
     method = work / "moiety-plan" / "enhanced_deployment_method.json"
     document = json.loads(method.read_text())
-    steps: list[float] = []
+    times: list[float] = []
     for overhead in (0.005, 0.105):
         carried = json.loads(constants_file(work, step_overhead_s=overhead).read_text())
         changed = document | {"calibration": carried}
@@ -117,8 +117,8 @@ def test_a_changed_constant_changes_what_is_projected_by_as_much(work: Path) -> 
         method.write_text(json.dumps(changed))
         done = moiety("simulate", "moiety-plan", "--json")
         assert done.code == 0, done.err
-        steps.append(json.loads(done.out)["projection"]["step_s"])
-    assert steps[1] - steps[0] == pytest.approx(0.1)
+        times.append(json.loads(done.out)["projection"]["tpot_s"])
+    assert times[1] - times[0] == pytest.approx(0.1)
     failed = moiety("verify", "moiety-plan")  # its figures are still those of the other constant
     assert failed.code == 1
     assert "step_s: stated" in failed.err
