@@ -190,3 +190,27 @@ def test_the_arena_saves_memory() -> None:
         memory_of(small_model(), Strategy(attn_dp=4, ep=4), options=Options(arena=on)) for on in (True, False)
     )
     assert packed.bytes_by_kind["activations"] <= loose.bytes_by_kind["activations"]
+
+
+def test_an_engine_that_caches_all_tokens_has_no_use_of_windows() -> None:
+    model = load_catalog_model("gpt-oss-20b")
+    windowed, whole = (
+        plan_memory(
+            graph_of(model, Strategy()),
+            cached_tokens=100_000,
+            cached_sequences=10,
+            device=load_device("h200"),
+            engine=ENGINE,
+            engine_name=name,
+        ).bytes_by_kind["kv_cache"]
+        for name in ("vllm", "tensorrt-llm")
+    )
+    # every other layer sees 128 tokens of a sequence
+    assert whole == pytest.approx(2 * windowed / (1 + 10 * 128 / 100_000), rel=1e-6)
+
+
+def test_what_an_engine_leaves_free_is_a_share_of_what_weights_leave() -> None:
+    engine = ENGINE.model_copy(update={"reserve_bytes": 10, "unused_share": 0.1})
+    assert engine.kept_bytes(110, 0) == pytest.approx(20)
+    assert engine.kept_bytes(110, 60) == pytest.approx(14)
+    assert engine.kept_bytes(110, 200) == 10

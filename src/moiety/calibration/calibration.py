@@ -256,6 +256,12 @@ class EngineConstants(EngineOverheads):
 
     reserve_bytes: Bytes
     """Memory for the driver's context, captured graphs and the libraries' workspaces."""
+    unused_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """What the engine leaves free besides, of what weights and reserve leave."""
+
+    def kept_bytes(self, memory_bytes: float, weight_bytes: float) -> float:
+        """Return the bytes of a device's memory that neither weights nor cache get."""
+        return self.reserve_bytes + self.unused_share * max(memory_bytes - weight_bytes - self.reserve_bytes, 0)
 
 
 class PowerCurve(Record):

@@ -51,10 +51,12 @@ def engine_calibration(
     known_here = architecture in family.architectures
     if given is None:
         kernels = (family_calibration(family) if known_here else kernels).model_copy(update={"name": serving.name})
-    room = engine_memory(engine, "", memory_bytes, _NODE_GPUS).cache_bytes(memory_bytes, 0)
+    memory = engine_memory(engine, "", memory_bytes, _NODE_GPUS)
+    set_apart = memory.reserve_bytes if memory.of_free else memory_bytes - memory.cache_bytes(memory_bytes, 0)
     overheads = EngineConstants(
         **release.overheads(),
-        reserve_bytes=round(memory_bytes - room),
+        reserve_bytes=round(set_apart),
+        unused_share=1 - memory.share if memory.of_free else 0.0,
     )
     if not known_here:
         overheads = overheads.model_copy(update={"basis": "assumed"})

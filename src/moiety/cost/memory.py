@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from moiety.calibration.scheduling import scheduling
 from moiety.cost.arena import graph_lifetimes, live_peak, plan_arena
 from moiety.cost.training_memory import stored_activations, training_state_bytes, vocabulary_elements
 from moiety.cost.workspaces import Workspaces
@@ -17,7 +18,7 @@ from moiety.plan import MemoryPlan
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from moiety.calibration.calibration import EngineConstants
+    from moiety.calibration.calibration import Engine, EngineConstants
     from moiety.cluster.device import Device
     from moiety.graph.graph import Graph
     from moiety.graph.layout import Layout
@@ -33,23 +34,24 @@ def plan_memory(
     cached_sequences: int,
     device: Device,
     engine: EngineConstants,
-    is_own: bool = False,
+    engine_name: Engine | None = None,
     packed: bool = True,
 ) -> MemoryPlan:
     """Return the memory plan of the stage whose GPUs are fullest.
 
     `cached_tokens` and `cached_sequences` are what one attention group keeps in its KV cache at the most. Weights are
-    the graph's own weight tensors, so that memory and work cannot disagree. `is_own`: the engine is our run time, whose
-    ops take workspaces. Not `packed`, activations count as the bytes that live at once, which
-    no arena can undercut.
+    the graph's own weight tensors, so that memory and work cannot disagree. What it is by name says what of it is
+    cached, and whether it is our run time, whose ops take workspaces. Not `packed`, activations count as the bytes that
+    live at once, which no arena can undercut.
     """
     # training holds weights as products take them, and its work is counted with what autograd keeps
-    workspaces = Workspaces.on(device, graph) if is_own and not graph.layout.training else None
+    workspaces = Workspaces.on(device, graph) if engine_name == "moiety" and not graph.layout.training else None
     arena = plan_arena(graph, workspaces) if packed else None
     if arena is None:
         activations = max(live_peak(each) for each in graph_lifetimes(graph, workspaces))
     else:
         activations = arena.peak_bytes if graph.layout.options.arena else arena.unplanned_peak_bytes
+    keeps_all = engine_name is not None and scheduling(engine_name).keeps_all_tokens
     weights = tuple(layer_weight_bytes(ops) for ops in graph.layers)
     seen: set[tuple[object, ...]] = set()
     plans: list[MemoryPlan] = []
@@ -62,13 +64,16 @@ def plan_memory(
         )
         if key not in seen:
             seen.add(key)
-            cache = 0 if graph.layout.training else cache_bytes(graph, layers, cached_tokens, cached_sequences)
+            cache = 0
+            if not graph.layout.training:
+                cache = cache_bytes(graph, layers, cached_tokens, cached_sequences, keeps_all=keeps_all)
+            held = _weight_bytes(graph, stage, weights)
             kinds = {
-                **_weight_bytes(graph, stage, weights),
+                **held,
                 "kv_cache": cache,
                 "activations": activations,
                 "communication_buffers": _communication_bytes(graph),
-                "engine_reserve": engine.reserve_bytes,
+                "engine_reserve": round(engine.kept_bytes(device.memory_bytes, sum(held.values()))),
             }
             plans.append(_stage_plan(graph, stage, kinds, device, arena))
     return max(plans, key=lambda plan: (plan.total_bytes, -plan.stage))

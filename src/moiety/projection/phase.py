@@ -82,7 +82,7 @@ class PoolCase:
             cached_sequences=cached_sequences,
             device=self.scenario.cluster.device,
             engine=self.scenario.overheads,
-            is_own=self.scenario.engine == "moiety",
+            engine_name=self.scenario.engine,
             packed=packed,
         )
 

@@ -38,7 +38,8 @@ def serving_pools(plan: Plan, calibration: Calibration) -> ServingPools:
     Their caches have what weights and the engine's reserve leave of the memory.
     """
     scenario = scenario_of(plan, calibration)
-    memory = EngineMemory(1.0, scenario.overheads.reserve_bytes)
+    engine = scenario.overheads
+    memory = EngineMemory(1 - engine.unused_share, engine.reserve_bytes, of_free=True)
     pools = {pool.role: as_workers(scenario, pool, plan.options, memory=memory) for pool in plan.pools}
     if "mixed" in pools:
         return ServingPools(pools["mixed"], None, apart_of(scenario))

@@ -155,11 +155,16 @@ def expert_weights(block: Block, hidden_size: int, slots: float, etp: int) -> fl
     return slots * matrices * (part.latent_size or hidden_size) * part.expert_intermediate_size / etp
 
 
-def cache_bytes(block: Block, tp: int, tokens: int, sequences: int, dtypes: DtypePolicy) -> float:
-    """Return a layer's KV cache on each GPU: 2 kv d b a token, MLA's latent and indexer, a state if linear."""
+def cache_bytes(
+    block: Block, tp: int, tokens: int, sequences: int, dtypes: DtypePolicy, *, keeps_all: bool = False
+) -> float:
+    """Return a layer's KV cache on each GPU: 2 kv d b a token, MLA's latent and indexer, a state if linear.
+
+    A window caps a sequence's share, unless the engine keeps all tokens.
+    """
     attention, element = block.attention, CACHE_BYTES_PER_ELEMENT[dtypes.kv_cache]
     if isinstance(attention, GroupedQueryAttention):
-        kept = min(tokens, sequences * (attention.sliding_window or tokens))
+        kept = tokens if keeps_all else min(tokens, sequences * (attention.sliding_window or tokens))
         return 2 * max(attention.num_kv_heads / tp, 1) * attention.head_dim * element * kept
     if isinstance(attention, MultiHeadLatentAttention):
         index = attention.indexer.head_dim if attention.indexer else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from moiety.calibration.scheduling import scheduling
 from moiety.dtypes import BYTES_PER_ELEMENT, ROW_BYTES_PER_ELEMENT
 from moiety.strategy.stages import held_layers
 from moiety.verify.closed_form import (
@@ -213,18 +214,24 @@ def _expected_parts(inspection: Inspection, pool: Pool, memory: MemoryPlan) -> d
     ]
     tables = _tables(inspection, pool, memory)
     element = BYTES_PER_ELEMENT[dtypes.activations]
-    reserve = inspection.calibration.engines[plan.engine].reserve_bytes
+    engine = inspection.calibration.engines[plan.engine]
     expected = {
         "dense_weights": (_held(each, dense_shards), _TOLERANCE),
         "expert_weights": (_held(routed, expert_shards), _TOLERANCE),
         "embedding_and_head": (tables * model.vocab_size / strategy.tp * hidden * element, _TOLERANCE),
-        "engine_reserve": (float(reserve), 0.0),
         "communication_buffers": (_exchange_buffers(inspection, pool), _TOLERANCE),
         "kv_cache": (0.0, 0.0),
     }
+    weights = math.fsum(expected[kind][0] for kind in ("dense_weights", "expert_weights", "embedding_and_head"))
+    left = max(plan.cluster.device.memory_bytes - weights - engine.reserve_bytes, 0.0)
+    kept = engine.reserve_bytes + engine.unused_share * left
+    expected["engine_reserve"] = (kept, _TOLERANCE if engine.unused_share else 0.0)
     if pool.role != "training":
         tokens, sequences = _cached(inspection, pool)
-        cache = math.fsum(cache_bytes(block, strategy.tp, tokens, sequences, dtypes) for block in blocks)
+        whole = scheduling(plan.engine).keeps_all_tokens
+        cache = math.fsum(
+            cache_bytes(block, strategy.tp, tokens, sequences, dtypes, keeps_all=whole) for block in blocks
+        )
         expected["kv_cache"] = (cache, _TOLERANCE)
     else:
         expected |= _training_state(inspection, pool, memory)
