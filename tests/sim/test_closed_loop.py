@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
+from statistics import fmean
 
-import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moiety.sim.closed_loop import PlayedRun, PromptSteps, TwoStageRun, played
 
@@ -25,13 +28,13 @@ ANSWER_S = 10.0
 
 
 def _wait_s(run: PlayedRun) -> float:
-    return float(run.waits_s.mean())
+    return fmean(run.waits_s)
 
 
 def test_a_request_alone_waits_for_nothing() -> None:
     alone = played(replace(RUN, concurrency=1, prompts=PromptSteps(4, 0.2, 0.9, 1.0, 2.0), handed_over_s=0.05))
     assert alone.first_token_s(0.0) == pytest.approx(0.25)
-    assert not alone.waits_s.any()
+    assert not any(alone.waits_s)
 
 
 @pytest.mark.parametrize("concurrency", [96, 128, 4096])
@@ -126,4 +129,23 @@ def test_runs_come_out_the_same_every_time() -> None:
     run = replace(RUN, concurrency=40, slots=30, shortest_share=0.8, frontends=3)
     again = played.__wrapped__(run)
     assert played(run).ready_s == again.ready_s
-    assert np.array_equal(played(run).waits_s, again.waits_s)
+    assert played(run).waits_s == again.waits_s
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=30), st.floats(0, 120))
+def test_of_a_longer_overhead_nothing_is_lost_while_requests_wait_anyway(waits: list[float], overhead: float) -> None:
+    waits.sort()
+    run = PlayedRun(3.0, tuple(waits), (0.0, *accumulate(waits)))
+    assert run.first_token_s(overhead) == pytest.approx(3.0 + fmean(max(wait, overhead) for wait in waits))
+
+
+def test_paces_between_known_counts_are_linear() -> None:
+    def answer_s(sequences: int) -> float:
+        known = ((1.0, 0.01), (5.0, 0.03), (9.0, 0.04))
+        # nothing waits, all begin together: so many decode at one pace to the end
+        run = replace(RUN, concurrency=sequences, waves=2, token_s=known)
+        return fmean(played(replace(run, slots=sequences / 2)).waits_s) if sequences > 1 else 0.0
+
+    # of twice as many as there are slots for, a mean request of two waves waits for an answer at the slots' pace
+    assert answer_s(6) / answer_s(4) == pytest.approx(0.02 / 0.015, rel=0.01)
+    assert answer_s(14) / answer_s(10) == pytest.approx(0.035 / 0.03, rel=0.01)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _WAVES = 10
 """Requests of a run, over those in flight, where it has no end: as many as benchmarks send (InferenceX)."""
+_PARTS = 1, 2, 4, 8, 32
+"""Of the sequences that run at a time, those with which steps are timed; in between time is linear."""
 _STEPS_TO_FIRST_TOKEN = 1.5
 """The decoding worker gives out the first token: when a prompt's cache arrives, half a step is still to run."""
 
@@ -64,7 +66,7 @@ def apart_parts(prefill: ServingPool, decode: ServingPool, concurrency: int) -> 
         slots=decode.capacity() * groups,
         token_s=tuple(
             (running * groups, decode_token_s(decode, running))
-            for running in sorted({1.0, max(load.running / 2, 1.0), load.running})
+            for running in sorted({1.0, *(max(load.running / part, 1.0) for part in _PARTS)})
         ),
         output_tokens=work.output_tokens,
         shortest_share=work.shortest_share,

@@ -11,18 +11,15 @@ import heapq
 import math
 import random
 import statistics
+from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import cycle
+from itertools import accumulate, cycle
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Sequence
 
 _FOLLOWED = 256
 """Requests in flight that are followed one by one; more of them go in as many bundles, or down to a quarter fewer."""
@@ -102,15 +99,19 @@ class PlayedRun:
 
     ready_s: float
     """From the mean request's arrival until it could decode."""
-    waits_s: NDArray[np.float64]
-    """What each waited for a slot then."""
+    waits_s: tuple[float, ...]
+    """What each waited for a slot then, in rising order."""
+    summed_s: tuple[float, ...]
+    """Of those waits, the sums of the first ones: nought, one, two, ... all."""
 
     def first_token_s(self, overhead_s: float) -> float:
         """Return the mean time to first token where all requests took so much longer until they could decode.
 
         Who waits for a slot has it meanwhile: of the slots' time nothing is lost, and so nothing of the wait added.
         """
-        return self.ready_s + float(np.maximum(self.waits_s, overhead_s).mean())
+        shorter = bisect_left(self.waits_s, overhead_s)
+        longer_s = self.summed_s[-1] - self.summed_s[shorter]
+        return self.ready_s + (shorter * overhead_s + longer_s) / len(self.waits_s)
 
 
 @lru_cache(maxsize=4096)
@@ -122,7 +123,9 @@ def played(run: TwoStageRun) -> PlayedRun:
         plays = [_Play(run, seed) for seed in range(min(max(_FOLLOWED // run.concurrency, 1), _REPEATS))]
     for each in plays:
         each.run_to_its_end()
-    return PlayedRun(statistics.fmean(each.ready_s for each in plays), np.concatenate([each.waits_s for each in plays]))
+    waits_s = sorted(wait_s for each in plays for wait_s in each.waits_s)
+    ready_s = statistics.fmean(each.ready_s for each in plays)
+    return PlayedRun(ready_s, tuple(waits_s), (0.0, *accumulate(waits_s)))
 
 
 def _bundled(run: TwoStageRun) -> _Play:
@@ -177,6 +180,21 @@ class _PromptWorker:
     busy: bool = False
 
 
+def _at_every_count(known: Sequence[tuple[float, float]], most: int) -> list[float]:
+    """Return the seconds a token with 0, 1, ... `most` sequences: linear between the known ones, level beyond them."""
+    found = list[float]()
+    ahead = 0
+    for count in range(most + 1):
+        while ahead < len(known) and known[ahead][0] < count:
+            ahead += 1
+        if ahead in {0, len(known)}:
+            found.append(known[min(ahead, len(known) - 1)][1])
+            continue
+        (below, low_s), (above, high_s) = known[ahead - 1 : ahead + 1]
+        found.append(low_s + (count - below) / (above - below) * (high_s - low_s))
+    return found
+
+
 class _Play:
     """The state of a run whose requests each stand for `prompts` in each worker that computes them.
 
@@ -195,8 +213,7 @@ class _Play:
         self._order = 0
         self._ready_s = 0.0
         self._waits_s = list[float]()
-        counts, seconds = zip(*run.token_s, strict=True)
-        self._token_s = np.interp(np.arange(run.concurrency + 1), counts, seconds).tolist()
+        self._token_s = _at_every_count(run.token_s, run.concurrency)
         self._longest = run.output_tokens * 2 / (1 + run.shortest_share)
 
     @property
