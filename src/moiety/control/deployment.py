@@ -59,7 +59,7 @@ def deployment_of(plan: Plan, calibration: Calibration) -> Deployment:
     placement, strategy = pool.placement, pool.strategy
     assert placement is not None, "`pool_of` gives pools with experts"
     scenario = scenario_of(plan, calibration)
-    phase = judge_pool(scenario, pool, plan, timing="simulated")
+    phase = judge_pool(scenario, pool, plan.options, timing="simulated")
     memory, width = phase.memory, placement.slots_per_rank
     slot_bytes = memory.bytes_by_kind["expert_weights"] / width
     free = max(memory.capacity_bytes - memory.total_bytes, 0)
@@ -97,7 +97,7 @@ def clock_points(plan: Plan, pool: Pool, calibration: Calibration) -> tuple[Cloc
         cluster = plan.cluster.model_copy(update={"device": slower})
         scenario = scenario_of(plan.model_copy(update={"cluster": cluster}), calibration)
         projection = project_pool(
-            scenario, pool, judge_pool(scenario, pool, plan, timing="simulated"), clock_share=share
+            scenario, pool, judge_pool(scenario, pool, plan.options, timing="simulated"), clock_share=share
         )
         points.append(ClockPoint(share * device.max_clock_hz, projection.step_s, projection.power_w_per_gpu))
     return tuple(points)
@@ -109,7 +109,7 @@ def limit_choices(plan: Plan, calibration: Calibration, most_slowdown: float) ->
     slo = plan.workload.slo
     choices: list[LimitChoice] = []
     for pool in plan.pools:
-        outcome = judge_pool(scenario, pool, plan, timing="simulated")
+        outcome = judge_pool(scenario, pool, plan.options, timing="simulated")
         prefill = pool.role == "prefill"
         choices.append(
             limit_choice(

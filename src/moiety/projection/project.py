@@ -30,32 +30,49 @@ class Evaluation:
     phases: tuple[PhaseOutcome, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class EvaluatedPools:
+    """A plan's pools with what each comes to, and what they come to together."""
+
+    pools: tuple[Pool, ...]
+    phases: tuple[PhaseOutcome, ...]
+    whole: Projection
+
+
 def evaluate(plan: Plan, calibration: Calibration, *, timing: Timing = "simulated") -> Evaluation:
     """Return `plan` with the memory and projection of its pools and of the whole."""
-    scenario = scenario_of(plan, calibration)
-    phases = tuple(judge_pool(scenario, pool, plan, timing=timing) for pool in plan.pools)
+    found = evaluate_pools(scenario_of(plan, calibration), plan.pools, plan.options, timing=timing)
+    return Evaluation(plan.model_copy(update={"pools": found.pools, "projection": found.whole}), found.phases)
+
+
+def evaluate_pools(
+    scenario: Scenario, decided: tuple[Pool, ...], options: Options, *, timing: Timing = "simulated"
+) -> EvaluatedPools:
+    """Return pools whose decisions are made with the memory and projection of each, and the projection of the whole."""
+    phases = tuple(judge_pool(scenario, pool, options, timing=timing) for pool in decided)
+    projections = tuple(project_pool(scenario, pool, phase) for pool, phase in zip(decided, phases, strict=True))
     pools = tuple(
         pool.model_copy(
             update={
                 "memory": phase.memory,
-                "projection": project_pool(scenario, pool, phase),
+                "projection": projection,
                 "tables": phase.outcome.coverage.summary if phase.outcome.coverage else None,
             }
         )
-        for pool, phase in zip(plan.pools, phases, strict=True)
+        for pool, phase, projection in zip(decided, phases, projections, strict=True)
     )
-    whole = pools[0].projection
+    whole = projections[0]
     if len(pools) > 1:
         quick: Timing = "folded" if timing == "simulated" else timing
-        ttft_s = handed_over_ttft_s(scenario, pools, plan.options, phases[1], timing=quick)
+        ttft_s = handed_over_ttft_s(scenario, pools, options, phases[1], timing=quick)
         whole = project_disaggregated(scenario, pools, phases, ttft_s)
-    return Evaluation(plan.model_copy(update={"pools": pools, "projection": whole}), phases)
+    return EvaluatedPools(pools, phases, whole)
 
 
-def judge_pool(scenario: Scenario, pool: Pool, plan: Plan, *, timing: Timing) -> PhaseOutcome:
+def judge_pool(scenario: Scenario, pool: Pool, options: Options, *, timing: Timing) -> PhaseOutcome:
     """Return what one pool's phase comes to."""
     in_flight = scenario.workload.concurrency if pool.role in {"decode", "mixed"} else None
-    case = PoolCase(scenario, pool.strategy, plan.options, pool.placement, pool.first_rank, in_flight)
+    case = PoolCase(scenario, pool.strategy, options, pool.placement, pool.first_rank, in_flight)
     return phase_outcome(case, pool.role, pool.schedule, timing=timing)
 
 
