@@ -70,6 +70,39 @@ def test_kernels_and_collectives_are_predicted_and_the_rest_has_a_reason(
     assert "tier B" in rows[4]["skipped"]
 
 
+def test_plans_of_serving_rows_are_compared_by_themselves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, plot = tmp_path / "rows.jsonl", tmp_path / "plot.svg"
+    run = next(json.loads(each) for each in ROWS if '"mode"' in each and '"backend_version": "0.12.0"' in each)
+    guessed = run | {"draft_tokens": 2}
+    data.write_text("\n".join(json.dumps(row) for row in (run, guessed, SYSTEM_ROWS[0])), encoding="utf-8")
+    code, out, _ = _run(capsys, str(data), "--as-planned", "--json", "--plot", str(plot))
+    planned, as_run = json.loads(out), json.loads(_run(capsys, str(data), "--json")[1])
+    assert code == 0
+    assert (planned["as_planned"], as_run["as_planned"]) == (True, False)
+    assert planned["rows"][0]["predicted"] != as_run["rows"][0]["predicted"]
+    assert planned["rows"][0]["measured"] == as_run["rows"][0]["measured"]
+    assert "guessed tokens" in planned["rows"][1]["skipped"]
+    assert planned["rows"][2]["skipped"] == "as planned only serving rows are predicted"
+    assert planned["groups"]["version"].keys() == {"0.12.0"}
+    assert "planned ttft_ms, upwards" in plot.read_text(encoding="utf-8")
+    assert "3 rows, serving runs as `moiety plan` would time them" in _run(capsys, str(data), "--as-planned")[1]
+
+
+def test_a_page_has_the_errors_of_plans_beside_those_of_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.md"
+    assert _run(capsys, "--page", str(page), "--quiet")[0] == 0
+    _, _, section = page.read_text(encoding="utf-8").partition("## As planned\n")
+    (line,) = (each for each in section.splitlines() if each.startswith("| ttft_ms, prefill and decode apart |"))
+    planned = json.loads(_run(capsys, "--as-planned", "--json")[1])["groups"]["phase"]["disagg"]["ttft_ms"]
+    assert line.split("|")[2:4] == [f" {planned['num_rows']} ", f" {planned['mape']:.0%} "]
+    kernels = tmp_path / "kernels.jsonl"
+    kernels.write_text(json.dumps(SYSTEM_ROWS[0]), encoding="utf-8")
+    assert _run(capsys, str(kernels), "--page", str(page))[0] == 0
+    assert "## As planned" not in page.read_text(encoding="utf-8")
+
+
 def test_without_files_the_catalogues_own_measurements_are_used(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = _run(capsys)
     assert (code, err) == (0, "")
@@ -99,6 +132,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
         (("--plot", ""), ("--plot", "must name a file")),
         (("--plot", "p", "--page", "./p"), ("--page", "is the file of --plot too", "name two files")),
         (("--left-out", "rows.jsonl"), ("--left-out", "stands in a page", "--page")),
+        (("--as-planned", "--page", "p.md"), ("--page", "errors of plans", "leave --as-planned out")),
     ],
 )
 def test_files_that_could_not_be_written_are_named_before_the_work(

@@ -24,6 +24,14 @@ def validate(
         typer.Argument(metavar="[DATA]...", help="Files of measurements, JSON Lines; else the catalogue's own facts."),
     ] = None,
     *,
+    as_planned: Annotated[
+        bool,
+        typer.Option(
+            "--as-planned",
+            help="Predict serving rows as `moiety plan` would time them: by the engine's newest constants and its "
+            "defaults, whatever is known of the run.",
+        ),
+    ] = False,
     plot: Annotated[
         str | None,
         typer.Option(metavar="FILE.svg", help="Where a plot of predicted against measured goes.", show_default=False),
@@ -39,7 +47,11 @@ def validate(
     json: JsonSwitch = False,
     quiet: QuietSwitch = False,
 ) -> None:
-    """Set predictions beside published measurements; malformed rows are named by line and do not stop the rest."""
+    """Set predictions beside published measurements; malformed rows are named by line and do not stop the rest.
+
+    Serving rows are predicted with what is known of the run: its engine's release, and what the operator published of
+    its settings. A plan knows neither; --as-planned tells how far plans err.
+    """
     from moiety.cli.json_text import json_text
     from moiety.files import read_text, write_all
     from moiety.validation.compare import compare_rows
@@ -49,6 +61,9 @@ def validate(
     output = Output(json, quiet)
     files = [read_rows(Path(each)) for each in data] if data else [catalog_facts()]
     refuse_empty(files)
+    if as_planned and page is not None:
+        rule = "holds the errors of plans beside those of runs as it is"
+        raise InputError(rule, field="--page", value=page, remedy="leave --as-planned out")
     if left_out is not None and page is None:
         raise InputError("stands in a page", field="--left-out", value=left_out, remedy="name one with --page")
     lines = read_text(left_out).splitlines() if left_out is not None else []
@@ -60,28 +75,35 @@ def validate(
         for each in file.malformed:
             output.complain(f"{file.source}:{each.line}: {each.reason}")
     with output.progress("rows") as moved:
-        compared = compare_rows([row for file in files for row in file.rows], moved)
+        rows = [row for file in files for row in file.rows]
+        compared = compare_rows(rows, moved, as_planned=as_planned)
     if drawn is not None:
         from moiety.report.accuracy_plot import accuracy_svg
 
-        write_all(drawn.parent, {drawn.name: accuracy_svg(compared)})
+        write_all(drawn.parent, {drawn.name: accuracy_svg(compared, "planned" if as_planned else "predicted")})
     if written is not None:
         from moiety.report.accuracy_page import accuracy_page
 
-        write_all(written.parent, {written.name: accuracy_page(compared, lines)})
-    output.document(lambda: json_text(document(files, compared)))
+        with output.progress("rows as planned") as moved:
+            planned = compare_rows(rows, moved, as_planned=True)
+        write_all(written.parent, {written.name: accuracy_page(compared, planned, lines)})
+    output.document(lambda: json_text(document(files, compared, as_planned=as_planned)))
     if output.shows_tables:
         from moiety.cli.validate_tables import validation_sections
 
-        output.tables(validation_sections(files, compared))
+        output.tables(validation_sections(files, compared, as_planned=as_planned))
 
 
-def document(files: Sequence[ReadRows], compared: Sequence[Compared]) -> dict[str, Any]:
-    """Return the JSON document: every row, every malformed line, the errors by metric and by group."""
+def document(files: Sequence[ReadRows], compared: Sequence[Compared], *, as_planned: bool) -> dict[str, Any]:
+    """Return the JSON document: every row, every malformed line, the errors by metric and by group.
+
+    `as_planned` says whose predictions these are: a plan's, or those of what is known of the runs.
+    """
     from moiety.validation.score import as_document, group_scores, metric_scores, skipped_reasons
 
     sources = [file.source for file in files for _ in file.rows]
     return {
+        "as_planned": as_planned,
         "rows": [_row(each, source) for each, source in zip(compared, sources, strict=True)],
         "malformed": [
             {"file": file.source, "line": each.line, "reason": each.reason} for file in files for each in file.malformed

@@ -26,11 +26,14 @@ if TYPE_CHECKING:
 _WORST, _LEAST_ROWS = 8, 5
 
 
-def validation_sections(files: Sequence[ReadRows], compared: Sequence[Compared]) -> Iterator[RenderableType]:
+def validation_sections(
+    files: Sequence[ReadRows], compared: Sequence[Compared], *, as_planned: bool
+) -> Iterator[RenderableType]:
     """Yield what was read, the errors by metric and by group, the worst groups, and why rows were left out."""
     rows = sum(len(file.rows) for file in files)
     malformed = sum(len(file.malformed) for file in files)
     title = f"{rows:,} rows" + (f", {malformed:,} malformed lines left out" if malformed else "")
+    title += ", serving runs as `moiety plan` would time them" if as_planned else ""
     metrics = metric_scores(compared)
     yield table(
         title,
@@ -63,7 +66,7 @@ def validation_sections(files: Sequence[ReadRows], compared: Sequence[Compared])
     choices = (("serving", plan_choice(compared)), ("training", training_choice(compared)))
     if any(choice is not None for _, choice in choices):
         yield table(
-            "Choosing by the predictions",
+            "Choosing by plans" if as_planned else "Choosing by the predictions",
             ("of", ">groups", ">within 5 % of the best", ">mean loss", ">Spearman in groups"),
             [
                 (

@@ -9,6 +9,7 @@ from moiety.validation.score import (
     metric_scores,
     percent,
     plan_choice,
+    score_of,
     skipped_reasons,
     training_choice,
     worst_groups,
@@ -227,8 +228,20 @@ number and does not stop the rest.
 """
 
 
-def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) -> str:
-    """Return the page in Markdown; `left_out` are the lines that a cross-validated fit printed."""
+_PLANNED = """## As planned
+
+`moiety plan` knows neither a run's release nor what its operator set: it takes the constants of the engine's newest
+releases and its defaults. What the same law then errs by, on the serving rows that a plan can be made of
+(`moiety validate ROWS.jsonl ... --as-planned` has them by engine, release and so on, and why others were left out):
+
+"""
+
+
+def accuracy_page(compared: Sequence[Compared], planned: Sequence[Compared], left_out: Sequence[str] = ()) -> str:
+    """Return the page in Markdown.
+
+    `planned` are the same rows as plans would have them; `left_out`, the lines that a cross-validated fit printed.
+    """
     parts = [_HEAD]
     for phase in sorted({row.group.get("phase", "") for row in compared}):
         rows = [row for row in compared if row.group.get("phase", "") == phase]
@@ -286,6 +299,10 @@ def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) ->
             f"{percent(trained.share_near_best)} are within 5 % of the best measured; the mean loss is "
             f"{percent(trained.mean_loss)}.\n"
         )
+    by_plans = _errors_of_plans(compared, planned)
+    if by_plans:
+        columns = ("as planned", "rows", "MAPE", "median", "bias", "MAPE of the same rows as they ran")
+        parts.append(_PLANNED + _table(columns, by_plans))
     if left_out:
         parts.append(
             "## On rows that the fit did not see\n\n"
@@ -299,6 +316,23 @@ def accuracy_page(compared: Sequence[Compared], left_out: Sequence[str] = ()) ->
             "## Not predicted\n\n" + _table(("why", "rows"), [(why, str(count)) for why, count in skipped.items()])
         )
     return "\n".join([*parts, _FORMAT])
+
+
+def _errors_of_plans(compared: Sequence[Compared], planned: Sequence[Compared]) -> list[tuple[str, ...]]:
+    """Return a line of errors for each metric of serving rows whose prompts were computed here or there."""
+    found: list[tuple[str, ...]] = []
+    for phase, title in _TITLES.items():
+        pairs = [each for each in zip(compared, planned, strict=True) if each[1].group.get("phase") == phase]
+        for name in sorted({name for run, plan in pairs for name in run.error.keys() & plan.error.keys()}):
+            both = [
+                (run.error[name], plan.error[name])
+                for run, plan in pairs
+                if name in run.error.keys() & plan.error.keys()
+            ]
+            score, as_run = (score_of(errors) for errors in ([plan for _, plan in both], [run for run, _ in both]))
+            cells = (str(score.num_rows), *error_percents(score), percent(as_run.mape))
+            found.append((f"{name}, {title}", *cells))
+    return found
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -15,8 +15,11 @@ _SIDE, _MARGIN, _GAP = 420, 60, 40
 _COLOURS = ("#1b6ca8", "#c8553d", "#4f772d", "#7d4e9e", "#b8860b", "#3a3a3a", "#008080", "#a0306a")
 
 
-def accuracy_svg(rows: Sequence[Compared], colour_by: str = "backend") -> str:
-    """Return a panel for each metric: the diagonal is a perfect prediction, the band within 15 % of it."""
+def accuracy_svg(rows: Sequence[Compared], foretold: str = "predicted", colour_by: str = "backend") -> str:
+    """Return a panel for each metric: the diagonal is a perfect prediction, the band within 15 % of it.
+
+    `foretold` is the word for what stands upwards.
+    """
     points: dict[str, list[tuple[float, float, str]]] = {}
     for row in rows:
         label = row.group.get(colour_by) or row.group.get("kind", "")
@@ -35,14 +38,16 @@ def accuracy_svg(rows: Sequence[Compared], colour_by: str = "backend") -> str:
         f'<rect width="{width}" height="{height}" fill="white"/>',
     ]
     for index, (name, found) in enumerate(sorted(points.items())):
-        parts += _panel(name, found, colours, _MARGIN + index * (_SIDE + _GAP))
+        parts += _panel(name, found, colours, foretold, _MARGIN + index * (_SIDE + _GAP))
     for index, (label, colour) in enumerate(colours.items()):
         x = _MARGIN + index * 130
         parts.append(f'<circle cx="{x}" cy="20" r="4" fill="{colour}"/><text x="{x + 8}" y="24">{escape(label)}</text>')
     return "\n".join([*parts, "</svg>", ""])
 
 
-def _panel(name: str, points: Sequence[tuple[float, float, str]], colours: Mapping[str, str], left: int) -> list[str]:
+def _panel(
+    name: str, points: Sequence[tuple[float, float, str]], colours: Mapping[str, str], foretold: str, left: int
+) -> list[str]:
     numbers = [math.log10(value) for measured, predicted, _ in points for value in (measured, predicted)]
     low, high = math.floor(min(numbers)), max(math.ceil(max(numbers)), math.floor(min(numbers)) + 1)
     scale = _SIDE / (high - low)
@@ -64,5 +69,5 @@ def _panel(name: str, points: Sequence[tuple[float, float, str]], colours: Mappi
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{colours[label]}" fill-opacity="0.4"/>')
     middle = left + _SIDE / 2
     parts.append(f'<text x="{middle}" y="{_MARGIN + _SIDE + 36}" text-anchor="middle">measured {escape(name)}</text>')
-    parts.append(f'<text x="{middle}" y="{_MARGIN - 8}" text-anchor="middle">predicted {escape(name)}, upwards</text>')
+    parts.append(f'<text x="{middle}" y="{_MARGIN - 8}" text-anchor="middle">{foretold} {escape(name)}, upwards</text>')
     return parts

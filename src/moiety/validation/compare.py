@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from moiety.errors import InputError
 from moiety.records import broken_rule
+from moiety.validation.as_planned import PlanPredictor
 from moiety.validation.predict import ServingPredictor
 from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_row import NOTHING_BETWEEN, ServingRow
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from moiety.validation.serving_case import ServingCase
     from moiety.validation.system_row import SystemRow
     from moiety.validation.training_case import TrainedDeployment
+
+_NO_SERVING = "as planned only serving rows are predicted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +68,30 @@ class Compared:
         }
 
 
-def compare_rows(rows: Sequence[ReadRow], moved: Callable[[int, int], None] | None = None) -> list[Compared]:
-    """Return every row beside its prediction; `moved` is told (rows done, rows in all)."""
-    predictor = ServingPredictor()
+def compare_rows(
+    rows: Sequence[ReadRow], moved: Callable[[int, int], None] | None = None, *, as_planned: bool = False
+) -> list[Compared]:
+    """Return every row beside its prediction; `moved` is told (rows done, rows in all).
+
+    With `as_planned` it is what `moiety plan` would say of a serving row's deployment; other rows are skipped.
+    """
+    predictor = PlanPredictor() if as_planned else ServingPredictor()
     found = list[Compared]()
     for done, each in enumerate(rows, 1):
-        found.append(
-            _serving(each.row, each.line, predictor)
-            if isinstance(each.row, ServingRow)
-            else _system(each.row, each.line)
-        )
+        if isinstance(each.row, ServingRow):
+            found.append(_serving(each.row, each.line, predictor))
+        elif as_planned:
+            found.append(
+                Compared(each.row.id, each.line, system_group(each.row), _numbers(each.row), skipped=_NO_SERVING)
+            )
+        else:
+            found.append(_system(each.row, each.line))
         if moved is not None and done % 50 == 0:
             moved(done, len(rows))
     return found
 
 
-def _serving(row: ServingRow, line: int, predictor: ServingPredictor) -> Compared:
+def _serving(row: ServingRow, line: int, predictor: ServingPredictor | PlanPredictor) -> Compared:
     measured, known = row.measured.model_dump(exclude_none=True), row.latencies.model_dump(exclude_none=True)
     group = {
         "model": row.model,
@@ -113,7 +124,7 @@ def _serving(row: ServingRow, line: int, predictor: ServingPredictor) -> Compare
 
 
 def _system(row: SystemRow, line: int) -> Compared:
-    measured = {name: value for name, value in row.metrics.items() if isinstance(value, float)}
+    measured = _numbers(row)
     group = system_group(row)
     try:
         predicted = predict_system(row)
@@ -126,6 +137,11 @@ def _system(row: SystemRow, line: int) -> Compared:
         return Compared(row.id, line, group, measured, skipped="none of its metrics is predicted")
     trained = trained_deployment(row) if row.phase == "training" else None
     return Compared(row.id, line, group, {name: measured[name] for name in kept}, kept, trained=trained)
+
+
+def _numbers(row: SystemRow) -> dict[str, float]:
+    """Return what was measured in a row."""
+    return {name: value for name, value in row.metrics.items() if isinstance(value, float)}
 
 
 def _why(reason: Exception) -> str:
