@@ -131,6 +131,40 @@ def check_folder(folder: Path | str) -> None:
         raise OutputError(f"{current}: cannot be written: {reason}; nothing was changed")
 
 
+def checked_target(option: str, name: str) -> Path:
+    """Return the file that an option names; raise InputError or OutputError where nothing could be written there."""
+    path = Path(name)
+    try:
+        is_folder = path.is_dir() or name.endswith("/")
+    except OSError as error:
+        raise OutputError(f"{option}: {name}: cannot be written: {_reason(error)}; nothing was changed") from None
+    if is_folder:
+        raise InputError("must name a file, not a folder", field=option, value=name)
+    check_folder_of(option, path)
+    return path
+
+
+def checked_folder(option: str, name: str) -> Path:
+    """Return the folder that an option names; raise OutputError where nothing could be written into it."""
+    with naming(option):
+        check_folder(name)
+    return Path(name)
+
+
+def check_folder_of(option: str, path: Path) -> None:
+    """Raise OutputError where the folder of a path that an option names could not be written into, or be made."""
+    checked_folder(option, str(path.parent))
+
+
+@contextlib.contextmanager
+def naming(option: str) -> Generator[None]:
+    """Put the option that named a place before what is said of it where that cannot be written."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(f"{option}: {error}") from None
+
+
 def write_all(folder: Path | str, contents: Mapping[str, str | bytes]) -> tuple[Path, ...]:
     """Write the files, by name, into the folder (made where it is missing) and return their paths.
 

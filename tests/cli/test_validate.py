@@ -130,6 +130,7 @@ def test_a_file_without_rows_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
         (("--plot", "p.svg", "--page", "."), ("--page", "must name a file, not a folder")),
         (("--plot", "p.svg", "--page", "rows.jsonl/p.md"), ("rows.jsonl", "there is a file of that name")),
         (("--plot", ""), ("--plot", "must name a file")),
+        (("--plot", "p" * 300), ("--plot", "cannot be written", "name too long")),
         (("--plot", "p", "--page", "./p"), ("--page", "is the file of --plot too", "name two files")),
         (("--left-out", "rows.jsonl"), ("--left-out", "stands in a page", "--page")),
         (("--as-planned", "--page", "p.md"), ("--page", "errors of plans", "leave --as-planned out")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,8 +30,6 @@ from moiety.validation.serving_case import serving_case
 from moiety.validation.serving_row import ServingRow
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
 CALIBRATION = load_calibration()
@@ -159,6 +158,37 @@ def test_rows_that_cannot_be_read_are_named(tmp_path: Path, capsys: pytest.Captu
     empty.write_text("")
     assert main(["kernels", str(empty)]) == 2
     assert "empty.jsonl" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("rows.jsonl/into.json", ("cannot be written", "there is a file of that name")),
+        ("made.json/", ("must name a file, not a folder",)),
+        (".", ("must name a file, not a folder",)),
+        ("p" * 300, ("cannot be written", "name too long")),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named_by_its_option_before_the_fit(
+    name: str, words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(catalog_text("measurements", "facts", ".jsonl").splitlines()[0], encoding="utf-8")
+    assert main(["serving", str(rows), "--into", f"{tmp_path}/{name}"]) == 2
+    found = capsys.readouterr()
+    assert (found.out, found.err.count("\n")) == ("", 1)
+    assert all(word in found.err for word in ("--into", *words)), found.err
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder that takes no files, even root's")
+def test_a_file_that_cannot_be_written_after_the_fit_names_its_option(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(catalog_text("measurements", "facts", ".jsonl").splitlines()[0], encoding="utf-8")
+    assert main(["serving", str(rows), "--into", "/proc/made/into.json"]) == 2
+    assert capsys.readouterr().err.startswith("--into: /proc")
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ import typer
 
 from moiety.cli.ending import ended_by
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
-from moiety.cli.target import checked_folder
 from moiety.errors import InputError, MoietyError, nearest
+from moiety.files import checked_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

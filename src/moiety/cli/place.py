@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
-from moiety.cli.target import checked_target
 from moiety.errors import InputError, nearest
+from moiety.files import checked_target, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -235,8 +235,6 @@ def _picture(placed: Placed, layer: int | None) -> str:
 
 def _written(contents: dict[Path, str]) -> tuple[str, ...]:
     """Write each file whole, those of one folder all or none, and return their paths."""
-    from moiety.files import write_all
-
     folders: dict[Path, dict[str, str]] = {}
     for path, text in contents.items():
         folders.setdefault(path.parent, {})[path.name] = text

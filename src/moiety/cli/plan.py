@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
-from moiety.cli.target import checked_folder, naming
 from moiety.errors import InputError, OutputError
+from moiety.files import checked_folder, naming, write_all
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -214,7 +214,6 @@ def write_plan(made: Evaluation, scenario: Scenario, folder: Path) -> tuple[str,
     from moiety.cli.json_text import json_text
     from moiety.cli.plan_file import METHOD_SUFFIX, method_json
     from moiety.cli.verification import verified
-    from moiety.files import write_all
 
     finished = made.plan
     document = method_json(finished)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
-from moiety.cli.target import checked_target
 from moiety.errors import InputError, nearest
+from moiety.files import checked_target, read_bytes, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -111,7 +111,6 @@ def _option(field: str) -> str:
 
 
 def _read(path: str) -> Routing:
-    from moiety.files import read_bytes
     from moiety.workload.routing import read_routing
 
     return read_routing(read_bytes(path), source=path)
@@ -124,7 +123,6 @@ def _show(path: str, output: Output) -> None:
 
 
 def _synthesize(like: str, out: Path, sizes: dict[str, int | None], groups: int, seed: int, output: Output) -> None:
-    from moiety.files import write_all
     from moiety.workload.routing_file import npz_bytes
     from moiety.workload.routing_statistics import routing_statistics
     from moiety.workload.synthetic_routing import synthesize

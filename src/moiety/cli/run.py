@@ -15,8 +15,8 @@ from moiety.cli.rank_options import (  # typer reads them when the program runs
     RankOutputOption,  # noqa: TC001
     TransportOption,  # noqa: TC001
 )
-from moiety.cli.target import checked_target
 from moiety.errors import InputError
+from moiety.files import checked_target, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -119,7 +119,6 @@ def _show(
     from moiety.cli.json_text import json_text
     from moiety.cli.run_bench import bench_result
     from moiety.cli.run_result import RunResult, run_sections
-    from moiety.files import write_all
 
     result = RunResult(prepared.job, reports, prepared.folding)
     result = result.with_texts(prepared.texts(result.outputs))

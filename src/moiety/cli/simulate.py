@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
-from moiety.cli.target import checked_target
 from moiety.errors import InputError
+from moiety.files import checked_target, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,6 @@ def simulate(
     from moiety.cli.serving_load import ServingLoad, check_load, serve_load
     from moiety.cli.verification import refuse_unsound
     from moiety.cli.what_if import Answers, WhatIf
-    from moiety.files import write_all
     from moiety.projection.project import evaluate
     from moiety.search.failure import parse_failures
 

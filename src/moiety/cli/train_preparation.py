@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moiety.cli.run_choice import choose, transport_named
-from moiety.cli.target import check_folder_of
 from moiety.cli.train_plan import batch_of, check_trainable, planned_peaks, planned_sharding, trained
 from moiety.errors import InputError
-from moiety.files import MAX_DATA_BYTES, read_text
+from moiety.files import MAX_DATA_BYTES, check_folder_of, read_text
 from moiety.runtime.job import TRAINING_ENTRY, Job, Training
 from moiety.runtime.training.balance import BIAS
 from moiety.runtime.training.data import read_rows

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moiety.cli.output import JsonSwitch, Output, QuietSwitch
-from moiety.cli.target import checked_target
 from moiety.errors import InputError
+from moiety.files import checked_target, read_text, write_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +53,6 @@ def validate(
     its settings. A plan knows neither; --as-planned tells how far plans err.
     """
     from moiety.cli.json_text import json_text
-    from moiety.files import read_text, write_all
     from moiety.validation.compare import compare_rows
     from moiety.validation.facts import catalog_facts
     from moiety.validation.rows import read_rows, refuse_empty

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from moiety.calibration.reader import read_calibration
 from moiety.calibration.serving import ServingConstants
 from moiety.errors import InputError, MoietyError
-from moiety.files import check_folder, read_text, write_all
+from moiety.files import checked_target, naming, read_text, write_all
 from moiety.records import broken_rule
 from moiety.validation.fit_apart import APART_FIT
 from moiety.validation.fit_collectives import COLLECTIVES_FIT
@@ -39,12 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("what", choices=sorted(FITTINGS), help="which constants")
     parser.add_argument("rows", nargs="+", type=Path, help="files of measured rows, JSON Lines")
     parser.add_argument(
-        "--into", type=Path, help="the file of constants that is written, or in which they are replaced"
+        "--into", metavar="FILE", help="the file of constants that is written, or in which they are replaced"
     )
     parser.add_argument("--cross-validate", action="store_true", help="also fit without some rows, and test on those")
     given = parser.parse_args(arguments)
     try:
-        _fit(FITTINGS[given.what], given.rows, given.into, cross_validate=given.cross_validate)
+        into = checked_target("--into", given.into) if given.into is not None else None
+        _fit(FITTINGS[given.what], given.rows, into, cross_validate=given.cross_validate)
     except MoietyError as error:
         sys.stderr.write(f"{error}\n")
         return error.exit_code
@@ -68,12 +69,13 @@ def _fit(fitting: Fitting[Any, Any], paths: Sequence[Path], into: Path | None, *
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
     if into is not None:
-        write_all(into.parent, {into.name: fitting.rewritten(before, constants, samples)})
+        text = fitting.rewritten(before, constants, samples)
+        with naming("--into"):
+            write_all(into.parent, {into.name: text})
 
 
 def _before(name: str, into: Path) -> str:
     """Return what the file of constants holds, empty where it is new; raise InputError where it holds others."""
-    check_folder(into.parent)
     text, source = read_text(into) if into.exists() else "", str(into)
     if name in {COLLECTIVES_FIT.name, KERNELS_FIT.name, POWER_FIT.name}:
         read_calibration(text, source=source)
