@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from moiety.plan import Schedule
-from moiety.projection.admission import CHUNK_TOKENS
+from moiety.projection.admission import PROMPT_TOKENS
 
 if TYPE_CHECKING:
     from moiety.plan import Options, Phase
@@ -29,7 +29,7 @@ def schedules(
         return _batches(workload, phase, workload.tokens_per_batch / groups, strategy, options)
     if phase == "prefill":
         # a pool of a serving deployment: prompts one batch at a time
-        prompts = max(CHUNK_TOKENS // workload.input_tokens, 1)
+        prompts = max(PROMPT_TOKENS // workload.input_tokens, 1)
         return _batches(workload, phase, prompts * workload.input_tokens, strategy, options)
     in_flight = concurrency if concurrency is not None else workload.concurrency
     assert in_flight is not None, "an arrival rate is turned into a concurrency before it is scheduled"

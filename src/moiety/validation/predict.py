@@ -10,7 +10,7 @@ from moiety.calibration.engines import family_calibration
 from moiety.calibration.expert_kernels import has_contiguous_experts, with_contiguous_experts
 from moiety.calibration.scheduling import scheduling
 from moiety.calibration.serving_catalog import load_serving
-from moiety.projection.admission import CHUNK_TOKENS
+from moiety.projection.admission import CHUNK_TOKENS, PROMPT_TOKENS
 from moiety.projection.scenario import Scenario
 from moiety.projection.serving import aggregated_latency
 from moiety.projection.serving_apart import apart_parts, disaggregated_latency
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
     from moiety.projection.serving import ServingLatency
     from moiety.projection.serving_apart import ApartParts
     from moiety.validation.serving_case import ServingCase, WorkerCase
-
-
-_PROMPT_TOKENS = 16_384
-"""Prompt tokens that a step of workers takes at the most that compute nothing else.
-
-`max_num_tokens` in most published recipes (NVIDIA/srt-slurm, recipes/trtllm: 16,384 to 16,896 in 212 of 329, 8,192 to
-10,240 in 98), `chunked-prefill-size` for each attention group in those of SGLang with 131,072 and 8 groups.
-"""
 
 
 class ServingPredictor:
@@ -88,5 +80,5 @@ class ServingPredictor:
 def _step_tokens(case: ServingCase, worker: WorkerCase) -> int:
     """Return the prompt tokens that a step of some workers takes at the most."""
     if case.disaggregated and worker is case.prefill:
-        return _PROMPT_TOKENS
+        return PROMPT_TOKENS
     return case.input_tokens if case.one_prompt_a_step else CHUNK_TOKENS
