@@ -15,7 +15,9 @@ from moiety.errors import InputError
 from moiety.plan import DtypePolicy, Options, Phase, Plan, Projection
 from moiety.projection.project import computing_share, evaluate
 from moiety.projection.schedule import schedules
+from moiety.search.judge import Judged, judge
 from moiety.search.options import default_options
+from moiety.search.planner import assemble
 from moiety.search.search import search
 from moiety.strategy.strategy import parse_strategy
 from tests.scenarios import (
@@ -153,6 +155,42 @@ def test_the_mean_of_a_request_s_life_is_served_at_the_rate_it_arrives() -> None
     flooded = scenario(small_model(), "h100x1", asked.model_copy(update=many))
     with pytest.raises(InputError, match="arrive faster"):
         search(flooded, default_options(flooded))
+
+
+@pytest.mark.parametrize("name", ["tp8", "tp4_pp2", "tp2_dp4_ep8", "tp2_x4"])
+def test_what_arrives_is_answered_as_long_as_there_is_room(name: str) -> None:
+    strategy = parse_strategy(name, 8)
+    for rate in (0.5, 3.0, 11.0, 40.0, 90.0):
+        asked = mixed_load().model_copy(update={"concurrency": None, "request_rate_per_s": rate})
+        case = scenario(small_model(), "h100x8", asked)
+        judged = judge(case, strategy, default_options(case))
+        assert isinstance(judged, Judged)
+        found, pool = judged.projection, judged.pools[0]
+        assert found.throughput_tokens_per_s == pytest.approx(rate * asked.output_tokens, rel=1e-9)
+        assert found.ttft_s is not None
+        assert found.tpot_s is not None
+        room = pool.schedule.decode_sequences * pool.schedule.num_microbatches * strategy.num_groups
+        assert rate * (found.ttft_s + (asked.output_tokens - 1) * found.tpot_s) <= room
+
+
+def test_a_plan_that_more_arrives_at_than_it_answers_is_as_busy_as_it_can_be() -> None:
+    asked = mixed_load().model_copy(update={"concurrency": None, "request_rate_per_s": 90.0})
+    case = scenario(small_model(), "h100x8", asked)
+    judged = judge(case, parse_strategy("tp2_dp4_ep8", 8), default_options(case))
+    assert isinstance(judged, Judged)
+    plan = assemble(case, judged.pools, judged.options, "test", "0")
+    answered: list[float] = []
+    for rate in (90.0, 95.0, 1e3, 1e6):
+        more = asked.model_copy(update={"request_rate_per_s": rate})
+        found = projection_of(evaluate(plan.model_copy(update={"workload": more}), CALIBRATION).plan)
+        assert found.ttft_s is not None
+        assert found.tpot_s is not None
+        answered.append(found.throughput_tokens_per_s / asked.output_tokens)
+        in_flight = answered[-1] * (found.ttft_s + (asked.output_tokens - 1) * found.tpot_s)
+        assert in_flight <= 4 * plan.pools[0].schedule.decode_sequences * (1 + 1e-9)
+    assert answered[0] == pytest.approx(90)
+    assert 90 < answered[1] < 95
+    assert answered[1:] == pytest.approx([answered[1]] * 3)
 
 
 @pytest.mark.parametrize("concurrency", [16, 17, 31, 32, 500])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from moiety.cost.memory import plan_memory
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moiety.placement.placement import Placement
     from moiety.plan import MemoryPlan, Options, Phase, Schedule
     from moiety.projection.scenario import Scenario
+    from moiety.projection.serving import ServingLatency
     from moiety.projection.serving_pool import ServingPool
     from moiety.projection.step import StepOutcome, Timing
     from moiety.strategy.strategy import Strategy
@@ -67,6 +68,10 @@ class PoolCase:
         """Return what the engine adds to the time to first token where so many requests are in flight."""
         engine = self.scenario.overheads
         return engine.request_overhead_s + in_flight * engine.concurrency_overhead_s
+
+    def request_time_s(self, latency: ServingLatency) -> float:
+        """Return the seconds from a request to the end of its answer."""
+        return latency.ttft_s + (self.scenario.workload.output_tokens - 1) * latency.tpot_s
 
     def workers(self, timing: Timing) -> ServingPool:
         """Return its workers; what the schedule has in flight is held to fit when its memory is planned."""
@@ -212,9 +217,7 @@ def _mixed(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
     workload = case.scenario.workload
     outcome = case.timed(work.graph, timing)
     served = case.served(work.schedule)
-    latency = aggregated_latency(case.workers("folded" if timing == "simulated" else timing), served)
-    request_s = latency.ttft_s + (workload.output_tokens - 1) * latency.tpot_s
-    requests_per_s = min(served / request_s, workload.request_rate_per_s or math.inf)
+    latency, requests_per_s = _answered(case, served, timing)
     rate = requests_per_s * workload.output_tokens
     return PhaseOutcome(
         schedule=work.schedule,
@@ -226,6 +229,30 @@ def _mixed(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
         tpot_s=latency.tpot_s,
         computed_tokens_per_s=rate * (1 + workload.input_tokens / workload.output_tokens),
     )
+
+
+def _answered(case: PoolCase, served: int, timing: Timing) -> tuple[ServingLatency, float]:
+    """Return what requests see where so many are in flight, and how many of them are answered in a second.
+
+    Of those that arrive all, as long as a closed loop of as many would answer these. What is more waits without end,
+    and no fewer are answered than by that closed loop.
+    """
+    workload, latency = case.scenario.workload, serving_latency(case, served, timing=timing)
+    answered, arriving = served / case.request_time_s(latency), workload.request_rate_per_s
+    if arriving is None or answered >= arriving:
+        return latency, min(answered, arriving or math.inf)
+    closed = workload.model_copy(update={"request_rate_per_s": None, "concurrency": served})
+    looped = replace(case, scenario=replace(case.scenario, workload=closed))
+    crowded = serving_latency(looped, served, timing=timing)
+    most = served / case.request_time_s(crowded)
+    if most >= arriving:
+        return latency, arriving
+    return max(((latency, answered), (crowded, most)), key=lambda each: each[1])
+
+
+def serving_latency(case: PoolCase, served: int, *, timing: Timing) -> ServingLatency:
+    """Return the latencies of a pool that answers whole requests, so many of them in flight."""
+    return aggregated_latency(case.workers("folded" if timing == "simulated" else timing), served)
 
 
 def _burst(input_tokens: int, schedule: Schedule) -> Schedule:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from moiety.plan import Pool
-from moiety.projection.phase import PhaseOutcome, PoolCase, outcome_if_it_fits
+from moiety.projection.phase import (
+    PhaseOutcome,
+    PoolCase,
+    outcome_if_it_fits,
+    phase_outcome,
+    phase_work,
+    serving_latency,
+)
 from moiety.projection.place import place
 from moiety.projection.project import project_pool
 from moiety.projection.schedule import schedules
@@ -24,6 +32,8 @@ if TYPE_CHECKING:
 _MAX_RATE_STEPS = 8
 _MOST_IN_FLIGHT = 10**9
 """Requests in flight that no cluster has: a queue without end."""
+_ROOM = 1.02
+"""Of the requests that a step of the search for those in flight finds; with none to spare it would never end."""
 _PARTS_TRIED = 4, 3, 2
 
 
@@ -193,27 +203,25 @@ def _outcomes(case: PoolCase, timing: Timing) -> Iterator[PhaseOutcome | Refused
 
 
 def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome | Refused:
-    """Return the outcome at the concurrency that an arrival rate leads to: C = rate x time of a request (Little)."""
+    """Return the outcome with as many in flight as an arrival rate leads to: rate x time of a request (Little)."""
     workload, strategy = case.scenario.workload, case.strategy
-    groups = strategy.num_groups
-    concurrency = float(groups)
+    held = strategy.num_groups
     for _ in range(_MAX_RATE_STEPS):
-        choices = schedules(workload, "mixed", strategy, case.options, max(round(concurrency), groups))
+        choices = schedules(workload, "mixed", strategy, case.options, held)
         if not choices:
             # a pipeline needs as many sequences as it has stages
-            concurrency *= 2
+            held *= 2
             continue
-        outcome, memory = outcome_if_it_fits(case, "mixed", choices[0], timing=timing)
-        if outcome is None:
+        memory = phase_work(case, "mixed", choices[0], timing=timing).memory
+        if not memory.fits:
             return _does_not_fit(memory)
-        assert outcome.ttft_s is not None, "serving has a time to first token"
-        assert outcome.tpot_s is not None, "serving has a time per output token"
-        needed = rate_per_s * (outcome.ttft_s + (workload.output_tokens - 1) * outcome.tpot_s)
-        if needed <= max(concurrency, groups) * 1.02:
-            return outcome
+        served = case.served(choices[0])
+        needed = rate_per_s * case.request_time_s(serving_latency(case, served, timing=timing))
+        if needed <= served:
+            return phase_outcome(case, "mixed", choices[0], timing=timing)
         if needed > _MOST_IN_FLIGHT:
             break
-        concurrency = needed
+        held = math.ceil(needed * _ROOM)
     return Refused(
         "keeps-up-with-arrivals",
         f"{rate_per_s:g} requests/s arrive faster than they are served; more GPUs or shorter requests are needed",
