@@ -17,6 +17,7 @@ from moiety.projection.project import evaluate
 from moiety.projection.scenario import Scenario
 from moiety.search.disaggregation import disaggregated
 from moiety.search.fit import smallest_fitting_gpus
+from moiety.search.judge import Judged, judge
 from moiety.search.options import baseline_options, default_options
 from moiety.search.planner import assemble, make_plan
 from moiety.search.search import search
@@ -129,6 +130,21 @@ def test_the_pareto_front_is_one() -> None:
     assert latencies == sorted(latencies)
     assert rates == sorted(rates)
     assert len(set(rates)) == len(rates)
+
+
+@pytest.mark.parametrize(("rate", "answers"), [(20.0, True), (600.0, True), (1500.0, False)])
+def test_disaggregated_plans_answer_all_that_arrives_or_are_none(rate: float, *, answers: bool) -> None:
+    asked = mixed_load(prompt=4096, output=512).model_copy(update={"concurrency": None, "request_rate_per_s": rate})
+    case = scenario(small_model(part=moe(16)), "h100x16", asked)
+    options = default_options(case)
+    aggregated = judge(case, parse_strategy("ep16_tp1", 16), options, timing="estimated")
+    assert isinstance(aggregated, Judged)
+    found = disaggregated(case, options, aggregated)
+    assert bool(found) is answers
+    for judged in found:
+        plan = evaluate(assemble(case, judged.pools, judged.options, "test", "0"), CALIBRATION).plan
+        assert plan.projection is not None
+        assert plan.projection.throughput_tokens_per_s == pytest.approx(rate * asked.output_tokens)
 
 
 def test_disaggregated_plans_tile_the_gpus_obey_little_and_share_their_options() -> None:

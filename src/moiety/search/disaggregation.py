@@ -11,7 +11,7 @@ from moiety.projection.place import place
 from moiety.projection.project import handed_over_ttft_s, in_flight, project_disaggregated
 from moiety.projection.queue import queue_wait_s
 from moiety.projection.schedule import schedules
-from moiety.search.judge import Judged, pool_of
+from moiety.search.judge import MAX_RATE_STEPS, ROOM, Judged, pool_of
 from moiety.search.standing import standing
 from moiety.strategy.enumeration import enumerate_strategies
 from moiety.strategy.legality import divisors
@@ -19,10 +19,12 @@ from moiety.strategy.legality import divisors
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from moiety.plan import Options, Phase, Pool
+    from moiety.plan import Options, Phase, Pool, Projection
     from moiety.projection.scenario import Scenario
+    from moiety.projection.step import Timing
     from moiety.search.standing import Achieved
     from moiety.strategy.strategy import Strategy
+    from moiety.workload.workload import Workload
 
 _MAX_SPLITS = 6
 _BEST_PER_SIZE = 2
@@ -57,8 +59,9 @@ def disaggregated(scenario: Scenario, options: Options, aggregated: Judged, *, t
 
     Instances are independent, so the best strategies per instance size are found once, then every split is judged,
     without queues, and the best of them with what their requests wait for (`projection/serving_apart.py`), with
-    the workload's concurrency, or with what the best aggregated strategy needs at the workload's arrival rate. Both
-    pools run with the same options; `tune` tries them with and without two-batch overlap.
+    the workload's concurrency, or with as many in flight as its arrival rate leads to, from what the best aggregated
+    strategy needs on. Those that do not answer all that arrives are left out. Both pools run with the same options;
+    `tune` tries them with and without two-batch overlap.
     """
     concurrency = scenario.workload.concurrency or _concurrency_at_rate(scenario, aggregated)
     settings = [options]
@@ -70,14 +73,27 @@ def disaggregated(scenario: Scenario, options: Options, aggregated: Judged, *, t
     best: dict[str, _Split] = {}
     for each in found:
         best.setdefault(each.judged.name, each)
-    return [_with_queues(scenario, each) for each in list(best.values())[:_KEPT]]
+    timed = (_with_queues(scenario, each) for each in list(best.values())[:_KEPT])
+    return [each for each in timed if each is not None]
 
 
-def _with_queues(scenario: Scenario, split: _Split) -> Judged:
-    """Return a split with all that its requests wait for."""
-    judged = split.judged
-    ttft_s = handed_over_ttft_s(scenario, judged.pools, judged.options, split.phases[1], timing="estimated")
-    return replace(judged, projection=project_disaggregated(scenario, judged.pools, split.phases, ttft_s))
+def _with_queues(scenario: Scenario, split: _Split) -> Judged | None:
+    """Return a split with all that its requests wait for; None where it does not keep up with those that arrive.
+
+    As many of these decode at a time as the time of a step leads to, so that it is simulated.
+    """
+    judged, phases = split.judged, split.phases
+    if scenario.workload.request_rate_per_s is not None:
+        prefill, decode = judged.pools
+        again = _decode_pool(
+            scenario, judged.options, decode.strategy, decode.num_gpus, in_flight(phases[1]), timing="folded"
+        )
+        if again is None:
+            return None
+        judged, phases = replace(judged, pools=(prefill, again[0])), (phases[0], again[1])
+    ttft_s = handed_over_ttft_s(scenario, judged.pools, judged.options, phases[1], timing="estimated")
+    projection = project_disaggregated(scenario, judged.pools, phases, ttft_s)
+    return replace(judged, projection=projection) if _keeps_up(scenario.workload, projection) else None
 
 
 def _under(scenario: Scenario, options: Options, concurrency: int) -> Iterator[_Split]:
@@ -132,20 +148,52 @@ def _pairs(
     if not prefills:
         return
     best = min(prefills, key=lambda c: (c.misses, -c.rate_per_gpu))
-    first = _pool(scenario, options, best, "prefill", prefill_gpus, None)
+    first = _pool(scenario, options, best.strategy, "prefill", prefill_gpus, None)
     if first is None:
         return
     decode_gpus = scenario.cluster.num_gpus - prefill_gpus
     for choice in (c for size, choices in decode.items() if decode_gpus % size == 0 for c in choices):
-        second = _pool(scenario, options, choice, "decode", decode_gpus, concurrency)
-        if second is not None and scenario.workload.request_rate_per_s is not None:
-            # fewer decode at a time than where prompts are computed between their steps
-            least = max(_decoding_at_rate(scenario, second[1]), second[0].strategy.num_groups)
-            second = _pool(scenario, options, choice, "decode", decode_gpus, min(least, concurrency)) or second
+        second = _decode_pool(scenario, options, choice.strategy, decode_gpus, concurrency)
         if second is not None:
             pools, phases = (first[0], second[0]), (first[1], second[1])
             projection = project_disaggregated(scenario, pools, phases, _unqueued_ttft_s(scenario, *phases))
-            yield _Split(Judged(pools, options, projection), phases)
+            if _keeps_up(scenario.workload, projection):
+                yield _Split(Judged(pools, options, projection), phases)
+
+
+def _keeps_up(workload: Workload, projection: Projection) -> bool:
+    """Return whether all is answered that arrives at a rate, if requests do."""
+    arriving = (workload.request_rate_per_s or 0.0) * workload.output_tokens
+    return projection.throughput_tokens_per_s >= arriving * (1 - 1e-9)
+
+
+def _decode_pool(
+    scenario: Scenario,
+    options: Options,
+    strategy: Strategy,
+    gpus: int,
+    concurrency: int,
+    *,
+    timing: Timing = "estimated",
+) -> tuple[Pool, PhaseOutcome] | None:
+    """Return a decode pool with so many in flight, or with as many as decode at a time where requests arrive at a rate.
+
+    None where it has no work, no room, or never as many as that rate leads to.
+    """
+    found = _pool(scenario, options, strategy, "decode", gpus, concurrency, timing=timing)
+    if scenario.workload.request_rate_per_s is None:
+        return found
+    for _ in range(MAX_RATE_STEPS):
+        if found is None:
+            return None
+        pool, phase = found
+        held, needed = in_flight(phase), _decoding_at_rate(scenario, phase)
+        if needed <= held:
+            # as many, or fewer than where prompts are computed between the steps
+            least = min(max(math.ceil(needed * ROOM), pool.strategy.num_groups), held)
+            return _pool(scenario, options, strategy, "decode", gpus, least, timing=timing) or found
+        found = _pool(scenario, options, strategy, "decode", gpus, math.ceil(needed * ROOM), timing=timing)
+    return None
 
 
 def _unqueued_ttft_s(scenario: Scenario, prefill: PhaseOutcome, decode: PhaseOutcome) -> float:
@@ -163,24 +211,31 @@ def _unqueued_ttft_s(scenario: Scenario, prefill: PhaseOutcome, decode: PhaseOut
 
 
 def _pool(
-    scenario: Scenario, options: Options, choice: _Choice, phase: Phase, gpus: int, concurrency: int | None
+    scenario: Scenario,
+    options: Options,
+    strategy: Strategy,
+    phase: Phase,
+    gpus: int,
+    concurrency: int | None,
+    *,
+    timing: Timing = "estimated",
 ) -> tuple[Pool, PhaseOutcome] | None:
     """Return a pool of as many instances as `gpus` holds, and what it does; None where it has no work or no room."""
-    strategy = choice.strategy.model_copy(update={"instances": gpus // choice.strategy.num_gpus})
+    strategy = strategy.model_copy(update={"instances": gpus // strategy.gpus_per_instance})
     first_rank = 0 if phase == "prefill" else scenario.cluster.num_gpus - gpus
     cut = schedules(scenario.workload, phase, strategy, options, concurrency)
     if not cut:
         return None
     placement = place(scenario, strategy, options, first_rank, effort="rank")
     case = PoolCase(scenario, strategy, options, placement, first_rank, concurrency)
-    outcome, _ = outcome_if_it_fits(case, phase, cut[0], timing="estimated")
+    outcome, _ = outcome_if_it_fits(case, phase, cut[0], timing=timing)
     if outcome is None:
         return None
     return pool_of(case, outcome, phase)[0], outcome
 
 
 def _concurrency_at_rate(scenario: Scenario, aggregated: Judged) -> int:
-    """Return the sequences that decode at a time, at most: as many as with prompts computed between their steps."""
+    """Return the sequences that decode at a time where prompts are computed between their steps."""
     return max(_decoding_at_rate(scenario, aggregated.projection), 1)
 
 

@@ -29,10 +29,11 @@ if TYPE_CHECKING:
     from moiety.strategy.strategy import Strategy
     from moiety.workload.workload import Workload
 
-_MAX_RATE_STEPS = 8
+MAX_RATE_STEPS = 8
+"""Times that the requests in flight are looked for that an arrival rate leads to."""
 _MOST_IN_FLIGHT = 10**9
 """Requests in flight that no cluster has: a queue without end."""
-_ROOM = 1.02
+ROOM = 1.02
 """Of the requests that a step of the search for those in flight finds; with none to spare it would never end."""
 _PARTS_TRIED = 4, 3, 2
 
@@ -206,7 +207,7 @@ def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome 
     """Return the outcome with as many in flight as an arrival rate leads to: rate x time of a request (Little)."""
     workload, strategy = case.scenario.workload, case.strategy
     held = strategy.num_groups
-    for _ in range(_MAX_RATE_STEPS):
+    for _ in range(MAX_RATE_STEPS):
         choices = schedules(workload, "mixed", strategy, case.options, held)
         if not choices:
             # a pipeline needs as many sequences as it has stages
@@ -221,7 +222,7 @@ def _at_rate(case: PoolCase, rate_per_s: float, timing: Timing) -> PhaseOutcome 
             return phase_outcome(case, "mixed", choices[0], timing=timing)
         if needed > _MOST_IN_FLIGHT:
             break
-        held = math.ceil(needed * _ROOM)
+        held = math.ceil(needed * ROOM)
     return Refused(
         "keeps-up-with-arrivals",
         f"{rate_per_s:g} requests/s arrive faster than they are served; more GPUs or shorter requests are needed",
