@@ -131,12 +131,13 @@ def simulate_serving(
 ) -> ServingOutcome:
     """Return what `arrivals`, in order of time, see.
 
-    `concurrency` closes the loop: a request arrives no sooner than there are fewer than that many in flight.
+    `concurrency` closes the loop: a request arrives no sooner than there are fewer than that many in flight, that is
+    when an answer has been heard: what its first token took longer by than its steps, so did all of it.
     """
     run = _Run(engine, iter(arrivals), concurrency, objective or Objective())
     while run.advance():
         pass
-    run.outcome.elapsed_s = run.now
+    run.outcome.elapsed_s = max(run.now, run.heard_s)
     return run.outcome
 
 
@@ -157,6 +158,8 @@ class _Run:
         self._youngest: list[_Request] = []
         self._unheard: list[_Request] = []
         """Started with no token yet: the step that ends next gives them their first."""
+        self._heard: list[float] = []
+        """When answers are heard whose places in a closed loop are still to be taken."""
         self._in_flight = 0
         self._count = 0
         self._cached = 0
@@ -165,6 +168,8 @@ class _Run:
         self._step = 0
         self._paused_s = 0.0
         self.now = 0.0
+        self.heard_s = 0.0
+        """When the last answer is heard."""
         self.outcome = ServingOutcome()
 
     def advance(self) -> bool:
@@ -175,9 +180,7 @@ class _Run:
         elif self._count:
             self._decode()
         else:
-            upcoming = self._handed_over_s()
-            if self._next is not None and self._room:
-                upcoming = min(upcoming, self._next.at_s)
+            upcoming = min(self._handed_over_s(), self._arrival_s())
             if upcoming == math.inf:
                 return False
             self.now = max(self.now, upcoming)
@@ -185,12 +188,14 @@ class _Run:
 
     def _admit(self) -> None:
         """Take in what has arrived by now, and what the prefill stage has handed over."""
-        while self._next is not None and self._room and self._next.at_s <= self.now:
+        while self._next is not None and (arrival_s := self._arrival_s()) <= self.now:
             came, self._next = self._next, next(self._arrivals, None)
-            self._room -= 1
-            self._in_flight += 1
+            if self._room:
+                self._room -= 1
+                self._in_flight += 1
+            else:
+                heapq.heappop(self._heard)
             fresh = max(round(came.input_tokens * (1 - self._engine.prefix_hit_rate)), 1)
-            arrival_s = self.now if self._closed else came.at_s
             request = _Request(arrival_s, came.input_tokens, came.output_tokens, fresh)
             if self._engine.prefill is None:
                 self._waiting.append(request)
@@ -204,6 +209,14 @@ class _Run:
             request = heapq.heappop(self._prefilled)[2]
             self._start(request)
             self._unheard.append(request)
+
+    def _arrival_s(self) -> float:
+        """Return when the next request comes: where the loop is closed, once there is a place for it."""
+        if self._next is None:
+            return math.inf
+        if self._room:
+            return self._next.at_s
+        return max(self._next.at_s, self._heard[0]) if self._heard else math.inf
 
     def _compute_prompts(self, until_s: float, *, after_all: bool) -> None:
         """Begin all steps of the prefill stage that can begin until then, each filled with what waits for its worker.
@@ -279,7 +292,7 @@ class _Run:
                 return
             steps = min(steps, max(int(free // self._count), 1))
         seconds = self._pace_s(steps)
-        arrival = self._next.at_s if self._next is not None and self._room else math.inf
+        arrival = self._arrival_s()
         if not self._prefilled or self._fits(self._prefilled[0][2]):
             arrival = min(arrival, self._handed_over_s())
         if arrival < self.now + steps * seconds:
@@ -355,8 +368,12 @@ class _Run:
         outcome.output_tokens += request.output_tokens
         if (wanted.ttft_s is None or ttft <= wanted.ttft_s) and (wanted.tpot_s is None or tpot <= wanted.tpot_s):
             outcome.good += 1
-        self._room += 1
-        self._in_flight -= 1
+        heard_s = self.now + request.overhead_s
+        self.heard_s = max(self.heard_s, heard_s)
+        if self._closed:
+            heapq.heappush(self._heard, heard_s)
+        else:
+            self._in_flight -= 1
 
     def _preempt(self) -> None:
         """Send the youngest sequence back to the front of the queue; its tokens so far become prompt again."""
