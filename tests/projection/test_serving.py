@@ -279,6 +279,18 @@ def test_no_more_prompts_are_answered_than_are_computed(backend: str, osl: int) 
         assert request_s >= computed_s * (1 - 1e-9)
 
 
+@pytest.mark.parametrize("backend", ["vllm", "sglang", "trtllm"])
+def test_a_request_alone_waits_for_no_other_s_prompt_however_short_its_answer(backend: str) -> None:
+    row = ROW | {"model": "Qwen/Qwen3-32B", "system": "h100_sxm", "backend": backend, "backend_version": None}
+    row |= {"precision": None, "mode": "agg", "isl": 8192, "concurrency": 1, "prefill": None, "decode": None}
+
+    def ttft_s(osl: int) -> float:
+        case = serving_case(ServingRow.model_validate(row | {"osl": osl, "tp": 4, "num_gpus": 4}))
+        return aggregated_latency(ServingPredictor().pool(case, case.decode), 1).ttft_s
+
+    assert [ttft_s(osl) for osl in (1, 2, 16)] == pytest.approx([ttft_s(512)] * 3, rel=0.1)
+
+
 def test_an_offline_run_takes_whole_waves(pools: tuple[ServingPool, ServingPool]) -> None:
     decode = replace(pools[1], max_sequences=100)
     assert offline_sequences(decode) == 100

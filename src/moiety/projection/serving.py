@@ -86,7 +86,7 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
         engine.request_overhead_s
         + concurrency * engine.concurrency_overhead_s
         + slowdown * own_s
-        + engine.wait * (pool.admission_steps(load.running) * step_s + queue_wait_s(busy, own_s))
+        + engine.wait * (pool.admission_steps(load.running) * step_s + _queued_s(pool, load, busy))
         + engine.interference * ahead * prompt_s
         + cold_s(pool, load.running)
         + (load.offered / load.running - 1 - out) * work.output_tokens * tpot_s
@@ -116,6 +116,13 @@ def _stalled_s(pool: ServingPool, load: GroupLoad, prompt_s: float) -> float:
     seen = pool.overheads.interference
     tpot_s = (load.token_s + seen * behind_s) / max(1 - seen * rate * each_s, _NEVER)
     return rate * each_s * tpot_s + behind_s
+
+
+def _queued_s(pool: ServingPool, load: GroupLoad, busy: float) -> float:
+    """Return what a request waits for the prompts ahead: in a closed loop no more than those of all others."""
+    prompt_s = load.prefill_s * load.chunks
+    wait_s = queue_wait_s(busy, prompt_s)
+    return min(wait_s, (load.running - 1) * prompt_s) if pool.in_closed_loop else wait_s
 
 
 def _busy(pool: ServingPool, load: GroupLoad, tpot_s: float) -> float:
