@@ -15,11 +15,14 @@ from moiety.errors import InputError
 from moiety.plan import DtypePolicy, Options, Phase, Plan, Projection
 from moiety.projection.project import computing_share, evaluate
 from moiety.projection.schedule import schedules
+from moiety.search.disaggregation import disaggregated
 from moiety.search.judge import Judged, judge
 from moiety.search.options import default_options
 from moiety.search.planner import assemble
 from moiety.search.search import search
+from moiety.search.standing import missed_share
 from moiety.strategy.strategy import parse_strategy
+from moiety.workload.workload import ServiceObjective
 from tests.scenarios import (
     ATTENTIONS,
     CALIBRATION,
@@ -155,6 +158,20 @@ def test_the_mean_of_a_request_s_life_is_served_at_the_rate_it_arrives() -> None
     flooded = scenario(small_model(), "h100x1", asked.model_copy(update=many))
     with pytest.raises(InputError, match="arrive faster"):
         search(flooded, default_options(flooded))
+
+
+@pytest.mark.parametrize("load", [{"concurrency": 8}, {"concurrency": None, "request_rate_per_s": 20.0}])
+def test_answers_of_one_token_have_no_time_per_output_token_and_miss_no_limit_of_it(load: dict[str, float]) -> None:
+    limits = ServiceObjective(ttft_s=10.0, tpot_s=1e-6)
+    case = scenario(small_model(), "h100x8", mixed_load(output=1).model_copy(update=load | {"slo": limits}))
+    options = default_options(case)
+    judged = judge(case, parse_strategy("tp2_dp4_ep8", 8), options)
+    assert isinstance(judged, Judged)
+    for each in (judged, *disaggregated(case, options, judged)):
+        assert each.projection.tpot_s is None
+        assert missed_share(case, each.projection) == 0
+        found = projection_of(evaluate(assemble(case, each.pools, each.options, "test", "0"), CALIBRATION).plan)
+        assert found.tpot_s is None
 
 
 @pytest.mark.parametrize("name", ["tp8", "tp4_pp2", "tp2_dp4_ep8", "tp2_x4"])

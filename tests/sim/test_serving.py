@@ -57,6 +57,12 @@ def test_one_request_alone_takes_its_chunks_and_its_steps() -> None:
     assert outcome.tpot.mean == pytest.approx(_step(0, 1, 250), rel=1e-3)
 
 
+def test_answers_of_one_token_count_in_no_time_per_output_token() -> None:
+    several = simulate_serving(_engine(), trace([(0.0, 100, 1), (9.0, 100, 5)]))
+    assert several.tpot.count == 1
+    assert several.tpot.mean == pytest.approx(_step(0, 1, 103), rel=1e-3)
+
+
 def test_tokens_take_longer_as_their_contexts_grow() -> None:
     def by_context(prefill_tokens: int, sequences: int, context_tokens: int) -> float:
         return 1e-3 + 1e-6 * context_tokens * sequences + 1e-5 * prefill_tokens

@@ -143,6 +143,9 @@ def _request(line: str, most_tokens: float) -> _Line:
     return row
 
 
-def _figures(values: Histogram) -> dict[str, float]:
+def _figures(values: Histogram) -> dict[str, float] | None:
+    """Return a latency's figures; None where no request has it: the time per output token of one."""
+    if not values.count:
+        return None
     found: Iterator[tuple[str, float]] = ((f"p{round(100 * q)}_s", values.quantile(q)) for q in QUANTILES)
     return {"mean_s": values.mean, **dict(found)}

@@ -126,6 +126,7 @@ def serving_section(served: Served) -> RenderableType:
     rows = [
         (name, format_duration(each.mean), *(format_duration(each.quantile(q)) for q in QUANTILES))
         for name, each in latencies.items()
+        if each.count
     ]
     rate, good = (each * served.num_groups for each in (outcome.throughput_tokens_per_s, outcome.goodput_per_s))
     title = (

@@ -120,6 +120,7 @@ class PhaseOutcome:
     step_s: float
     ttft_s: float | None
     tpot_s: float | None
+    """None too where answers have one token, which comes after the prompt."""
     computed_tokens_per_s: float
     """Tokens that run through the layers, prompt and output together."""
 
@@ -226,7 +227,7 @@ def _mixed(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
         throughput_tokens_per_s=rate,
         step_s=served / rate,
         ttft_s=latency.ttft_s,
-        tpot_s=latency.tpot_s,
+        tpot_s=latency.tpot_s if workload.output_tokens > 1 else None,
         computed_tokens_per_s=rate * (1 + workload.input_tokens / workload.output_tokens),
     )
 
@@ -234,20 +235,18 @@ def _mixed(case: PoolCase, work: PhaseWork, timing: Timing) -> PhaseOutcome:
 def _answered(case: PoolCase, served: int, timing: Timing) -> tuple[ServingLatency, float]:
     """Return what requests see where so many are in flight, and how many of them are answered in a second.
 
-    Of those that arrive all, as long as a closed loop of as many would answer these. What is more waits without end,
-    and no fewer are answered than by that closed loop.
+    Of those that arrive all, or as many as end in the time that each takes; no fewer than a closed loop of as many
+    would answer, for what is more waits without end.
     """
     workload, latency = case.scenario.workload, serving_latency(case, served, timing=timing)
-    answered, arriving = served / case.request_time_s(latency), workload.request_rate_per_s
-    if arriving is None or answered >= arriving:
-        return latency, min(answered, arriving or math.inf)
+    answered, arriving = served / case.request_time_s(latency), workload.request_rate_per_s or math.inf
+    if workload.request_rate_per_s is None or answered >= arriving:
+        return latency, min(answered, arriving)
     closed = workload.model_copy(update={"request_rate_per_s": None, "concurrency": served})
     looped = replace(case, scenario=replace(case.scenario, workload=closed))
     crowded = serving_latency(looped, served, timing=timing)
-    most = served / case.request_time_s(crowded)
-    if most >= arriving:
-        return latency, arriving
-    return max(((latency, answered), (crowded, most)), key=lambda each: each[1])
+    most = min(served / case.request_time_s(crowded), arriving)
+    return (crowded, most) if most > answered else (latency, answered)
 
 
 def serving_latency(case: PoolCase, served: int, *, timing: Timing) -> ServingLatency:

@@ -175,7 +175,7 @@ def project_disaggregated(
         throughput_tokens_per_s=tokens_per_s,
         throughput_tokens_per_s_per_gpu=tokens_per_s / gpus,
         ttft_s=ttft_s,
-        tpot_s=decode.tpot_s,
+        tpot_s=decode.tpot_s if workload.output_tokens > 1 else None,
         step_s=decode.step_s,
         model_flops_utilization=sum(w * b * p.model_flops_utilization for p, w, b in parts),
         exposed_communication_fraction=sum(w * p.exposed_communication_fraction for p, w, _ in parts),

@@ -74,6 +74,7 @@ class ServingOutcome:
 
     ttft: Histogram = field(default_factory=Histogram)
     tpot: Histogram = field(default_factory=Histogram)
+    """Of answers with two tokens or more; others have no time per output token."""
     itl: Histogram = field(default_factory=Histogram)
     """Gaps between tokens: the steps, as often as a sequence was in one."""
     e2e: Histogram = field(default_factory=Histogram)
@@ -362,7 +363,8 @@ class _Run:
         outcome, wanted = self.outcome, self._objective
         ttft, e2e = (at_s - request.arrival_s + request.overhead_s for at_s in (request.first_s, self.now))
         tpot = (self.now - request.first_s) / max(request.output_tokens - 1, 1)
-        outcome.tpot.add(tpot)
+        if request.output_tokens > 1:
+            outcome.tpot.add(tpot)
         outcome.e2e.add(e2e)
         outcome.finished += 1
         outcome.output_tokens += request.output_tokens
