@@ -241,6 +241,7 @@ class Law:
         ahead = share_ahead * rows.running + np.maximum(convoy - 1, 0) / 2
         ahead = np.where(locked, np.maximum((rows.running + together) / 2 - 1, 0), ahead)
         busy = np.where(locked, 0.0, np.minimum(share * added / tpot, _FULL))
+        queued = np.minimum(busy / (2 * (1 - busy)), np.maximum(rows.running - 1, 0)) * own
         cold = np.where(rows.fp4_experts, self._of(c, "cold_fp4_step_s"), self._of(c, "cold_step_s"))
         ttft = (
             self._of(c, "request_overhead_s")
@@ -248,7 +249,7 @@ class Law:
             + self._of(c, "prefill_slowdown")
             * np.where(rows.groups > 1, self._of(c, "data_parallel_slowdown"), 1)
             * own
-            + self._of(c, "wait") * (rows.admission_steps * tpot + busy / (2 * (1 - busy)) * own)
+            + self._of(c, "wait") * (rows.admission_steps * tpot + queued)
             + ahead * prompt * self._of(c, "interference")
             + np.where(rows.cold, cold, 0.0)
             + (rows.offered / rows.running - 1 - rows.thrown_out) * rows.output_tokens * tpot
