@@ -291,6 +291,24 @@ def test_a_request_alone_waits_for_no_other_s_prompt_however_short_its_answer(ba
     assert [ttft_s(osl) for osl in (1, 2, 16)] == pytest.approx([ttft_s(512)] * 3, rel=0.1)
 
 
+@pytest.mark.parametrize("concurrency", [1, 4, 16])
+def test_a_first_token_comes_when_its_prompt_is_through_the_pipeline(concurrency: int) -> None:
+    row = ROW | {"model": "Qwen/Qwen3-32B", "system": "h100_sxm", "backend": "vllm", "precision": None, "mode": "agg"}
+    row |= {"backend_version": None, "isl": 8192, "osl": 256, "prefill": None, "decode": None, "tp": 4, "num_gpus": 4}
+    case = serving_case(ServingRow.model_validate(row))
+    pool = with_lengths(ServingPredictor().pool(case, case.decode), 0.8)
+    plain = {"interference": 1.0, "prefill_slowdown": 1.0, "request_overhead_s": 0.0, "concurrency_overhead_s": 0.0}
+    overheads = pool.overheads.model_copy(update=plain)
+    for tp, pp in ((4, 1), (2, 2), (1, 4)):
+        piped = replace(
+            pool, strategy=pool.strategy.model_copy(update={"tp": tp, "pp": pp, "etp": tp}), overheads=overheads
+        )
+        alone_s = piped.step_s(8192, 0, 0)
+        assert aggregated_latency(piped, concurrency).ttft_s >= alone_s
+        simulated = simulated_closed_loop(piped, concurrency).ttft
+        assert simulated.quantile(0.01) >= 0.75 * alone_s, "of the shortest prompts"
+
+
 def test_an_offline_run_takes_whole_waves(pools: tuple[ServingPool, ServingPool]) -> None:
     decode = replace(pools[1], max_sequences=100)
     assert offline_sequences(decode) == 100

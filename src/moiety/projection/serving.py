@@ -50,6 +50,8 @@ class GroupLoad:
     """What a chunk adds to the group's time."""
     chunks: float
     """Steps with a chunk that a prompt takes."""
+    drain_s: float
+    """What the last of them takes longer by until all of it is through a pipeline, in which other steps have begun."""
 
     @property
     def sequences(self) -> int:
@@ -79,7 +81,7 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     tpot_s = load.token_s + engine.interference * _stalled_s(pool, load, prompt_s)
     step_s = tpot_s - load.token_s + load.decode_s
     out = pool.thrown_out(load.offered, load.running)
-    own_s = load.prefill_s * load.chunks
+    own_s = load.prefill_s * load.chunks + load.drain_s
     busy = 0.0 if pool.in_lockstep else _busy(pool, load, tpot_s)
     slowdown = engine.prefill_slowdown * (engine.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
     ttft_s = (
@@ -269,4 +271,14 @@ def group_load(pool: ServingPool, concurrency: float, chunk: int | None = None) 
     else:
         prefill_s = added_s = pool.step_s(chunk, 0, 0)
     token_s = decode_s / tokens_per_step(pool.draft_tokens, pool.acceptance)
-    return GroupLoad(offered, running, decode_s, token_s, prefill_s, added_s, work.input_tokens / chunk)
+    drain_s = drain_time_s(pool, chunk, sequences)
+    return GroupLoad(offered, running, decode_s, token_s, prefill_s, added_s, work.input_tokens / chunk, drain_s)
+
+
+def drain_time_s(pool: ServingPool, chunk: int, sequences: int) -> float:
+    """Return the seconds from when the next step can begin until a step's chunk is through all stages of a pipeline."""
+    if not pool.pipelines_prompts:
+        return 0.0
+    context = pool.workload.decode_context_tokens
+    whole_s, next_s = (pool.step_s(chunk, sequences, context, drained=drained) for drained in (True, False))
+    return whole_s - next_s

@@ -134,6 +134,11 @@ class ServingPool:
         """
         return self.in_closed_loop and self.equal_lengths and not self.scheduling.mixes_prefill
 
+    @property
+    def pipelines_prompts(self) -> bool:
+        """Whether a step with prompts begins while the one before it is still in the stages behind."""
+        return self.strategy.pp > 1 and self.scheduling.mixes_prefill
+
     def admission_steps(self, running: float) -> float:
         """Return the steps until a mean prompt is taken up, of groups that run so many sequences each."""
         steps = self.workload.output_tokens / tokens_per_step(self.draft_tokens, self.acceptance)
@@ -141,12 +146,23 @@ class ServingPool:
         whole = max(self.step_tokens // self.workload.input_tokens, 1)
         return self.admission.wait_steps(self.strategy.attn_dp, arrivals, whole)
 
-    def step_s(self, prefill_tokens: int, sequences: int, context_tokens: int, *, expert_load: float = 1.0) -> float:
+    def step_s(
+        self,
+        prefill_tokens: int,
+        sequences: int,
+        context_tokens: int,
+        *,
+        expert_load: float = 1.0,
+        drained: bool | None = None,
+    ) -> float:
         """Return the seconds of a step with so many prompt tokens and decoding sequences in each attention group.
 
         Sequences that guess also take their guesses: each a pass through a layer like the last one, and the head.
-        `expert_load` is the share of those tokens that comes to the experts, where not every group has them.
+        `expert_load` is the share of those tokens that comes to the experts, where not every group has them. `drained`:
+        until the last of its micro-batches is through all stages, not until the next step can begin; None: where it
+        decodes nothing.
         """
+        drained = not sequences if drained is None else drained
         microbatches = microbatches_of(self.strategy, self.options, max(sequences, prefill_tokens))
         schedule = Schedule(
             num_microbatches=microbatches,
@@ -160,7 +176,7 @@ class ServingPool:
         step_s = engine_step_s(
             self.overheads,
             outcome.graph,
-            kernels_period_s(outcome) if sequences else outcome.step_s,
+            outcome.step_s if drained else kernels_period_s(outcome),
             sequences,
             captured_prompts=self.captured_prompts,
         )

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from moiety.calibration.serving import NOTHING_APART
+from moiety.projection.serving import drain_time_s
 from moiety.projection.serving_apart import handover_s
 from moiety.projection.speculation import tokens_per_step
 from moiety.sim.arrivals import Lengths, together
@@ -46,7 +47,8 @@ class StepTable:
         pool = self._pool
         if not sequences:
             waited = self._decodes and not pool.scheduling.mixes_prefill
-            return (pool.overheads.interference if waited else 1.0) * pool.step_s(prefill_tokens, 0, 0)
+            drained = not (self._decodes and pool.pipelines_prompts)
+            return (pool.overheads.interference if waited else 1.0) * pool.step_s(prefill_tokens, 0, 0, drained=drained)
         decode_s = pool.step_s(0, sequences, context_tokens)
         token_s = decode_s / tokens_per_step(pool.draft_tokens, pool.acceptance)
         if not prefill_tokens:
@@ -109,9 +111,10 @@ def _seen_later_s(pool: ServingPool) -> float:
     """Return how much later than its prompt's steps end a request sees its first token."""
     work, engine = pool.workload, pool.overheads
     chunk = min(work.input_tokens, pool.step_tokens)
-    own_s = pool.step_s(chunk, int(pool.scheduling.mixes_prefill), work.decode_context_tokens)
+    beside = int(pool.scheduling.mixes_prefill)
+    own_s = pool.step_s(chunk, beside, work.decode_context_tokens) * work.input_tokens / chunk
     slowdown = engine.prefill_slowdown * (engine.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
-    return (slowdown - 1) * own_s * work.input_tokens / chunk
+    return (slowdown - 1) * own_s + slowdown * drain_time_s(pool, chunk, beside)
 
 
 def simulated_closed_loop(
