@@ -309,6 +309,14 @@ def test_a_first_token_comes_when_its_prompt_is_through_the_pipeline(concurrency
         assert simulated.quantile(0.01) >= 0.75 * alone_s, "of the shortest prompts"
 
 
+def test_workers_with_as_much_to_do_are_as_fast_however_many_there_are(pools: tuple[ServingPool, ServingPool]) -> None:
+    one, many = (
+        replace(pools[1], strategy=pools[1].strategy.model_copy(update={"instances": count})) for count in (1, 2048)
+    )
+    assert one.overheads.concurrency_overhead_s > 0
+    assert aggregated_latency(many, 32 * 2048) == aggregated_latency(one, 32)
+
+
 def test_an_offline_run_takes_whole_waves(pools: tuple[ServingPool, ServingPool]) -> None:
     decode = replace(pools[1], max_sequences=100)
     assert offline_sequences(decode) == 100

@@ -217,7 +217,7 @@ class EngineOverheads(Sourced):
     request_overhead_s: Seconds
     """Tokenizer, scheduler, transport and first sample of a request alone."""
     concurrency_overhead_s: Seconds = 0.0
-    """What each request in flight adds to that."""
+    """What each request in flight at the same worker adds to that."""
     prefill_slowdown: Factor = 1.0
     """Of a request's own chunks until its first token is seen."""
     data_parallel_slowdown: Factor = 1.0

@@ -86,7 +86,7 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     slowdown = engine.prefill_slowdown * (engine.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
     ttft_s = (
         engine.request_overhead_s
-        + concurrency * engine.concurrency_overhead_s
+        + concurrency / pool.num_workers * engine.concurrency_overhead_s
         + slowdown * own_s
         + engine.wait * (pool.admission_steps(load.running) * step_s + _queued_s(pool, load, busy))
         + engine.interference * ahead * prompt_s

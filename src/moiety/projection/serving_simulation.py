@@ -77,7 +77,7 @@ def serving_engine(
     `apart` is what such deployments were measured to add.
     """
     stage, overhead_s = None, pool.overheads.request_overhead_s
-    each_in_flight_s = pool.overheads.concurrency_overhead_s
+    each_in_flight_s = pool.overheads.concurrency_overhead_s / pool.num_workers
     if prefill is None:
         overhead_s += _seen_later_s(pool)
     else:
