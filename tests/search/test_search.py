@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from moiety.calibration.engines import engine_calibration
 from moiety.cluster.catalog import load_cluster
 from moiety.cluster.resize import resized
 from moiety.errors import InputError
@@ -25,7 +26,7 @@ from moiety.search.standing import standing
 from moiety.strategy.enumeration import enumerate_strategies
 from moiety.strategy.strategy import parse_strategy
 from moiety.workload.catalog import load_workload
-from moiety.workload.workload import ServiceObjective
+from moiety.workload.workload import ServiceObjective, Workload
 from tests.scenarios import (
     CALIBRATION,
     GQA,
@@ -145,6 +146,27 @@ def test_disaggregated_plans_answer_all_that_arrives_or_are_none(rate: float, *,
         plan = evaluate(assemble(case, judged.pools, judged.options, "test", "0"), CALIBRATION).plan
         assert plan.projection is not None
         assert plan.projection.throughput_tokens_per_s == pytest.approx(rate * asked.output_tokens)
+
+
+def test_where_no_single_pool_keeps_up_two_are_looked_at() -> None:
+    cluster = load_cluster("h100x4")
+    calibration = engine_calibration("sglang", "hopper", cluster.device.memory_bytes)
+    lengths = {"input_tokens": 8192, "output_tokens": 256, "shortest_share": 0.8}
+    load = Workload(name="rag", kind="mixed", request_rate_per_s=14.9, **lengths)
+    case = Scenario(load_catalog_model("qwen3-30b-a3b"), cluster, load, "sglang", calibration)
+    found = search(case, default_options(case))
+    assert found.summary.num_fitting == 0, "no strategy of one pool answers so many"
+    assert found.chosen.is_disaggregated
+    assert found.chosen.projection.throughput_tokens_per_s == pytest.approx(14.9 * 256)
+
+
+def test_of_plans_that_answer_all_that_arrives_the_one_with_the_quickest_requests_is_best() -> None:
+    asked = mixed_load(prompt=4096, output=64).model_copy(update={"concurrency": None, "request_rate_per_s": 20.0})
+    case = scenario(small_model(part=moe(16)), "h100x8", asked)
+    ranking = search(case, default_options(case)).summary.ranking
+    times = [(line.ttft_s or 0.0) + 63 * (line.tpot_s or 0.0) for line in ranking[:20]]
+    assert times[0] == min(times)
+    assert len({line.throughput_tokens_per_s_per_gpu for line in ranking[:20]}) == 1
 
 
 def test_disaggregated_plans_tile_the_gpus_obey_little_and_share_their_options() -> None:

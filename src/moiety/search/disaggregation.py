@@ -54,16 +54,18 @@ class _Split:
     phases: tuple[PhaseOutcome, PhaseOutcome]
 
 
-def disaggregated(scenario: Scenario, options: Options, aggregated: Judged, *, tune: bool = True) -> list[Judged]:
+def disaggregated(
+    scenario: Scenario, options: Options, aggregated: Judged | None, *, tune: bool = True
+) -> list[Judged]:
     """Return the best splits of the cluster into a prefill and a decode pool, each of equal instances.
 
     Instances are independent, so the best strategies per instance size are found once, then every split is judged,
     without queues, and the best of them with what their requests wait for (`projection/serving_apart.py`), with
     the workload's concurrency, or with as many in flight as its arrival rate leads to, from what the best aggregated
-    strategy needs on. Those that do not answer all that arrives are left out. Both pools run with the same options;
-    `tune` tries them with and without two-batch overlap.
+    strategy needs on, if there is one. Those that do not answer all that arrives are left out. Both pools run with the
+    same options; `tune` tries them with and without two-batch overlap.
     """
-    concurrency = scenario.workload.concurrency or _concurrency_at_rate(scenario, aggregated)
+    concurrency = scenario.workload.concurrency or _concurrency_at_rate(scenario, options, aggregated)
     settings = [options]
     if tune and options.two_batch_overlap:
         settings.append(options.model_copy(update={"two_batch_overlap": False}))
@@ -234,9 +236,16 @@ def _pool(
     return pool_of(case, outcome, phase)[0], outcome
 
 
-def _concurrency_at_rate(scenario: Scenario, aggregated: Judged) -> int:
-    """Return the sequences that decode at a time where prompts are computed between their steps."""
-    return max(_decoding_at_rate(scenario, aggregated.projection), 1)
+def _concurrency_at_rate(scenario: Scenario, options: Options, aggregated: Judged | None) -> int:
+    """Return the sequences that decode at a time where prompts are computed between their steps.
+
+    Where no strategy keeps up so, as many as in the largest pool that only decodes, a sequence for each GPU.
+    """
+    if aggregated is not None:
+        return max(_decoding_at_rate(scenario, aggregated.projection), 1)
+    largest = max((size for size in divisors(scenario.cluster.num_gpus) if size < scenario.cluster.num_gpus), default=1)
+    alone = _best(scenario, options, "decode", largest, largest)
+    return max((_decoding_at_rate(scenario, each.outcome) for each in alone), default=1)
 
 
 def _decoding_at_rate(scenario: Scenario, achieved: Achieved) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from moiety.plan import RankedStrategy, RejectedRule
-from moiety.search.standing import latency_s, missed_share
+from moiety.search.standing import missed_share, quickness_s
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ def _why_not(scenario: Scenario, judged: Judged, chosen: Judged, best: Judged) -
     if over:
         return "; ".join(over)
     less = 1 - projection.throughput_tokens_per_s / best.projection.throughput_tokens_per_s
-    slower = latency_s(projection) / latency_s(best.projection) - 1
+    slower = quickness_s(scenario, projection) / quickness_s(scenario, best.projection) - 1
     quicker = f" at {-slower:.1%} lower latency" if slower < 0 else ""
     if less < _EQUAL:
         return f"as fast as {best.name}{quicker}"

@@ -67,8 +67,8 @@ def search(
     legal = [candidate.strategy for candidate in candidates if candidate.is_legal]
     judged = _judged(scenario, options, legal, rejected, tune=tune, progress=progress)
     num_fitting = len(judged)
-    if scenario.workload.kind == "mixed" and judged:
-        judged += disaggregated(scenario, options, _ranked(scenario, judged)[0], tune=tune)
+    if workload.kind == "mixed" and (judged or rejected.get("keeps-up-with-arrivals")):
+        judged += disaggregated(scenario, options, next(iter(_ranked(scenario, judged)), None), tune=tune)
     judged = _ranked(scenario, judged)
     ranked = [_simulated(scenario, each, options, tune=tune) for each in judged[:_SIMULATED]]
     ranked = _ranked(scenario, ranked) + judged[_SIMULATED:]

@@ -51,4 +51,12 @@ def missed_share(scenario: Scenario, achieved: Achieved) -> float:
 
 def standing(scenario: Scenario, achieved: Achieved) -> tuple[float, float, float]:
     """Return what ranks a strategy, better when larger: how little it misses the objective, throughput, quickness."""
-    return (-missed_share(scenario, achieved), achieved.throughput_tokens_per_s, -latency_s(achieved))
+    return (-missed_share(scenario, achieved), achieved.throughput_tokens_per_s, -quickness_s(scenario, achieved))
+
+
+def quickness_s(scenario: Scenario, achieved: Achieved) -> float:
+    """Return the seconds that are to be few among equal rates: all of a request, where all arriving ones are served."""
+    workload = scenario.workload
+    if workload.request_rate_per_s is None:
+        return latency_s(achieved)
+    return (achieved.ttft_s or 0.0) + (workload.output_tokens - 1) * (achieved.tpot_s or 0.0)
