@@ -95,6 +95,8 @@ def test_one_output_token_has_a_time_to_first_token_and_none_per_output_token(mo
     assert (set(found.error), set(found.unpredicted)) == ({"ttft_ms"}, {"tpot_ms"})
     assert found.measured == row["measured"]
     assert skipped_reasons([found]) == {"osl = 1: one output token has no time per output token": 1}
+    (planned,) = compare_rows(_read(row | {"osl": 1, "draft_tokens": 0}).rows, as_planned=True)
+    assert (set(planned.error), set(planned.unpredicted)) == ({"ttft_ms"}, {"tpot_ms"})
     untimed = _only(row | {"osl": 1, "measured": {"tpot_ms": 7.0}})
     assert (untimed.skipped, dict(untimed.predicted)) == (found.unpredicted["tpot_ms"], {})
 

@@ -7,6 +7,7 @@ times it; nothing of the law stands here.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from moiety.calibration.engines import engine_calibration
@@ -41,8 +42,8 @@ class PlanPredictor:
         if not all(phase.memory.fits for phase in found.phases):
             raise _refused("fits-the-memory")
         assert found.whole.ttft_s is not None, "serving has a time to first token"
-        assert found.whole.tpot_s is not None, "serving has a time per output token"
-        return ServingLatency(found.whole.ttft_s, found.whole.tpot_s)
+        # of one output token there is no time per output token, in plans as in what was measured
+        return ServingLatency(found.whole.ttft_s, math.nan if found.whole.tpot_s is None else found.whole.tpot_s)
 
     def planned(self, case: ServingCase) -> tuple[Scenario, tuple[Pool, ...]]:
         """Return what a case's plan decides, to be evaluated; raise SkippedRow where there could be none.
