@@ -251,7 +251,7 @@ def _answered(case: PoolCase, served: int, timing: Timing) -> tuple[ServingLaten
 
 def serving_latency(case: PoolCase, served: int, *, timing: Timing) -> ServingLatency:
     """Return the latencies of a pool that answers whole requests, so many of them in flight."""
-    return aggregated_latency(case.workers("folded" if timing == "simulated" else timing), served)
+    return aggregated_latency(case.workers(timing), served)
 
 
 def _burst(input_tokens: int, schedule: Schedule) -> Schedule:

@@ -63,8 +63,7 @@ def evaluate_pools(
     )
     whole = projections[0]
     if len(pools) > 1:
-        quick: Timing = "folded" if timing == "simulated" else timing
-        ttft_s = handed_over_ttft_s(scenario, pools, options, phases[1], timing=quick)
+        ttft_s = handed_over_ttft_s(scenario, pools, options, phases[1], timing=timing)
         whole = project_disaggregated(scenario, pools, phases, ttft_s)
     return EvaluatedPools(pools, phases, whole)
 

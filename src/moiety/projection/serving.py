@@ -83,11 +83,10 @@ def aggregated_latency(pool: ServingPool, concurrency: int) -> ServingLatency:
     out = pool.thrown_out(load.offered, load.running)
     own_s = load.prefill_s * load.chunks + load.drain_s
     busy = 0.0 if pool.in_lockstep else _busy(pool, load, tpot_s)
-    slowdown = engine.prefill_slowdown * (engine.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
     ttft_s = (
         engine.request_overhead_s
         + concurrency / pool.num_workers * engine.concurrency_overhead_s
-        + slowdown * own_s
+        + pool.prompt_slowdown * own_s
         + engine.wait * (pool.admission_steps(load.running) * step_s + _queued_s(pool, load, busy))
         + engine.interference * ahead * prompt_s
         + cold_s(pool, load.running)
@@ -271,14 +270,5 @@ def group_load(pool: ServingPool, concurrency: float, chunk: int | None = None) 
     else:
         prefill_s = added_s = pool.step_s(chunk, 0, 0)
     token_s = decode_s / tokens_per_step(pool.draft_tokens, pool.acceptance)
-    drain_s = drain_time_s(pool, chunk, sequences)
+    drain_s = pool.drain_s(chunk, sequences)
     return GroupLoad(offered, running, decode_s, token_s, prefill_s, added_s, work.input_tokens / chunk, drain_s)
-
-
-def drain_time_s(pool: ServingPool, chunk: int, sequences: int) -> float:
-    """Return the seconds from when the next step can begin until a step's chunk is through all stages of a pipeline."""
-    if not pool.pipelines_prompts:
-        return 0.0
-    context = pool.workload.decode_context_tokens
-    whole_s, next_s = (pool.step_s(chunk, sequences, context, drained=drained) for drained in (True, False))
-    return whole_s - next_s

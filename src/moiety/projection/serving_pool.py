@@ -135,6 +135,12 @@ class ServingPool:
         return self.in_closed_loop and self.equal_lengths and not self.scheduling.mixes_prefill
 
     @property
+    def prompt_slowdown(self) -> float:
+        """What a request's own chunks take until its first token is seen, over their steps."""
+        engine = self.overheads
+        return engine.prefill_slowdown * (engine.data_parallel_slowdown if self.strategy.attn_dp > 1 else 1.0)
+
+    @property
     def pipelines_prompts(self) -> bool:
         """Whether a step with prompts begins while the one before it is still in the stages behind."""
         return self.strategy.pp > 1 and self.scheduling.mixes_prefill
@@ -163,16 +169,8 @@ class ServingPool:
         decodes nothing.
         """
         drained = not sequences if drained is None else drained
-        microbatches = microbatches_of(self.strategy, self.options, max(sequences, prefill_tokens))
-        schedule = Schedule(
-            num_microbatches=microbatches,
-            prefill_tokens=-(-prefill_tokens // microbatches),
-            prompt_tokens=self.workload.input_tokens if prefill_tokens else 0,
-            decode_sequences=-(-sequences // microbatches),
-            context_tokens=context_tokens,
-            draft_tokens=self.draft_tokens if sequences else 0,
-        )
-        outcome = self._timed(self.scenario, self.strategy, schedule, expert_load)
+        outcome = self._step(prefill_tokens, sequences, context_tokens, expert_load)
+        schedule = outcome.graph.layout.schedule
         step_s = engine_step_s(
             self.overheads,
             outcome.graph,
@@ -195,6 +193,26 @@ class ServingPool:
         The experts of all its ranks share them.
         """
         return self.step_s(tokens, 0, 0, expert_load=1 / self.strategy.attn_dp)
+
+    def drain_s(self, chunk: int, sequences: int) -> float:
+        """Return the seconds from when the next step can begin until a step's chunk is through all stages."""
+        if not self.pipelines_prompts:
+            return 0.0
+        outcome = self._step(chunk, sequences, self.workload.decode_context_tokens, 1.0)
+        return self.overheads.kernel_slowdown * (outcome.step_s - kernels_period_s(outcome))
+
+    def _step(self, prefill_tokens: int, sequences: int, context_tokens: int, expert_load: float) -> StepOutcome:
+        """Return a step that is cut into micro-batches as plans are."""
+        microbatches = microbatches_of(self.strategy, self.options, max(sequences, prefill_tokens))
+        schedule = Schedule(
+            num_microbatches=microbatches,
+            prefill_tokens=-(-prefill_tokens // microbatches),
+            prompt_tokens=self.workload.input_tokens if prefill_tokens else 0,
+            decode_sequences=-(-sequences // microbatches),
+            context_tokens=context_tokens,
+            draft_tokens=self.draft_tokens if sequences else 0,
+        )
+        return self._timed(self.scenario, self.strategy, schedule, expert_load)
 
     def _timed(self, scenario: Scenario, strategy: Strategy, schedule: Schedule, expert_load: float) -> StepOutcome:
         """Return a step; experts have their placement's load, or `expert_load` all of them."""
@@ -269,7 +287,10 @@ def plan_pool(  # noqa: PLR0913 - what a plan says of a pool
     memory: EngineMemory | None = None,
     step_tokens: int = CHUNK_TOKENS,
 ) -> ServingPool:
-    """Return a pool of a plan, whose engine schedules by its defaults."""
+    """Return a pool of a plan, whose engine schedules by its defaults.
+
+    Its steps are many: where each layer of the plan's own is simulated, of theirs a few of each kind are.
+    """
     return ServingPool(
         scenario=scenario,
         strategy=strategy,
@@ -279,6 +300,6 @@ def plan_pool(  # noqa: PLR0913 - what a plan says of a pool
         memory=memory,
         placement=placement,
         first_rank=first_rank,
-        timing=timing,
+        timing="folded" if timing == "simulated" else timing,
         step_tokens=step_tokens,
     )

@@ -6,7 +6,6 @@ import math
 from typing import TYPE_CHECKING
 
 from moiety.calibration.serving import NOTHING_APART
-from moiety.projection.serving import drain_time_s
 from moiety.projection.serving_apart import handover_s
 from moiety.projection.speculation import tokens_per_step
 from moiety.sim.arrivals import Lengths, together
@@ -109,12 +108,11 @@ def serving_engine(
 
 def _seen_later_s(pool: ServingPool) -> float:
     """Return how much later than its prompt's steps end a request sees its first token."""
-    work, engine = pool.workload, pool.overheads
+    work, slowdown = pool.workload, pool.prompt_slowdown
     chunk = min(work.input_tokens, pool.step_tokens)
     beside = int(pool.scheduling.mixes_prefill)
     own_s = pool.step_s(chunk, beside, work.decode_context_tokens) * work.input_tokens / chunk
-    slowdown = engine.prefill_slowdown * (engine.data_parallel_slowdown if pool.strategy.attn_dp > 1 else 1.0)
-    return (slowdown - 1) * own_s + slowdown * drain_time_s(pool, chunk, beside)
+    return (slowdown - 1) * own_s + slowdown * pool.drain_s(chunk, beside)
 
 
 def simulated_closed_loop(

@@ -193,6 +193,8 @@ def _decode_pool(
         if needed <= held:
             # as many, or fewer than where prompts are computed between the steps
             least = min(max(math.ceil(needed * ROOM), pool.strategy.num_groups), held)
+            if least == held:
+                return found
             return _pool(scenario, options, strategy, "decode", gpus, least, timing=timing) or found
         found = _pool(scenario, options, strategy, "decode", gpus, math.ceil(needed * ROOM), timing=timing)
     return None

@@ -32,10 +32,12 @@ class Lengths:
         return Arrival(at_s, self._drawn(self.input_tokens, draws), self._drawn(self.output_tokens, draws))
 
     def _drawn(self, mean: int, draws: random.Random) -> int:
-        if self.shortest_share == 1:
-            return mean
-        longest = mean * 2 / (1 + self.shortest_share)
-        return max(round(longest * draws.uniform(self.shortest_share, 1)), 1)
+        return mean if self.shortest_share == 1 else max(round(drawn_tokens(mean, self.shortest_share, draws)), 1)
+
+
+def drawn_tokens(mean: float, shortest_share: float, draws: random.Random) -> float:
+    """Return a length that is drawn uniformly between a share of the longest and all of it, around a mean."""
+    return mean * 2 / (1 + shortest_share) * (shortest_share + (1 - shortest_share) * draws.random())
 
 
 def poisson(rate_per_s: float, lengths: Lengths, *, count: int, seed: int = 0) -> Iterator[Arrival]:

@@ -18,6 +18,8 @@ from functools import lru_cache, partial
 from itertools import accumulate, cycle
 from typing import TYPE_CHECKING
 
+from moiety.sim.arrivals import drawn_tokens
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -214,7 +216,6 @@ class _Play:
         self._ready_s = 0.0
         self._waits_s = list[float]()
         self._token_s = _at_every_count(run.token_s, run.concurrency)
-        self._longest = run.output_tokens * 2 / (1 + run.shortest_share)
 
     @property
     def ready_s(self) -> float:
@@ -274,8 +275,8 @@ class _Play:
 
     def _start(self, worker: _Worker, waited_s: float) -> None:
         self._waits_s.append(waited_s)
-        share = self._run.shortest_share + (1 - self._run.shortest_share) * self._draws.random()
-        heapq.heappush(worker.ends, worker.tokens + self._longest * share)
+        answer = drawn_tokens(self._run.output_tokens, self._run.shortest_share, self._draws)
+        heapq.heappush(worker.ends, worker.tokens + answer)
 
     def _end(self, worker: _Worker, foreseen: int, now: float) -> None:
         """End the sequence whose end was `foreseen` after so many changes, unless there were more since."""
